@@ -1,0 +1,9 @@
+"""RLG: Reinforcement Learning Guidance for ComfyUI."""
+
+# Tools that import a repository's root on their own (test collectors) have no package to import from.
+if __package__:
+    from .nodes import RLGExtension
+
+    async def comfy_entrypoint() -> RLGExtension:
+        """Called by ComfyUI's custom-node loader."""
+        return RLGExtension()

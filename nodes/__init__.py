@@ -1,0 +1,16 @@
+"""What a user sees: schemas, tooltips and wiring. No tensor math here."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import ComfyExtension, io
+
+from .guidance import RLGGuiderNode, RLGModel
+from .loaders import RLGLoadLora, RLGLoadModels
+from .sampling import RLGKSampler
+
+
+class RLGExtension(ComfyExtension):
+    """The nodes of this pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [RLGLoadModels, RLGLoadLora, RLGModel, RLGGuiderNode, RLGKSampler]

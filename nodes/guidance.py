@@ -1,0 +1,67 @@
+"""Nodes that add guidance to a MODEL or make a GUIDER of it."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+from ..rlg_sampler.guider import RLGGuider, guided_model
+from . import inputs
+
+
+class RLGModel(io.ComfyNode):
+    """MODEL that samples with the RLG mix of `base` and `tuned` (arXiv 2508.21016)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGModel",
+            display_name="RLG Model",
+            category="RLG",
+            description="A MODEL for any sampler: base + scale × (tuned − base) at every step. "
+            "Chain it through 'base' to add another tuned model.",
+            inputs=[inputs.base_input(), inputs.tuned_input(), inputs.scale_input()],
+            outputs=[io.Model.Output(display_name="MODEL", tooltip="Use it like any MODEL.")],
+        )
+
+    @classmethod
+    def execute(cls, base: io.Model.Type, tuned: io.Model.Type, scale: float) -> io.NodeOutput:
+        return io.NodeOutput(guided_model(base, tuned, scale))
+
+
+class RLGGuiderNode(io.ComfyNode):
+    """GUIDER of the RLG mix, for SamplerCustomAdvanced."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGGuider",
+            display_name="RLG Guider",
+            category="RLG",
+            description="Guider for SamplerCustomAdvanced: base + scale × (tuned − base), each with its own CFG.",
+            inputs=[
+                inputs.base_input(),
+                inputs.tuned_input(),
+                inputs.positive_input(),
+                inputs.negative_input(),
+                inputs.cfg_input(),
+                inputs.scale_input(),
+                inputs.tuned_cfg_input(),
+            ],
+            outputs=[io.Guider.Output(display_name="GUIDER")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        base: io.Model.Type,
+        tuned: io.Model.Type,
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        cfg: float,
+        scale: float,
+        tuned_cfg: float | None = None,
+    ) -> io.NodeOutput:
+        guider = RLGGuider(guided_model(base, tuned, scale, tuned_cfg))
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        return io.NodeOutput(guider)

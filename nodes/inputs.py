@@ -1,0 +1,64 @@
+"""Inputs that several nodes share, so that they mean and say the same everywhere."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+
+def base_input() -> io.Model.Input:
+    return io.Model.Input("base", tooltip="The base MODEL, before RL tuning.")
+
+
+def tuned_input() -> io.Model.Input:
+    return io.Model.Input(
+        "tuned",
+        tooltip="The RL-tuned MODEL. With a LoRA on the same checkpoint no second copy of the weights is kept; "
+        "a fully tuned checkpoint works too. It uses its own patches (SLG, PAG, RescaleCFG, ...): to have one on both, "
+        "put it before the LoRA loader or after RLG Model.",
+    )
+
+
+def scale_input() -> io.Float.Input:
+    return io.Float.Input(
+        "scale",
+        default=1.6,
+        min=-10.0,
+        max=10.0,
+        step=0.05,
+        round=0.001,
+        tooltip="How strongly the RL tuning acts. 0 = base model, 1 = tuned model, between = weaker, above 1 = beyond "
+        "what training reached (1.2 to 3 is usual; more reward, less variety), below 0 = away from it.",
+    )
+
+
+def cfg_input() -> io.Float.Input:
+    return io.Float.Input(
+        "cfg",
+        default=4.5,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        round=0.01,
+        tooltip="Classifier-free guidance of both models (of the base alone where tuned_cfg is connected). "
+        "1.0 = no CFG: the negative prompt is ignored and not computed.",
+    )
+
+
+def tuned_cfg_input() -> io.Float.Input:
+    return io.Float.Input(
+        "tuned_cfg",
+        optional=True,
+        force_input=True,
+        min=0.0,
+        max=100.0,
+        tooltip="CFG of the tuned model alone. Not connected: the same as cfg. 1.0 = no CFG for the tuned model, "
+        "usual for models that were RL-tuned without it.",
+    )
+
+
+def positive_input() -> io.Conditioning.Input:
+    return io.Conditioning.Input("positive", tooltip="What the picture should show.")
+
+
+def negative_input() -> io.Conditioning.Input:
+    return io.Conditioning.Input("negative", tooltip="What it should not show. Not used where CFG is 1.0.")

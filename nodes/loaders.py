@@ -1,0 +1,112 @@
+"""Nodes that load a base model and the LoRA that RL-tuned it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+import nodes as comfy_nodes
+from comfy_api.v0_0_2 import io
+
+from ..rlg_sampler.adapters import load_lora
+from ..rlg_sampler.peft_config import CONFIG_NAME, WEIGHTS_NAME
+
+_STRENGTH_TOOLTIP = (
+    "1.0 = as trained: alpha / r of a PEFT adapter is read from its adapter_config.json (the stock loader ignores it). "
+    "Leave it at 1.0 and use the RLG scale to steer."
+)
+
+
+class RLGLoadLora(io.ComfyNode):
+    """A LoRA on a MODEL, at the strength its trainer meant."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGLoadLora",
+            display_name="RLG Load LoRA",
+            category="RLG",
+            description="Loads an RL-tuned LoRA (PEFT folder or file, diffusers, kohya) at its trained strength.",
+            inputs=[
+                io.Model.Input("model", tooltip="The base MODEL."),
+                _lora_input(),
+                _strength_input("strength"),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The tuned MODEL, for 'tuned' of the RLG nodes."),
+                io.String.Output(
+                    display_name="report", tooltip="What was matched: modules, rank, alpha, what was left out."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: io.Model.Type, lora_name: str, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(*load_lora(model, _lora_path(lora_name), lora_name, strength))
+
+
+class RLGLoadModels(io.ComfyNode):
+    """A checkpoint and its RL LoRA as a ready pair."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGLoadModels",
+            display_name="RLG Load Models",
+            category="RLG",
+            description="Loads a checkpoint and an RL-tuned LoRA for it: the pair for the RLG samplers, "
+            "with one copy of the weights.",
+            inputs=[
+                io.Combo.Input(
+                    "ckpt_name",
+                    options=folder_paths.get_filename_list("checkpoints"),
+                    tooltip="The base model, from models/checkpoints.",
+                ),
+                _lora_input(),
+                _strength_input("lora_strength"),
+            ],
+            outputs=[
+                io.Model.Output(display_name="base", tooltip="The checkpoint as it is."),
+                io.Model.Output(display_name="tuned", tooltip="The checkpoint with the LoRA."),
+                io.Clip.Output(display_name="CLIP"),
+                io.Vae.Output(display_name="VAE"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, ckpt_name: str, lora_name: str, lora_strength: float) -> io.NodeOutput:
+        base, clip, vae = comfy_nodes.CheckpointLoaderSimple().load_checkpoint(ckpt_name)
+        tuned, _ = load_lora(base, _lora_path(lora_name), lora_name, lora_strength)
+        return io.NodeOutput(base, tuned, clip, vae)
+
+
+def _lora_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "lora_name",
+        options=_lora_names(),
+        tooltip="The RL-tuned LoRA, from models/loras: a file, or a PEFT folder "
+        f"({WEIGHTS_NAME} with its {CONFIG_NAME}), shown by the folder's name.",
+    )
+
+
+def _strength_input(name: str) -> io.Float.Input:
+    return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001, tooltip=_STRENGTH_TOOLTIP)
+
+
+def _lora_names() -> list[str]:
+    """Every LoRA file, and every folder that holds a PEFT adapter by its own name."""
+    files = folder_paths.get_filename_list("loras")
+    folders = [
+        str(Path(name).parent)
+        for name in files
+        if Path(name).name == WEIGHTS_NAME
+        and Path(name).parent.name
+        and Path(folder_paths.get_full_path("loras", name)).with_name(CONFIG_NAME).is_file()
+    ]
+    return sorted(files + folders)
+
+
+def _lora_path(name: str) -> Path:
+    inside = str(Path(name) / WEIGHTS_NAME)
+    file = inside if folder_paths.get_full_path("loras", inside) else name
+    return Path(folder_paths.get_full_path_or_raise("loras", file))

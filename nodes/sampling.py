@@ -1,0 +1,90 @@
+"""The all-in-one sampler node."""
+
+from __future__ import annotations
+
+import comfy.sample
+import comfy.samplers
+import nodes as comfy_nodes
+from comfy_api.v0_0_2 import io
+
+from ..rlg_sampler.guider import check_latent, guided_model
+from . import inputs
+
+
+class RLGKSampler(io.ComfyNode):
+    """KSampler for a pair: the stock sampler on the guided MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGKSampler",
+            display_name="RLG KSampler",
+            category="RLG",
+            description="KSampler for a base model and its RL-tuned version: base + scale × (tuned − base) at every step.",
+            inputs=[
+                inputs.base_input(),
+                inputs.tuned_input(),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The noise to start from. The same seed at another scale shows what the tuning changes.",
+                ),
+                io.Int.Input(
+                    "steps", default=28, min=1, max=10000, tooltip="Sampling steps; 20 to 40 are usual for SD3.5."
+                ),
+                inputs.cfg_input(),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    default="euler",
+                    tooltip="The solver. The RLG reference uses euler.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default="normal",
+                    tooltip="How noise falls over the steps. 'normal' gives the RLG reference's sigmas on SD3.5.",
+                ),
+                inputs.positive_input(),
+                inputs.negative_input(),
+                io.Latent.Input("latent_image", tooltip="An empty latent, or a picture to change (denoise below 1)."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much is made anew: 1 = everything, lower keeps more of latent_image.",
+                ),
+                inputs.scale_input(),
+                inputs.tuned_cfg_input(),
+            ],
+            outputs=[io.Latent.Output(display_name="LATENT")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        base: io.Model.Type,
+        tuned: io.Model.Type,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        latent_image: io.Latent.Type,
+        denoise: float,
+        scale: float,
+        tuned_cfg: float | None = None,
+    ) -> io.NodeOutput:
+        model = guided_model(base, tuned, scale, tuned_cfg)
+        check_latent(model, comfy.sample.fix_empty_latent_channels(model, latent_image["samples"]))
+        (latent,) = comfy_nodes.common_ksampler(
+            model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
+        )
+        return io.NodeOutput(latent)

@@ -1,0 +1,1 @@
+"""How Reinforcement Learning Guidance works: no node schema, no file dialogs, no UI."""

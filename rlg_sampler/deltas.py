@@ -1,0 +1,178 @@
+"""The tuned model as corrections on the base model's own modules, for the batch rows that belong to it.
+
+Each adapted module keeps its weight (any dtype, quantised or offloaded) and gets a forward hook that adds
+`(x[rows] @ downᵀ) @ upᵀ` to its output. Hooks rather than replaced forwards: they compose with other packs' patches
+and come off in any order. They exist only inside `attached`, so nothing is left behind after a run, an error or
+Cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import comfy.utils
+import torch
+import torch.nn.functional as F
+
+from .patch_difference import LowRank, WeightChange, dense_change, low_rank_change
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+_CONV = {
+    torch.nn.Conv1d: F.conv1d,
+    torch.nn.Conv2d: F.conv2d,
+    torch.nn.Conv3d: F.conv3d,
+}
+
+
+class RowsNotSeparable(RuntimeError):
+    """A module's input does not keep the batch in its first dimension, so rows cannot be told apart there."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Batch rows `start:stop` of a model call with `total` rows."""
+
+    start: int
+    stop: int
+    total: int
+
+    def of(self, x: torch.Tensor) -> slice:
+        if self.stop - self.start == self.total:
+            return slice(None)
+        if x.shape[0] != self.total:
+            raise RowsNotSeparable(f"{x.shape[0]} rows at a module where the model was called with {self.total}")
+        return slice(self.start, self.stop)
+
+
+@dataclass
+class ModuleDelta:
+    """What the tuned model changes in one module: any of a low-rank part, a dense part and a bias."""
+
+    low_rank: LowRank | None = None
+    dense: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> ModuleDelta:
+        def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(device=device, dtype=dtype)
+
+        low_rank = self.low_rank and LowRank(move(self.low_rank.down), move(self.low_rank.up))
+        return ModuleDelta(low_rank, move(self.dense), move(self.bias))
+
+    def add(self, module: torch.nn.Module, x: torch.Tensor, out: torch.Tensor) -> None:
+        """Add the change to `out` = module(x), in place."""
+        if self.low_rank is not None:
+            down, up = self.low_rank.down.to(x.dtype), self.low_rank.up.to(out.dtype)
+            hidden = F.linear(x, down).to(out.dtype)
+            if out.is_contiguous():
+                # One fused multiply-add instead of a product and a second pass over the output.
+                out.view(-1, out.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), up.t())
+            else:
+                out += F.linear(hidden, up)
+        if self.dense is not None:
+            out += _apply_weight(module, x, self.dense.to(x.dtype))
+        if self.bias is not None:
+            channels = (-1,) if _conv_of(module) is None else (-1, *[1] * (out.ndim - 2))
+            out += self.bias.to(out.dtype).view(channels)
+
+
+class Deltas:
+    """All corrections of one tuned model.
+
+    Args:
+        modules: module name in the host's model → its change.
+    """
+
+    def __init__(self, modules: Mapping[str, ModuleDelta]) -> None:
+        self.modules = dict(modules)
+        self._rows: Rows | None = None
+
+    @classmethod
+    def from_changes(cls, changes: Mapping[str, WeightChange], patcher: ModelPatcher) -> Deltas:
+        """Build the corrections for the model of `patcher`, in float32 on the CPU or where its weights are.
+
+        Raises:
+            ValueError: a changed weight is neither weight nor bias of a linear or convolution module.
+        """
+        originals = None
+        modules: dict[str, ModuleDelta] = {}
+        for key, change in changes.items():
+            name, kind = checked_module(patcher.model, key)
+            delta = modules.setdefault(name, ModuleDelta())
+            module = comfy.utils.get_attr(patcher.model, name)
+            if kind == "weight" and change.terms is not None and _conv_of(module) is None:
+                delta.low_rank = low_rank_change(change, module.weight.shape)
+                continue
+            if originals is None:
+                originals = patcher.get_key_patches("diffusion_model.")
+            weight, convert = originals[key][0]
+            difference = dense_change(change, convert(weight.to(torch.float32, copy=True), inplace=True), key)
+            setattr(delta, "dense" if kind == "weight" else "bias", difference)
+        return cls(modules)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Deltas:
+        """A copy on `device` in `dtype`, the dtype the model computes in."""
+        return Deltas({name: delta.to(device, dtype) for name, delta in self.modules.items()})
+
+    @contextmanager
+    def attached(self, model: torch.nn.Module) -> Iterator[None]:
+        """Hook every adapted module of `model`; the hooks do nothing outside `applied_to`."""
+        with ExitStack() as stack:
+            for name, delta in self.modules.items():
+                handle = comfy.utils.get_attr(model, name).register_forward_hook(self._hook(delta))
+                stack.callback(handle.remove)
+            yield
+
+    @contextmanager
+    def applied_to(self, rows: Rows) -> Iterator[None]:
+        """Make the given batch rows the tuned model's, for model calls inside."""
+        previous, self._rows = self._rows, rows
+        try:
+            yield
+        finally:
+            self._rows = previous
+
+    def _hook(self, delta: ModuleDelta) -> Callable[[torch.nn.Module, tuple, torch.Tensor], None]:
+        def add_delta(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> None:
+            if self._rows is not None:
+                rows = self._rows.of(args[0])
+                delta.add(module, args[0][rows], output[rows])
+
+        return add_delta
+
+
+ALL_ROWS = Rows(0, 1, 1)
+
+
+def checked_module(model: torch.nn.Module, key: str) -> tuple[str, str]:
+    """Split a weight's key into (module name, "weight" or "bias").
+
+    Raises:
+        ValueError: its change cannot be added to a module's output.
+    """
+    name, _, kind = key.rpartition(".")
+    module = comfy.utils.get_attr(model, name) if name else model
+    weight = getattr(module, "weight", None)
+    linear = weight is not None and weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
+    if kind not in ("weight", "bias") or not (linear or _conv_of(module) is not None):
+        raise ValueError(
+            f"tuned: it changes {key}, which cannot be changed on the fly; save the tuned MODEL as a checkpoint of its "
+            "own (CheckpointSave) and load that, so that the pair is two checkpoints."
+        )
+    return name, kind
+
+
+def _conv_of(module: torch.nn.Module) -> Callable[..., torch.Tensor] | None:
+    return next((function for kind, function in _CONV.items() if isinstance(module, kind)), None)
+
+
+def _apply_weight(module: torch.nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    conv = _conv_of(module)
+    if conv is None:
+        return F.linear(x, weight)
+    return conv(x, weight, None, module.stride, module.padding, module.dilation, module.groups)

@@ -1,0 +1,149 @@
+"""A MODEL that samples with Reinforcement Learning Guidance in any sampler, and the GUIDER built on it.
+
+The guided MODEL is a clone of the base with one wrapper around the run. Everything else (sampler, schedule, progress,
+previews, Cancel, memory management) stays the host's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, copy_nested_dicts, merge_nested_dicts
+from comfy.samplers import CFGGuider
+
+from .branch_options import same_options, sampling_options
+from .deltas import Deltas
+from .guided_run import KEY, GuidedRun, TunedBranch
+from .mixing import check_scale
+from .pair import ModelPair
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+_BASE_OPTIONS = "rlg_base_options"
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A tuned MODEL in the mix, with its scale and its CFG (None: the sampler's)."""
+
+    pair: ModelPair
+    scale: float
+    cfg: float | None = None
+
+
+class Guidance:
+    """What a guided MODEL carries: its tuned models. An OUTER_SAMPLE wrapper without state between runs.
+
+    Args:
+        tuned: one entry per chained tuned model.
+    """
+
+    def __init__(self, tuned: tuple[TunedModel, ...]) -> None:
+        self.tuned = tuned
+
+    @staticmethod
+    def on(patcher: ModelPatcher) -> Guidance | None:
+        """The guidance that `patcher` carries, if any."""
+        return next(iter(patcher.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)), None)
+
+    def __call__(self, executor: WrapperExecutor, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        guider: CFGGuider = executor.class_obj
+        check_latent(guider.model_patcher, noise)
+        run = GuidedRun(guider, self._branches(guider), kwargs.get("latent_shapes"))
+        wrappers = guider.model_options["transformer_options"]["wrappers"]
+        # Outermost: wrappers of the MODELs themselves belong to one branch, not to the mix.
+        wrappers[WrappersMP.PREDICT_NOISE] = {KEY: [run.predict_noise], **wrappers.get(WrappersMP.PREDICT_NOISE, {})}
+        wrappers[WrappersMP.SAMPLER_SAMPLE] = {KEY: [run.sampler_sample], **wrappers.get(WrappersMP.SAMPLER_SAMPLE, {})}
+        return executor(noise, *args, **kwargs)
+
+    def _branches(self, guider: CFGGuider) -> list[TunedBranch]:
+        # Read from the run's options: objects in them keep their identity there when a later node clones the MODEL.
+        base_options = guider.model_options[_BASE_OPTIONS]
+        base_options = merge_nested_dicts(base_options, _wrappers_of(self.tuned[0].pair.base))
+        loaded = iter(guider.model_patcher.get_additional_models_with_key(KEY))
+        branches = []
+        for tuned in self.tuned:
+            own_options = sampling_options(tuned.pair.tuned)
+            if same_options(own_options, base_options):
+                own_options = None
+            if tuned.pair.shares_weights:
+                patcher, deltas = guider.model_patcher, Deltas.from_changes(tuned.pair.changes, guider.model_patcher)
+            else:
+                patcher, deltas = next(loaded), None
+            branches.append(TunedBranch(tuned.scale, tuned.cfg, patcher, deltas, own_options, base_options))
+        return branches
+
+
+def guided_model(
+    base: ModelPatcher, tuned: ModelPatcher, scale: float, tuned_cfg: float | None = None
+) -> ModelPatcher:
+    """A MODEL whose x0 is x0_base + scale · (x0_tuned − x0_base), each with its own CFG.
+
+    Args:
+        base: the base MODEL, or one that is guided already: then `tuned` joins its mix,
+            x0_base + Σ_k s_k · (x0_k − x0_base).
+        tuned: the RL-tuned MODEL; a clone of the base with other weight patches shares its weights.
+        scale: s, from -10 to 10; 0 leaves the base as it is and does not even load `tuned`.
+        tuned_cfg: CFG of the tuned branch; None takes the sampler's.
+
+    Raises:
+        ValueError: the scale cannot be used, or the two MODELs are no pair.
+    """
+    check_scale(scale)
+    if Guidance.on(tuned) is not None:
+        raise ValueError(
+            "tuned: it is a guided MODEL already; connect the plain tuned MODEL, and chain RLG Model through 'base'."
+        )
+    pair = ModelPair.from_models(base, tuned)
+    model = base.clone()
+    if scale == 0.0:
+        return model
+    before = Guidance.on(base)
+    if before is None:
+        model.model_options[_BASE_OPTIONS] = copy_nested_dicts(model.model_options)
+    guidance = Guidance((*(before.tuned if before else ()), TunedModel(pair, scale, tuned_cfg)))
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance)
+    separate = [t.pair.tuned for t in guidance.tuned if not t.pair.shares_weights]
+    if separate:
+        model.set_additional_models(KEY, separate)
+    return model
+
+
+class RLGGuider(CFGGuider):
+    """The stock CFG guider on a guided MODEL, with a clear word for an empty schedule."""
+
+    def sample(
+        self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Any, sigmas: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        if sigmas.shape[-1] < 2:
+            raise ValueError(
+                "sigmas: the list holds no step; use a scheduler with at least 1 step and a denoise above 0."
+            )
+        return super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
+
+
+def check_latent(model: ModelPatcher, latent: torch.Tensor) -> None:
+    """Refuse a latent of another kind of model.
+
+    Args:
+        model: the MODEL that is to sample.
+        latent: shape (batch, channels, ...), after the host adapted empty ones.
+
+    Raises:
+        ValueError: the channel counts differ.
+    """
+    channels = model.get_model_object("latent_format").latent_channels
+    if latent.ndim >= 4 and latent.shape[1] != channels:
+        raise ValueError(
+            f"latent_image: it has {latent.shape[1]} channels and this model needs {channels}; encode the picture with "
+            "this model's VAE, or use its empty latent node."
+        )
+
+
+def _wrappers_of(patcher: ModelPatcher) -> dict[str, Any]:
+    own = {kind: {k: v for k, v in keyed.items() if k != KEY} for kind, keyed in patcher.wrappers.items()}
+    return {"transformer_options": {"wrappers": own, "callbacks": patcher.callbacks}}

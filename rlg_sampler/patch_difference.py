@@ -1,0 +1,144 @@
+"""What separates two MODELs that share one set of weights: the difference of their weight patches.
+
+Two clones of a model carry lists of patches per weight. Patches both have stay merged by the host; what only the
+tuned one has is added, what only the base has is taken away. Sums of low-rank terms stay low-rank; everything
+else (LoKr, DoRA, full differences, rescaled weights) becomes the exact difference of the two patched weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.lora
+import torch
+from comfy.weight_adapter.lora import LoRAAdapter
+
+# The host's patch: (strength, LoRA or ("diff", …), strength_model, (dim, start, length) or None, function or None)
+Patch = tuple[float, Any, float, tuple[int, int, int] | None, Any]
+WeightPatches = Mapping[str, Sequence[Patch]]
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """How the tuned model's patches for one weight differ from the base's.
+
+    Attributes:
+        base, tuned: all patches of each, in the order the host applies them.
+        terms: (sign, patch) whose sum is the change, where every patch is additive; None where one is not, and
+            the change depends on the weight itself.
+    """
+
+    base: tuple[Patch, ...]
+    tuned: tuple[Patch, ...]
+    terms: tuple[tuple[float, Patch], ...] | None
+
+
+def patch_difference(base: WeightPatches, tuned: WeightPatches) -> dict[str, WeightChange]:
+    """The weights whose patches differ, with what separates them; empty when nothing does."""
+    changes = {}
+    for key in sorted(base.keys() | tuned.keys()):
+        of_base, of_tuned = tuple(base.get(key, ())), tuple(tuned.get(key, ()))
+        removed, added = _without(of_base, of_tuned), _without(of_tuned, of_base)
+        if not (_changes_something(removed) or _changes_something(added)):
+            continue
+        # A patch that rescales or replaces the weight acts on those before it, so only what follows it is a plain sum.
+        only_follows = of_tuned[: len(of_base)] == of_base and not removed
+        everything = added if only_follows else of_base + of_tuned
+        terms = None
+        if all(_is_low_rank(patch) for patch in everything):
+            terms = tuple((-1.0, p) for p in removed) + tuple((1.0, p) for p in added)
+        changes[key] = WeightChange(of_base, of_tuned, terms)
+    return changes
+
+
+def low_rank_change(change: WeightChange, shape: torch.Size) -> LowRank:
+    """Stack the terms of a change into one pair of matrices.
+
+    A fused weight (SD3's qkv) gets the deltas of its parts side by side: one `down` for all, and an `up` with one
+    block per part, so that the whole costs two matrix products.
+
+    Args:
+        change: one whose `terms` are not None.
+        shape: (out_features, in_features) of the weight.
+    """
+    downs, ups = [], []
+    for sign, (strength, adapter, _, part, _) in change.terms or ():
+        up, down, alpha, *_ = adapter.weights
+        scale = sign * strength * (1.0 if alpha is None else alpha / down.shape[0])
+        # Fold the scale in float32: half-precision factors are then rounded once, not twice.
+        up = up.flatten(1).float() * scale
+        down = down.flatten(1).float()
+        if part is not None:
+            dim, start, length = part
+            after = shape[dim] - start - length
+            if dim == 0:
+                up = torch.nn.functional.pad(up, (0, 0, start, after))
+            else:
+                down = torch.nn.functional.pad(down, (start, after))
+        downs.append(down)
+        ups.append(up)
+    return LowRank(torch.cat(downs), torch.cat(ups, dim=1))
+
+
+def dense_change(change: WeightChange, weight: torch.Tensor, key: str) -> torch.Tensor:
+    """W_tuned − W_base in float32, both as the host computes them.
+
+    Args:
+        change: what separates the two.
+        weight: the unpatched weight.
+        key: its name, which some patch kinds use.
+    """
+    start = weight.to(torch.float32)
+    tuned = comfy.lora.calculate_weight(list(change.tuned), start.clone(), key)
+    base = comfy.lora.calculate_weight(list(change.base), start.clone(), key)
+    return tuned - base
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change `up @ down` of a weight: down is (rank, in_features), up is (out_features, rank)."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    rank: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank", self.down.shape[0])
+
+
+def _without(patches: tuple[Patch, ...], others: tuple[Patch, ...]) -> tuple[Patch, ...]:
+    remaining = list(others)
+    left = []
+    for patch in patches:
+        twin = next((i for i, other in enumerate(remaining) if _same_patch(patch, other)), None)
+        if twin is None:
+            left.append(patch)
+        else:
+            del remaining[twin]
+    return tuple(left)
+
+
+def _same_patch(a: Patch, b: Patch) -> bool:
+    return a is b or (a[1] is b[1] and a[4] is b[4] and (a[0], a[2], a[3]) == (b[0], b[2], b[3]))
+
+
+def _changes_something(patches: tuple[Patch, ...]) -> bool:
+    return any(not _is_zero(patch) for patch in patches)
+
+
+def _is_zero(patch: Patch) -> bool:
+    strength, adapter, strength_model, _, _ = patch
+    if strength_model != 1.0:
+        return False
+    # A LoRA as initialised, before any training, has an all-zero `up`.
+    return strength == 0.0 or (_is_low_rank(patch) and not adapter.weights[0].any())
+
+
+def _is_low_rank(patch: Patch) -> bool:
+    _, adapter, strength_model, _, function = patch
+    if not isinstance(adapter, LoRAAdapter) or strength_model != 1.0 or function is not None:
+        return False
+    _, _, _, mid, dora_scale, reshape = adapter.weights
+    return mid is None and dora_scale is None and reshape is None

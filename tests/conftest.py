@@ -1,0 +1,83 @@
+"""A real ComfyUI for the tests: its tree, its custom-node loader, its models on the CPU. Nothing of it is mocked."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+PACK = "comfyui-rlg"  # a folder name with a hyphen, as users have it
+
+_host = os.environ.get("COMFYUI_PATH")
+if not _host:
+    raise pytest.UsageError("COMFYUI_PATH is not set; run the tests with `python dev.py test`.")
+sys.path[:] = [_host, *(p for p in sys.path if Path(p or ".").resolve() != REPO), str(REPO)]
+sys.argv = [sys.argv[0], "--cpu", "--use-pytorch-cross-attention"]
+
+import comfy.options
+
+comfy.options.enable_args_parsing()
+
+import comfy.cli_args  # parses sys.argv once, here
+import folder_paths
+import torch
+
+# The models are tiny: a second thread costs more in waiting than it computes, above all on a busy machine.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `models` folder of our own, known to the host."""
+    root = tmp_path_factory.mktemp("models")
+    for kind in ("checkpoints", "loras"):
+        (root / kind).mkdir()
+        folder_paths.add_model_folder_path(kind, str(root / kind), is_default=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def rlg(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The extension, taken in by the host's own loader from a folder with a hyphen in its name."""
+    import nodes as host_nodes
+
+    extras = Path(_host) / "comfy_extras"
+    for name in ("nodes_custom_sampler", "nodes_slg", "nodes_sd3", "nodes_model_advanced", "nodes_torch_compile"):
+        asyncio.run(host_nodes.load_custom_node(str(extras / f"{name}.py"), module_parent="comfy_extras"))
+    custom_nodes = tmp_path_factory.mktemp("custom_nodes")
+    (custom_nodes / PACK).symlink_to(REPO, target_is_directory=True)
+    path = str(custom_nodes / PACK)
+    assert asyncio.run(host_nodes.load_custom_node(path)), "the host did not take the extension"
+    package = path.replace(".", "_x_")
+
+    def module(name: str) -> object:
+        return importlib.import_module(f"{package}.{name}")
+
+    return SimpleNamespace(nodes=host_nodes.NODE_CLASS_MAPPINGS, module=module)
+
+
+@pytest.fixture(autouse=True)
+def _inference_mode() -> Iterator[None]:
+    """The host executes nodes in inference mode."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def run_node(rlg: SimpleNamespace) -> Callable[..., tuple]:
+    """Call a node's function by id, ours or the host's, and return its outputs."""
+
+    def run(node_id: str, **inputs: object) -> tuple:
+        node = rlg.nodes[node_id]
+        if hasattr(node, "GET_SCHEMA"):
+            return node.execute(**inputs).result
+        return getattr(node(), node.FUNCTION)(**inputs)
+
+    return run

@@ -1,0 +1,61 @@
+"""The mix built from stock parts alone: two guiders, one per model, asked in turn inside one sampler loop.
+
+Nothing of the extension takes part, so agreement with it is evidence. The guiders are nested because each holds its
+model ready only while its own `sample` runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.k_diffusion.sampling
+import comfy.sample
+import comfy.samplers
+import torch
+
+
+def two_models(
+    base: Any,
+    tuned: Any,
+    scale: float,
+    positive: list,
+    negative: list,
+    latent_image: dict,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    denoise: float = 1.0,
+    tuned_cfg: float | None = None,
+) -> torch.Tensor:
+    """Latents of x0 = x0_base + scale · (x0_tuned − x0_base); arguments as of RLGKSampler."""
+    solver = getattr(comfy.k_diffusion.sampling, f"sample_{sampler_name}")
+    latent = comfy.sample.fix_empty_latent_channels(base, latent_image["samples"])
+    noise = comfy.sample.prepare_noise(latent, seed, latent_image.get("batch_index"))
+    sigmas = comfy.samplers.KSampler(base, steps, base.load_device, sampler_name, scheduler, denoise).sigmas
+    result = {}
+
+    def run(model: Any, model_cfg: float, sampler_function: Any) -> torch.Tensor:
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(model_cfg)
+        sampler = comfy.samplers.KSAMPLER(sampler_function)
+        return guider.sample(
+            noise, latent, sampler, sigmas, denoise_mask=latent_image.get("noise_mask"), seed=seed, disable_pbar=True
+        )
+
+    def with_tuned(tuned_x0: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, **_: Any) -> torch.Tensor:
+        def with_base(base_x0: Any, x: torch.Tensor, sigmas: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            def mixed(x: torch.Tensor, sigma: torch.Tensor, **base_args: Any) -> torch.Tensor:
+                of_base = base_x0(x, sigma, **base_args)
+                return of_base + scale * (tuned_x0(x, sigma, **extra_args) - of_base)
+
+            mixed.inner_model = base_x0.inner_model  # some solvers ask it for the noise process
+            return solver(mixed, x, sigmas, **kwargs)
+
+        result["samples"] = run(base, cfg, with_base)
+        return x
+
+    run(tuned, cfg if tuned_cfg is None else tuned_cfg, with_tuned)
+    return result["samples"]
