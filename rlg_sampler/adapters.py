@@ -21,6 +21,7 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 
+from .model_name import model_name
 from .peft_config import CONFIG_NAME, PeftConfig
 
 if TYPE_CHECKING:
@@ -74,17 +75,17 @@ def load_lora(model: ModelPatcher, path: Path, name: str, strength: float) -> tu
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
     weights = comfy.lora_convert.convert_lora(_rename_peft_modules(lora.weights, key_map))
     patches = comfy.lora.load_lora(weights, key_map, log_missing=False)
-    model_name = type(model.model).__name__
+    family = model_name(model)
     if not patches:
         raise ValueError(
-            f"lora_name: none of the {len(lora.weights)} keys in '{name}' match this model ({model_name}); "
-            f"the file starts with {', '.join(list(lora.weights)[:3])}. Choose a LoRA that was trained for {model_name}."
+            f"lora_name: none of the {len(lora.weights)} keys in '{name}' match this model ({family}); "
+            f"the file starts with {', '.join(list(lora.weights)[:3])}. Choose a LoRA that was trained for {family}."
         )
     _check_shapes(patches, model, name)
     tuned = model.clone()
     tuned.add_patches(patches, strength)
     left_out = _left_out(weights, patches, key_map)
-    report = _report(lora, patches, left_out, model_name, strength)
+    report = _report(lora, patches, left_out, family, strength)
     if left_out:
         logger.warning("RLG: %s", report)
     return tuned, report
@@ -235,7 +236,7 @@ def _left_out(weights: StateDict, patches: Mapping[Target, Any], key_map: Mappin
 
 
 def _report(
-    lora: LoraFile, patches: Mapping[Target, Any], left_out: list[str], model_name: str, strength: float
+    lora: LoraFile, patches: Mapping[Target, Any], left_out: list[str], family: str, strength: float
 ) -> str:
     ranks, alphas, scales = set(), set(), set()
     for patch in patches.values():
@@ -244,7 +245,7 @@ def _report(
             ranks.add(rank)
             alphas.add(rank if alpha is None else alpha)
             scales.add(1.0 if alpha is None else alpha / rank)
-    lines = [f"{lora.name}: {len(patches)} modules of {model_name} matched, strength {strength:g}"]
+    lines = [f"{lora.name}: {len(patches)} modules of {family} matched, strength {strength:g}"]
     if ranks:
         lines.append(f"rank {_spread(ranks)}, alpha {_spread(alphas)}, scale {_spread(scales)} ({lora.scale_source})")
     if left_out:

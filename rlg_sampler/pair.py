@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .deltas import checked_module
+from .model_name import model_name
 from .patch_difference import WeightChange, patch_difference
 
 if TYPE_CHECKING:
@@ -91,9 +92,9 @@ def _same_attachment(a: Any, b: Any) -> bool:
 
 
 def _check_same_architecture(base: ModelPatcher, tuned: ModelPatcher) -> None:
-    kinds = type(base.model).__name__, type(tuned.model).__name__
+    kinds = model_name(base), model_name(tuned)
     advice = "connect the RL-tuned version of the same base model."
-    if kinds[0] != kinds[1]:
+    if type(base.model) is not type(tuned.model):
         raise ValueError(f"tuned: it is a {kinds[1]} model and base is a {kinds[0]}; {advice}")
     latents = [m.get_model_object("latent_format") for m in (base, tuned)]
     if type(latents[0]) is not type(latents[1]):

@@ -25,6 +25,12 @@ import comfy.options
 
 comfy.options.enable_args_parsing()
 
+import hypothesis
+
+# The first example of a test may import half of a library.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.load_profile("default")
+
 import comfy.cli_args  # parses sys.argv once, here
 import folder_paths
 import torch

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-_SPEC = importlib.util.spec_from_file_location(
-    "mixing", Path(__file__).resolve().parent.parent / "rlg_sampler" / "mixing.py"
-)
-mixing = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(mixing)
+from pure import mixing
 
 DIM = 3
 

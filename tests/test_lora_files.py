@@ -1,0 +1,278 @@
+"""LoRA files come in at the strength their trainer meant, or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from demo.tiny_model import TinySD3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pairs import as_single_file, load_checkpoint, write_lora, write_model
+from pure import peft_config
+from safetensors.torch import load_file, save_file
+
+QKV = "diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"
+TO_Q, TO_K = "transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k"
+
+
+@pytest.fixture(scope="module")
+def model(models_dir: Path) -> Any:
+    return load_checkpoint(write_model(models_dir, "lora-files"))
+
+
+@pytest.fixture(scope="module")
+def loras(models_dir: Path) -> Path:
+    return models_dir / "loras"
+
+
+@pytest.fixture
+def load(model: Any, run_node: Callable) -> Callable[..., tuple[Any, str]]:
+    return lambda name, strength=1.0: run_node("RLGLoadLora", model=model, lora_name=name, strength=strength)
+
+
+def change(tuned: Any) -> torch.Tensor:
+    """What the host would add to the first block's fused qkv weight."""
+    import comfy.lora
+
+    zero = torch.zeros_like(tuned.model.state_dict()[QKV], dtype=torch.float32)
+    return comfy.lora.calculate_weight(tuned.patches[QKV], zero, QKV)
+
+
+def product(folder: Path, module: str) -> torch.Tensor:
+    weights = load_file(folder / "adapter_model.safetensors")
+    return weights[f"base_model.model.{module}.lora_B.weight"] @ weights[f"base_model.model.{module}.lora_A.weight"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale_q", "scale_k"),
+    [
+        ({"rank": 8, "alpha": 16.0}, 2.0, 2.0),
+        ({"rank": 8, "alpha": 4.0}, 0.5, 0.5),
+        ({"rank": 4, "alpha": 8.0, "use_rslora": True}, 4.0, 4.0),
+        ({"rank": 8, "alpha": 8.0, "alpha_pattern": {"to_q": 24.0}}, 3.0, 1.0),
+        ({"rank": 8, "alpha": 8.0, "rank_pattern": {r"transformer_blocks\.0\.attn\.to_q": 2}}, 4.0, 1.0),
+    ],
+    ids=["alpha > r", "alpha < r", "rslora", "alpha_pattern", "rank_pattern"],
+)
+def test_peft_folder_has_the_scale_of_its_config(load, loras, settings, scale_q, scale_k) -> None:
+    folder = write_lora(loras.parent, "peft-case", **settings)
+    tuned, report = load("peft-case")
+    width = product(folder, TO_Q).shape[0]
+    torch.testing.assert_close(change(tuned)[:width], scale_q * product(folder, TO_Q), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(change(tuned)[width : 2 * width], scale_k * product(folder, TO_K), rtol=1e-5, atol=1e-7)
+    assert "adapter_config.json" in report and "nothing left out" in report
+
+
+def test_strength_multiplies_the_trained_scale(load, loras) -> None:
+    folder = write_lora(loras.parent, "strength", rank=4, alpha=8.0)
+    tuned, _ = load("strength", -0.5)
+    width = product(folder, TO_Q).shape[0]
+    torch.testing.assert_close(change(tuned)[:width], -1.0 * product(folder, TO_Q), rtol=1e-5, atol=1e-7)
+
+
+def _renamed(folder: Path, rename: Callable[[str], str]) -> dict[str, torch.Tensor]:
+    return {rename(k): v for k, v in load_file(folder / "adapter_model.safetensors").items()}
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda k: k.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default."),
+        lambda k: k.removeprefix("base_model.model."),
+        lambda k: k.replace("base_model.model.", "transformer."),
+    ],
+    ids=["adapter name in the keys", "no prefix", "diffusers prefix"],
+)
+def test_peft_keys_in_other_spellings(load, loras, rename) -> None:
+    folder = write_lora(loras.parent, "spelling-source")
+    other = loras / "spelling"
+    other.mkdir(exist_ok=True)
+    save_file(_renamed(folder, rename), other / "adapter_model.safetensors")
+    (other / "adapter_config.json").write_bytes((folder / "adapter_config.json").read_bytes())
+    expected, _ = load("spelling-source")
+    tuned, report = load("spelling")
+    assert torch.equal(change(tuned), change(expected))
+    assert "nothing left out" in report
+
+
+def test_config_beside_a_plainly_named_file(load, loras) -> None:
+    folder = write_lora(loras.parent, "plain-source")
+    other = loras / "plain"
+    other.mkdir(exist_ok=True)
+    for name, target in (("adapter_model.safetensors", "my-lora.safetensors"), ("adapter_config.json",) * 2):
+        (other / target).write_bytes((folder / name).read_bytes())
+    assert torch.equal(change(load("plain/my-lora.safetensors")[0]), change(load("plain-source")[0]))
+
+
+def test_config_in_the_metadata_of_diffusers(load, loras) -> None:
+    """diffusers' save_lora_weights keeps the LoraConfig in the file's metadata."""
+    folder = write_lora(loras.parent, "metadata-source")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    metadata = {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in config.items()})}
+    weights = _renamed(folder, lambda k: k.replace("base_model.model.", "transformer."))
+    save_file(weights, loras / "metadata.safetensors", metadata)
+    assert torch.equal(change(load("metadata.safetensors")[0]), change(load("metadata-source")[0]))
+
+
+def test_alpha_tensors_of_the_file_win(load, loras) -> None:
+    folder = write_lora(loras.parent, "alpha-source", rank=4, alpha=8.0)
+    file = as_single_file(folder, loras / "alpha.safetensors")  # alpha = 2 r
+    tuned, report = load(file.name)
+    assert torch.allclose(change(tuned), change(load("alpha-source")[0]))
+    assert "alpha tensors in the file" in report
+
+
+def test_kohya_names(load, loras) -> None:
+    folder = write_lora(loras.parent, "kohya-source", rank=4, alpha=8.0)
+
+    def kohya(key: str) -> str:
+        module, side = key.removeprefix("base_model.model.").split(".lora_")
+        suffix = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}[side]
+        return f"lora_transformer_{module.replace('.', '_')}.{suffix}"
+
+    weights = _renamed(folder, kohya)
+    for key in [k for k in weights if k.endswith(".lora_down.weight")]:
+        weights[key.replace(".lora_down.weight", ".alpha")] = torch.tensor(8.0)
+    save_file(weights, loras / "kohya.safetensors")
+    assert torch.allclose(change(load("kohya.safetensors")[0]), change(load("kohya-source")[0]))
+
+
+def test_partly_matching_file_loads_with_a_warning_that_lists_the_rest(load, loras, caplog) -> None:
+    folder = write_lora(loras.parent, "partial-source")
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights["base_model.model.no.such.layer.lora_A.weight"] = torch.zeros(8, 4)
+    weights["base_model.model.no.such.layer.lora_B.weight"] = torch.zeros(4, 8)
+    other = loras / "partial"
+    other.mkdir(exist_ok=True)
+    save_file(weights, other / "adapter_model.safetensors")
+    (other / "adapter_config.json").write_bytes((folder / "adapter_config.json").read_bytes())
+    with caplog.at_level("WARNING"):
+        tuned, report = load("partial")
+    assert torch.equal(change(tuned), change(load("partial-source")[0]))
+    assert "no.such.layer.lora_A.weight" in report and "left out" in report
+    assert report in caplog.text
+
+
+# What is wrong with the file → what the one sentence must say.
+
+
+def _refused(load: Callable, name: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        load(name)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith(".")
+    return message
+
+
+def test_lora_for_another_architecture(load, loras) -> None:
+    weights = {
+        f"lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_{side}.weight": torch.zeros(4, 4)
+        for side in ("up", "down")
+    }
+    save_file(weights, loras / "sdxl.safetensors")
+    message = _refused(load, "sdxl.safetensors")
+    assert "none of the 2 keys" in message and "(SD3)" in message and "lora_unet_input_blocks_4_1" in message
+
+
+def test_adapter_without_its_config(load, loras) -> None:
+    folder = write_lora(loras.parent, "no-config")
+    (folder / "adapter_config.json").unlink()
+    message = _refused(load, "no-config/adapter_model.safetensors")
+    assert message.startswith("lora_name:") and "without its adapter_config.json" in message
+
+
+def test_truncated_file(load, loras) -> None:
+    folder = write_lora(loras.parent, "truncated-source")
+    data = (folder / "adapter_model.safetensors").read_bytes()
+    (loras / "truncated.safetensors").write_bytes(data[: len(data) // 2])
+    assert "'truncated.safetensors' cannot be read" in _refused(load, "truncated.safetensors")
+
+
+def test_lora_of_another_width(load, loras) -> None:
+    write_lora(loras.parent, "wide", config=TinySD3(depth=3))
+    message = _refused(load, "wide")
+    assert "joint_blocks.0.context_block.attn" in message or "joint_blocks.0.x_block.attn" in message
+    assert "[128, 128]" in message and "[192, 192]" in message
+
+
+def test_pickled_file_is_not_executed(load, loras, tmp_path) -> None:
+    import pickle
+
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "executed",))
+
+    (loras / "trap.pt").write_bytes(pickle.dumps({"state_dict": Trap()}))
+    assert "cannot be read" in _refused(load, "trap.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda c: c.update(peft_type="LOHA"), "peft_type is LOHA"),
+        (lambda c: c.update(use_dora=True), "DoRA"),
+        (lambda c: c.pop("lora_alpha"), "lora_alpha"),
+        (lambda c: c.update(r=0), "r=0"),
+        (lambda c: c.update(r=5), "rank 5, but the file's matrices have rank 8"),
+        (lambda c: c.update(alpha_pattern=[1]), "patterns are missing or not numbers"),
+    ],
+)
+def test_config_that_cannot_be_right(load, loras, edit, says) -> None:
+    folder = write_lora(loras.parent, "bad-config")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    edit(config)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert says in _refused(load, "bad-config")
+
+
+def test_config_that_is_no_json(load, loras) -> None:
+    folder = write_lora(loras.parent, "no-json")
+    (folder / "adapter_config.json").write_text("{")
+    assert "cannot be read as JSON" in _refused(load, "no-json")
+
+
+def test_half_a_pair_of_matrices(load, loras) -> None:
+    folder = write_lora(loras.parent, "half")
+    weights = load_file(folder / "adapter_model.safetensors")
+    del weights[f"base_model.model.{TO_Q}.lora_B.weight"]
+    save_file(weights, folder / "adapter_model.safetensors")
+    assert f"no lora_B for base_model.model.{TO_Q}" in _refused(load, "half")
+
+
+def test_peft_folders_are_offered_by_name(rlg, loras) -> None:
+    write_lora(loras.parent, "SD3.5M-FlowGRPO-GenEval")
+    write_lora(loras.parent, "offered/inner")
+    options = rlg.nodes["RLGLoadLora"].INPUT_TYPES()["required"]["lora_name"][1]["options"]
+    assert {"SD3.5M-FlowGRPO-GenEval", str(Path("offered/inner"))} <= set(options)
+    assert str(Path("SD3.5M-FlowGRPO-GenEval/adapter_model.safetensors")) in options
+
+
+# The scale rule itself, against PEFT.
+
+
+@settings(max_examples=30)
+@given(r=st.integers(1, 64), alpha=st.floats(0.01, 1000), rslora=st.booleans())
+def test_scale_is_pefts(r: int, alpha: float, rslora: bool) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        use_rslora=rslora,
+        target_modules=["to_q", "to_k"],
+        alpha_pattern={"to_q": 3 * alpha},
+        rank_pattern={"to_k": r + 1},
+    )
+    network = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("to_q", "to_k")})
+    adapted = peft.get_peft_model(network, config).base_model.model
+    saved = json.loads(json.dumps(config.to_dict(), default=list))
+    ours = peft_config.PeftConfig.from_dict(saved, "config")
+    for name, module in adapted.items():
+        assert ours.rank(name) == module.r["default"]
+        assert math.isclose(ours.scale(name, module.r["default"]), module.scaling["default"], rel_tol=1e-9)

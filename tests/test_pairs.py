@@ -1,0 +1,177 @@
+"""What is no pair is refused with one sentence that says what to connect instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.samplers
+import pytest
+import torch
+from demo.tiny_model import TinySD3
+from pairs import conds, load_checkpoint, picture_latent, task, write_lora, write_model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(models_dir: Path) -> Path:
+    write_lora(models_dir, "pairs")
+    return write_model(models_dir, "pairs")
+
+
+@pytest.fixture(scope="module")
+def base(checkpoint: Path) -> Any:
+    return load_checkpoint(checkpoint)
+
+
+@pytest.fixture
+def tuned(base: Any, run_node: Callable) -> Any:
+    return run_node("RLGLoadLora", model=base, lora_name="pairs", strength=1.0)[0]
+
+
+@pytest.fixture
+def refused(run_node: Callable) -> Callable[..., str]:
+    """The one sentence with which all three nodes refuse a pair."""
+
+    def message(base: Any, tuned: Any, scale: float = 1.6) -> str:
+        said = set()
+        pair = {"base": base, "tuned": tuned, "scale": scale}
+        for node, inputs in (
+            ("RLGModel", pair),
+            ("RLGGuider", {**pair, "positive": conds(1), "negative": conds(2), "cfg": 4.5}),
+            ("RLGKSampler", {**pair, **task()}),
+        ):
+            with pytest.raises(ValueError) as caught:
+                run_node(node, **inputs)
+            said.add(str(caught.value))
+        (sentence,) = said
+        assert "\n" not in sentence and sentence.endswith(".")
+        return sentence
+
+    return message
+
+
+def test_same_model_twice(refused, base) -> None:
+    sentence = refused(base, base.clone())
+    assert sentence.startswith("tuned:") and "nothing to guide" in sentence and "LoRA loader" in sentence
+
+
+def test_lora_at_strength_0(refused, base, run_node) -> None:
+    (tuned, _) = run_node("RLGLoadLora", model=base, lora_name="pairs", strength=0.0)
+    assert "strength other than 0" in refused(base, tuned)
+
+
+def test_untrained_lora(refused, base, run_node, models_dir) -> None:
+    write_lora(models_dir, "untrained", init_scale=0.0)
+    (tuned, _) = run_node("RLGLoadLora", model=base, lora_name="untrained", strength=1.0)
+    assert "nothing to guide" in refused(base, tuned)
+
+
+def test_same_checkpoint_twice(refused, base, checkpoint) -> None:
+    sentence = refused(base, load_checkpoint(checkpoint))
+    assert "nothing to guide" in sentence and "checkpoint loader" in sentence
+
+
+def test_same_checkpoint_with_a_lora_is_a_pair(base, checkpoint, run_node) -> None:
+    other = load_checkpoint(checkpoint)
+    (tuned, _) = run_node("RLGLoadLora", model=other, lora_name="pairs", strength=1.0)
+    run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+
+
+def test_another_size_of_the_architecture(refused, base, models_dir) -> None:
+    larger = load_checkpoint(write_model(models_dir, "larger", TinySD3(depth=3)))
+    sentence = refused(base, larger)
+    assert "another size of SD3" in sentence and "(128," in sentence and "(192," in sentence
+
+
+def test_another_architecture(refused, base) -> None:
+    """A real UNet of the host, as tiny as its configuration allows."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.SD15(
+        {
+            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1], "channel_mult": [1],
+            "transformer_depth": [1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1],
+            "context_dim": 32, "num_heads": 4, "use_spatial_transformer": True, "adm_in_channels": None,
+            "use_linear_in_transformer": False, "use_temporal_attention": False, "disable_self_attentions": None,
+        }
+    )  # fmt: skip
+    config.set_inference_dtype(torch.float32, None)
+    unet = comfy.model_base.BaseModel(config)
+    cpu = torch.device("cpu")
+    sentence = refused(base, comfy.model_patcher.ModelPatcher(unet, cpu, cpu))
+    assert "it is a SD15 model and base is a SD3" in sentence
+
+
+def test_model_patch_on_one_of_them(refused, base, tuned, run_node) -> None:
+    (shifted,) = run_node("ModelSamplingSD3", model=tuned, shift=5.0)
+    sentence = refused(base, shifted)
+    assert "'model_sampling'" in sentence and "before the LoRA loader" in sentence
+
+
+def test_equal_model_sampling_from_two_nodes_is_a_pair(base, tuned, run_node) -> None:
+    shifted = [run_node("ModelSamplingSD3", model=m, shift=5.0)[0] for m in (base, tuned)]
+    run_node("RLGModel", base=shifted[0], tuned=shifted[1], scale=1.6)
+
+
+def test_two_checkpoints_with_another_shift_are_mixed_with_a_warning(base, checkpoint, run_node, caplog) -> None:
+    other = load_checkpoint(checkpoint)
+    (tuned, _) = run_node("RLGLoadLora", model=other, lora_name="pairs", strength=1.0)
+    (shifted,) = run_node("ModelSamplingSD3", model=tuned, shift=5.0)
+    with caplog.at_level("WARNING"):
+        run_node("RLGModel", base=base, tuned=shifted, scale=1.6)
+    assert "different model sampling" in caplog.text
+
+
+def test_weights_that_no_hook_can_reach(refused, base, tuned) -> None:
+    key = "diffusion_model.joint_blocks.0.x_block.attn.ln_q.weight"
+    patched = tuned.clone()
+    patched.add_patches({key: (torch.ones_like(base.model.state_dict()[key]),)}, 1.0)
+    assert key in refused(base, patched)
+
+
+def test_guided_model_as_tuned(refused, base, tuned, run_node) -> None:
+    (guided,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+    assert "guided MODEL already" in refused(base, guided)
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, 11.0])
+def test_scale_that_is_no_number(refused, base, tuned, scale) -> None:
+    assert refused(base, tuned, scale).startswith("scale:")
+
+
+def test_latent_of_another_model(base, tuned, run_node) -> None:
+    latent = {"samples": torch.ones(1, 4, 16, 16)}
+    (model,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+    for node, models in (
+        ("RLGKSampler", {"base": base, "tuned": tuned, "scale": 1.6}),
+        ("RLGKSampler", {"base": base, "tuned": tuned, "scale": 0.0}),
+        ("KSampler", {"model": model}),
+    ):
+        with pytest.raises(ValueError, match=r"^latent_image: it has 4 channels and this model needs 16; .*\.$"):
+            run_node(node, **models, **task(latent_image=latent))
+
+
+def test_empty_latent_of_another_model_is_adapted_as_the_stock_sampler_does(base, tuned, run_node) -> None:
+    inputs = task(latent_image={"samples": torch.zeros(1, 4, 16, 16)})
+    ours = run_node("RLGKSampler", base=base, tuned=tuned, scale=0.0, **inputs)[0]["samples"]
+    assert torch.equal(ours, run_node("KSampler", model=base, **inputs)[0]["samples"])
+
+
+@pytest.mark.parametrize("sigmas", [[], [1.0]])
+def test_schedule_without_a_step(base, tuned, run_node, sigmas) -> None:
+    (guider,) = run_node(
+        "RLGGuider", base=base, tuned=tuned, positive=conds(1), negative=conds(2), cfg=4.5, scale=1.6
+    )
+    with pytest.raises(ValueError, match=r"^sigmas: the list holds no step; .*\.$"):
+        run_node(
+            "SamplerCustomAdvanced",
+            noise=run_node("RandomNoise", noise_seed=1)[0],
+            guider=guider,
+            sampler=comfy.samplers.sampler_object("euler"),
+            sigmas=torch.tensor(sigmas),
+            latent_image=picture_latent(),
+        )
