@@ -17,8 +17,8 @@ class RLGModel(io.ComfyNode):
             node_id="RLGModel",
             display_name="RLG Model",
             category="RLG",
-            description="A MODEL for any sampler: base + scale × (tuned − base) at every step. "
-            "Chain it through 'base' to add another tuned model.",
+            description="Makes one MODEL of two, for any sampler: base + scale × (tuned − base) at every step. "
+            "To add another tuned model, connect the output to 'base' of a second RLG Model.",
             inputs=[inputs.base_input(), inputs.tuned_input(), inputs.scale_input()],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="Use it like any MODEL.")],
         )
@@ -47,7 +47,7 @@ class RLGGuiderNode(io.ComfyNode):
                 inputs.scale_input(),
                 inputs.tuned_cfg_input(),
             ],
-            outputs=[io.Guider.Output(display_name="GUIDER")],
+            outputs=[io.Guider.Output(display_name="GUIDER", tooltip="For 'guider' of SamplerCustomAdvanced.")],
         )
 
     @classmethod

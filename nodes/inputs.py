@@ -6,15 +6,18 @@ from comfy_api.v0_0_2 import io
 
 
 def base_input() -> io.Model.Input:
-    return io.Model.Input("base", tooltip="The base MODEL, before RL tuning.")
+    return io.Model.Input(
+        "base",
+        tooltip="The base MODEL, before RL tuning. It may come from an RLG Model, to mix in one more tuned model.",
+    )
 
 
 def tuned_input() -> io.Model.Input:
     return io.Model.Input(
         "tuned",
-        tooltip="The RL-tuned MODEL. With a LoRA on the same checkpoint no second copy of the weights is kept; "
-        "a fully tuned checkpoint works too. It uses its own patches (SLG, PAG, RescaleCFG, ...): to have one on both, "
-        "put it before the LoRA loader or after RLG Model.",
+        tooltip="The RL-tuned MODEL: the base with its LoRA (no second copy of the weights is kept) or a tuned "
+        "checkpoint. Its own patches (PAG, SLG, RescaleCFG, ...) act on it alone; to have one on both, put it "
+        "before the LoRA loader, or use RLG Model and put it after.",
     )
 
 
@@ -27,7 +30,7 @@ def scale_input() -> io.Float.Input:
         step=0.05,
         round=0.001,
         tooltip="How strongly the RL tuning acts. 0 = base model, 1 = tuned model, between = weaker, above 1 = beyond "
-        "what training reached (1.2 to 3 is usual; more reward, less variety), below 0 = away from it.",
+        "what training reached (1 to 3 is usual; more reward, less variety), below 0 = away from it.",
     )
 
 
@@ -51,8 +54,8 @@ def tuned_cfg_input() -> io.Float.Input:
         force_input=True,
         min=0.0,
         max=100.0,
-        tooltip="CFG of the tuned model alone. Not connected: the same as cfg. 1.0 = no CFG for the tuned model, "
-        "usual for models that were RL-tuned without it.",
+        tooltip="CFG of the tuned model alone; connect a Float node. Not connected: the same as cfg. "
+        "1.0 = no CFG for the tuned model, usual where it was RL-tuned without CFG.",
     )
 
 

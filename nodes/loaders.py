@@ -12,8 +12,8 @@ from ..rlg_sampler.adapters import load_lora
 from ..rlg_sampler.peft_config import CONFIG_NAME, WEIGHTS_NAME
 
 _STRENGTH_TOOLTIP = (
-    "1.0 = as trained: alpha / r of a PEFT adapter is read from its adapter_config.json (the stock loader ignores it). "
-    "Leave it at 1.0 and use the RLG scale to steer."
+    "1.0 = as trained, also for PEFT adapters, whose scale the stock loader leaves out. "
+    "0 = no LoRA, so nothing to guide. Leave it at 1.0 and steer with scale."
 )
 
 
@@ -28,15 +28,16 @@ class RLGLoadLora(io.ComfyNode):
             category="RLG",
             description="Loads an RL-tuned LoRA (PEFT folder or file, diffusers, kohya) at its trained strength.",
             inputs=[
-                io.Model.Input("model", tooltip="The base MODEL."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The MODEL that the LoRA was trained on. Connect it to 'base' of the RLG node as well.",
+                ),
                 _lora_input(),
                 _strength_input("strength"),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The tuned MODEL, for 'tuned' of the RLG nodes."),
-                io.String.Output(
-                    display_name="report", tooltip="What was matched: modules, rank, alpha, what was left out."
-                ),
+                _report_output(),
             ],
         )
 
@@ -68,16 +69,17 @@ class RLGLoadModels(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="base", tooltip="The checkpoint as it is."),
                 io.Model.Output(display_name="tuned", tooltip="The checkpoint with the LoRA."),
-                io.Clip.Output(display_name="CLIP"),
-                io.Vae.Output(display_name="VAE"),
+                io.Clip.Output(display_name="CLIP", tooltip="The checkpoint's text encoders, without the LoRA."),
+                io.Vae.Output(display_name="VAE", tooltip="The checkpoint's VAE."),
+                _report_output(),
             ],
         )
 
     @classmethod
     def execute(cls, ckpt_name: str, lora_name: str, lora_strength: float) -> io.NodeOutput:
         base, clip, vae = comfy_nodes.CheckpointLoaderSimple().load_checkpoint(ckpt_name)
-        tuned, _ = load_lora(base, _lora_path(lora_name), lora_name, lora_strength)
-        return io.NodeOutput(base, tuned, clip, vae)
+        tuned, report = load_lora(base, _lora_path(lora_name), lora_name, lora_strength)
+        return io.NodeOutput(base, tuned, clip, vae, report)
 
 
 def _lora_input() -> io.Combo.Input:
@@ -86,6 +88,13 @@ def _lora_input() -> io.Combo.Input:
         options=_lora_names(),
         tooltip="The RL-tuned LoRA, from models/loras: a file, or a PEFT folder "
         f"({WEIGHTS_NAME} with its {CONFIG_NAME}), shown by the folder's name.",
+    )
+
+
+def _report_output() -> io.String.Output:
+    return io.String.Output(
+        display_name="report",
+        tooltip="What was matched: modules, rank, alpha, what was left out. Connect Preview Any to read it.",
     )
 
 

@@ -20,7 +20,8 @@ class RLGKSampler(io.ComfyNode):
             node_id="RLGKSampler",
             display_name="RLG KSampler",
             category="RLG",
-            description="KSampler for a base model and its RL-tuned version: base + scale × (tuned − base) at every step.",
+            description="KSampler for a base model and its RL-tuned version: "
+            "base + scale × (tuned − base) at every step.",
             inputs=[
                 inputs.base_input(),
                 inputs.tuned_input(),
@@ -40,13 +41,13 @@ class RLGKSampler(io.ComfyNode):
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="euler",
-                    tooltip="The solver. The RLG reference uses euler.",
+                    tooltip="The sampling method. The RLG reference uses euler.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="normal",
-                    tooltip="How noise falls over the steps. 'normal' gives the RLG reference's sigmas on SD3.5.",
+                    tooltip="How the noise falls over the steps. 'normal' matches the RLG reference on SD3.5.",
                 ),
                 inputs.positive_input(),
                 inputs.negative_input(),
@@ -62,7 +63,7 @@ class RLGKSampler(io.ComfyNode):
                 inputs.scale_input(),
                 inputs.tuned_cfg_input(),
             ],
-            outputs=[io.Latent.Output(display_name="LATENT")],
+            outputs=[io.Latent.Output(display_name="LATENT", tooltip="The picture as latent, for VAE Decode.")],
         )
 
     @classmethod

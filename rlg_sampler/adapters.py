@@ -22,7 +22,7 @@ from comfy.weight_adapter import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 
 from .model_name import model_name
-from .peft_config import CONFIG_NAME, PeftConfig
+from .peft_config import CONFIG_NAME, WEIGHTS_NAME, PeftConfig
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -36,6 +36,8 @@ Target = str | tuple[Any, ...]
 # PEFT puts the adapter's name between lora_A and weight when a model was saved without its own save method.
 _PEFT_KEY = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight$")
 _PEFT_PREFIX = "base_model.model."
+# diffusers' own LoRA files: they keep the scale inside, and a config beside them is another adapter's.
+_DIFFUSERS_PREFIXES = ("transformer.", "unet.")
 # Suffixes that the host reads besides the matrices its adapter classes claim.
 _PLAIN_SUFFIXES = (".diff", ".diff_b", ".set_weight", ".w_norm", ".b_norm")
 _SHOWN_KEYS = 8
@@ -107,8 +109,10 @@ def read_lora(path: Path, name: str) -> LoraFile:
     without_alpha = {m: keys for m, keys in modules.items() if f"{m}.alpha" not in weights}
     if not without_alpha:
         return LoraFile(name, weights, "alpha tensors in the file" if _has_alpha(weights) else "no alpha in the file")
-    config, source = _find_config(path, metadata or {}, name)
-    if config is None and any(m.startswith(_PEFT_PREFIX) for m in modules):
+    saved_by_peft = path.name == WEIGHTS_NAME or any(m.startswith(_PEFT_PREFIX) for m in modules)
+    self_contained = not saved_by_peft and all(m.startswith(_DIFFUSERS_PREFIXES) for m in modules)
+    config, source = _find_config(path, metadata or {}, name, look_beside=not self_contained)
+    if config is None and saved_by_peft:
         raise ValueError(
             f"lora_name: '{name}' is a PEFT adapter without its {CONFIG_NAME}, so its strength (lora_alpha / r) is "
             f"unknown; put the {CONFIG_NAME} that was saved with it into the folder {path.parent.name}."
@@ -145,9 +149,11 @@ def _has_alpha(weights: StateDict) -> bool:
     return any(k.endswith(".alpha") for k in weights)
 
 
-def _find_config(path: Path, metadata: Mapping[str, str], name: str) -> tuple[PeftConfig | None, str]:
+def _find_config(
+    path: Path, metadata: Mapping[str, str], name: str, look_beside: bool
+) -> tuple[PeftConfig | None, str]:
     beside = path.with_name(CONFIG_NAME)
-    if beside.is_file():
+    if look_beside and beside.is_file():
         return PeftConfig.from_file(beside), CONFIG_NAME
     if "lora_adapter_metadata" in metadata:  # where diffusers' save_lora_weights keeps the LoraConfig
         source = f"metadata of '{name}'"
@@ -155,8 +161,7 @@ def _find_config(path: Path, metadata: Mapping[str, str], name: str) -> tuple[Pe
             stored = json.loads(metadata["lora_adapter_metadata"])
         except json.JSONDecodeError as error:
             raise ValueError(f"lora_name: the {source} is damaged ({error}); download the file again.") from error
-        parts = ("transformer.", "unet.")
-        config = {k.removeprefix(p): v for k, v in stored.items() for p in parts if k.startswith(p)}
+        config = {k.removeprefix(p): v for k, v in stored.items() for p in _DIFFUSERS_PREFIXES if k.startswith(p)}
         if config:
             return PeftConfig.from_dict(config, source), source
     return None, f"no alpha in the file and no {CONFIG_NAME}: scale 1"
@@ -235,9 +240,7 @@ def _left_out(weights: StateDict, patches: Mapping[Target, Any], key_map: Mappin
     return sorted(weights.keys() - used)
 
 
-def _report(
-    lora: LoraFile, patches: Mapping[Target, Any], left_out: list[str], family: str, strength: float
-) -> str:
+def _report(lora: LoraFile, patches: Mapping[Target, Any], left_out: list[str], family: str, strength: float) -> str:
     ranks, alphas, scales = set(), set(), set()
     for patch in patches.values():
         if isinstance(patch, LoRAAdapter):
@@ -260,4 +263,3 @@ def _report(
 def _spread(values: set[float]) -> str:
     low, high = min(values), max(values)
     return f"{low:g}" if low == high else f"{low:g}…{high:g}"
-

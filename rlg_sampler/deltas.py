@@ -1,9 +1,9 @@
 """The tuned model as corrections on the base model's own modules, for the batch rows that belong to it.
 
-Each adapted module keeps its weight (any dtype, quantised or offloaded) and gets a forward hook that adds
-`(x[rows] @ downᵀ) @ upᵀ` to its output. Hooks rather than replaced forwards: they compose with other packs' patches
-and come off in any order. They exist only inside `attached`, so nothing is left behind after a run, an error or
-Cancel.
+Each adapted module keeps its weight (any dtype, quantised or offloaded) and gets a forward that adds
+`(x[rows] @ downᵀ) @ upᵀ` to its output. A replaced forward rather than a forward hook: torch.compile guards against
+the first and, by default, not against the second, so a model compiled before would run on without its deltas and
+without a sign. It exists only inside `attached`, so nothing is left behind after a run, an error or Cancel.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import comfy.utils
 import torch
@@ -86,11 +86,14 @@ class Deltas:
 
     Args:
         modules: module name in the host's model → its change.
+
+    Attributes:
+        rows: the batch rows that are the tuned model's in the current model call, if any.
     """
 
     def __init__(self, modules: Mapping[str, ModuleDelta]) -> None:
         self.modules = dict(modules)
-        self._rows: Rows | None = None
+        self.rows: Rows | None = None
 
     @classmethod
     def from_changes(cls, changes: Mapping[str, WeightChange], patcher: ModelPatcher) -> Deltas:
@@ -121,29 +124,50 @@ class Deltas:
 
     @contextmanager
     def attached(self, model: torch.nn.Module) -> Iterator[None]:
-        """Hook every adapted module of `model`; the hooks do nothing outside `applied_to`."""
+        """Adapt every changed module of `model`; without effect outside `applied_to`."""
         with ExitStack() as stack:
             for name, delta in self.modules.items():
-                handle = comfy.utils.get_attr(model, name).register_forward_hook(self._hook(delta))
-                stack.callback(handle.remove)
+                stack.enter_context(_AdaptedForward(comfy.utils.get_attr(model, name), delta, self))
             yield
 
     @contextmanager
     def applied_to(self, rows: Rows) -> Iterator[None]:
         """Make the given batch rows the tuned model's, for model calls inside."""
-        previous, self._rows = self._rows, rows
+        previous, self.rows = self.rows, rows
         try:
             yield
         finally:
-            self._rows = previous
+            self.rows = previous
 
-    def _hook(self, delta: ModuleDelta) -> Callable[[torch.nn.Module, tuple, torch.Tensor], None]:
-        def add_delta(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> None:
-            if self._rows is not None:
-                rows = self._rows.of(args[0])
-                delta.add(module, args[0][rows], output[rows])
 
-        return add_delta
+class _AdaptedForward:
+    """Stands in for one module's forward while entered.
+
+    A bound method of a small object, not a closure: torch.compile then guards on its code and attributes, and a later
+    run with other tensors of the same shape needs no new graph.
+    """
+
+    def __init__(self, module: torch.nn.Module, delta: ModuleDelta, deltas: Deltas) -> None:
+        self.module, self.delta, self.deltas = module, delta, deltas
+        self.replaced = module.__dict__.get("forward")
+        self.original = module.forward
+
+    def __enter__(self) -> None:
+        self.module.forward = self.forward
+
+    def __exit__(self, *_: object) -> None:
+        if self.replaced is None:
+            del self.module.forward
+        else:
+            self.module.forward = self.replaced
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        out = self.original(x, *args, **kwargs)
+        rows = self.deltas.rows
+        if rows is not None:
+            own = rows.of(x)
+            self.delta.add(self.module, x[own], out[own])
+        return out
 
 
 ALL_ROWS = Rows(0, 1, 1)
@@ -162,7 +186,7 @@ def checked_module(model: torch.nn.Module, key: str) -> tuple[str, str]:
     if kind not in ("weight", "bias") or not (linear or _conv_of(module) is not None):
         raise ValueError(
             f"tuned: it changes {key}, which cannot be changed on the fly; save the tuned MODEL as a checkpoint of its "
-            "own (CheckpointSave) and load that, so that the pair is two checkpoints."
+            "own (Save Checkpoint) and load that, so that the pair is two checkpoints."
         )
     return name, kind
 

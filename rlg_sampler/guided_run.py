@@ -67,6 +67,8 @@ class TunedBranch:
         """Model options for this branch, given those the sampler passes for the base."""
         if self.own_options is not None:
             current = merge_nested_dicts(self.own_options, added_options(current, self.base_options))
+        # Split over several GPUs the host would evaluate copies of the base model, without deltas: use one GPU.
+        current = {k: v for k, v in current.items() if k != "multigpu_clones"}
         if self.deltas is None:
             return current
         return with_wrapper_first(current, WrappersMP.APPLY_MODEL, KEY, self._on_all_rows)
@@ -120,9 +122,7 @@ class GuidedRun:
         with ExitStack() as stack:
             for branch in self._branches:
                 stack.enter_context(self._prepared(branch, noise, latent_image, denoise_mask, extra_args.get("seed")))
-            return executor(
-                guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs
-            )
+            return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
 
     @contextmanager
     def _prepared(
@@ -313,8 +313,9 @@ class GuidedRun:
         adapted = sum(len(b.deltas.modules) for b in self._branches if b.deltas)
         weights = f"shared weights, {adapted} adapted modules" if adapted else "two sets of weights"
         passes = f"{together} branches in one batch" if together else "branches one after another"
+        patches = ", each with the patches of its own MODEL" if any(b.own_options for b in self._branches) else ""
         scales = ", ".join(f"{s:g}" for s in self._scales)
-        logger.info("RLG: scale %s, %s, %s", scales, weights, passes)
+        logger.info("RLG: scale %s, %s, %s%s", scales, weights, passes, patches)
 
 
 _BASE = -1

@@ -77,9 +77,7 @@ class Guidance:
         return branches
 
 
-def guided_model(
-    base: ModelPatcher, tuned: ModelPatcher, scale: float, tuned_cfg: float | None = None
-) -> ModelPatcher:
+def guided_model(base: ModelPatcher, tuned: ModelPatcher, scale: float, tuned_cfg: float | None = None) -> ModelPatcher:
     """A MODEL whose x0 is x0_base + scale · (x0_tuned − x0_base), each with its own CFG.
 
     Args:
@@ -117,7 +115,13 @@ class RLGGuider(CFGGuider):
     """The stock CFG guider on a guided MODEL, with a clear word for an empty schedule."""
 
     def sample(
-        self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Any, sigmas: torch.Tensor, *args: Any, **kwargs: Any
+        self,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        sampler: Any,
+        sigmas: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
     ) -> torch.Tensor:
         if sigmas.shape[-1] < 2:
             raise ValueError(

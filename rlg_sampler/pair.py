@@ -78,8 +78,8 @@ def _check_same_attachments(base: ModelPatcher, tuned: ModelPatcher) -> None:
         for name in of_base.keys() | of_tuned.keys():
             if not _same_attachment(of_base.get(name), of_tuned.get(name)):
                 raise ValueError(
-                    f"tuned: base and tuned differ in {kind} on '{name}'; put that node before the LoRA loader, so that "
-                    "both MODELs carry it, or load the LoRA with RLG Load LoRA."
+                    f"tuned: base and tuned differ in {kind} on '{name}'; put that node before the LoRA loader, "
+                    "so that both MODELs carry it, or load the LoRA with RLG Load LoRA."
                 )
 
 
@@ -115,8 +115,8 @@ def _check_same_noise_process(base: ModelPatcher, tuned: ModelPatcher) -> None:
     flow = ["FLOW" in t or "FLUX" in t for t in types]
     if flow[0] != flow[1]:
         raise ValueError(
-            f"tuned: it was trained on another noise process ({types[1]}) than base ({types[0]}), so their steps do not "
-            "match; connect the RL-tuned version of the same base model."
+            f"tuned: it was trained on another noise process ({types[1]}) than base ({types[0]}), so their steps do "
+            "not match; connect the RL-tuned version of the same base model."
         )
     samplings = [m.get_model_object("model_sampling") for m in (base, tuned)]
     if types[0] != types[1] or not _same_attachment(*samplings):

@@ -7,8 +7,9 @@ from typing import Any
 
 import comfy.sd
 import torch
-from demo.tiny_model import TinySD3, write_checkpoint, write_peft_adapter
 from safetensors.torch import load_file, save_file
+
+from demo.tiny_model import TinySD3, write_checkpoint, write_peft_adapter
 
 SIZE = 16  # side of the latents
 TOKENS = 12

@@ -10,6 +10,7 @@ from typing import Any
 import comfy.samplers
 import pytest
 import torch
+
 from oracle import two_models
 from pairs import CLOSE, as_single_file, load_checkpoint, relative, task, write_lora, write_model
 

@@ -10,6 +10,7 @@ import comfy.sample
 import comfy.samplers
 import pytest
 from comfy.patcher_extension import WrappersMP
+
 from pairs import load_checkpoint, task, write_lora, write_model
 
 STEPS = 3

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from demo.tiny_model import TinySD3
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from demo.tiny_model import TinySD3
 from pairs import as_single_file, load_checkpoint, write_lora, write_model
 from pure import peft_config
-from safetensors.torch import load_file, save_file
 
 QKV = "diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"
 TO_Q, TO_K = "transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k"
@@ -120,6 +121,19 @@ def test_config_in_the_metadata_of_diffusers(load, loras) -> None:
     assert torch.equal(change(load("metadata.safetensors")[0]), change(load("metadata-source")[0]))
 
 
+def test_config_of_another_adapter_does_not_touch_a_diffusers_file(load, loras) -> None:
+    """A file in diffusers' own format is complete; a loose config in the same folder is not its own."""
+    folder = write_lora(loras.parent, "loose-source", rank=4, alpha=8.0)
+    other = loras / "loose"
+    other.mkdir(exist_ok=True)
+    save_file(_renamed(folder, lambda k: k.replace("base_model.model.", "transformer.")), other / "style.safetensors")
+    (other / "adapter_config.json").write_bytes((folder / "adapter_config.json").read_bytes())
+    tuned, report = load("loose/style.safetensors")
+    width = product(folder, TO_Q).shape[0]
+    torch.testing.assert_close(change(tuned)[:width], product(folder, TO_Q), rtol=1e-5, atol=1e-7)
+    assert "scale 1 " in report
+
+
 def test_alpha_tensors_of_the_file_win(load, loras) -> None:
     folder = write_lora(loras.parent, "alpha-source", rank=4, alpha=8.0)
     file = as_single_file(folder, loras / "alpha.safetensors")  # alpha = 2 r
@@ -180,9 +194,12 @@ def test_lora_for_another_architecture(load, loras) -> None:
     assert "none of the 2 keys" in message and "(SD3)" in message and "lora_unet_input_blocks_4_1" in message
 
 
-def test_adapter_without_its_config(load, loras) -> None:
+@pytest.mark.parametrize("prefix", ["base_model.model.", ""], ids=["PEFT prefix", "no prefix"])
+def test_adapter_without_its_config(load, loras, prefix) -> None:
     folder = write_lora(loras.parent, "no-config")
     (folder / "adapter_config.json").unlink()
+    weights = _renamed(folder, lambda k: k.replace("base_model.model.", prefix))
+    save_file(weights, folder / "adapter_model.safetensors")
     message = _refused(load, "no-config/adapter_model.safetensors")
     assert message.startswith("lora_name:") and "without its adapter_config.json" in message
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pure import mixing
 
 DIM = 3
@@ -73,9 +74,7 @@ def test_mix_of_x0_is_the_mix_of_scores(scales: list[float], sigma: float, seed:
 
     tuned = models[1 : 1 + len(scales)]
     mixed = mixing.mix(_denoiser(*models[0])(x, sigma), [_denoiser(*m)(x, sigma) for m in tuned], scales)
-    expected = score(*models[0]) + sum(
-        s * (score(*m) - score(*models[0])) for s, m in zip(scales, tuned, strict=True)
-    )
+    expected = score(*models[0]) + sum(s * (score(*m) - score(*models[0])) for s, m in zip(scales, tuned, strict=True))
     torch.testing.assert_close(((1 - sigma) * mixed - x) / sigma**2, expected, atol=1e-6, rtol=1e-6)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import comfy.samplers
 import pytest
 import torch
+
 from demo.tiny_model import TinySD3
 from pairs import conds, load_checkpoint, picture_latent, task, write_lora, write_model
 
@@ -93,8 +94,8 @@ def test_another_architecture(refused, base) -> None:
 
     config = comfy.supported_models.SD15(
         {
-            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1], "channel_mult": [1],
-            "transformer_depth": [1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1],
+            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1],
+            "channel_mult": [1], "transformer_depth": [1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1],
             "context_dim": 32, "num_heads": 4, "use_spatial_transformer": True, "adm_in_channels": None,
             "use_linear_in_transformer": False, "use_temporal_attention": False, "disable_self_attentions": None,
         }
@@ -163,9 +164,7 @@ def test_empty_latent_of_another_model_is_adapted_as_the_stock_sampler_does(base
 
 @pytest.mark.parametrize("sigmas", [[], [1.0]])
 def test_schedule_without_a_step(base, tuned, run_node, sigmas) -> None:
-    (guider,) = run_node(
-        "RLGGuider", base=base, tuned=tuned, positive=conds(1), negative=conds(2), cfg=4.5, scale=1.6
-    )
+    (guider,) = run_node("RLGGuider", base=base, tuned=tuned, positive=conds(1), negative=conds(2), cfg=4.5, scale=1.6)
     with pytest.raises(ValueError, match=r"^sigmas: the list holds no step; .*\.$"):
         run_node(
             "SamplerCustomAdvanced",

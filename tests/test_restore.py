@@ -9,6 +9,7 @@ from typing import Any
 import comfy.model_management
 import pytest
 import torch
+
 from pairs import load_checkpoint, task, write_lora, write_model
 
 
@@ -67,6 +68,7 @@ def test_stock_sampling_is_bit_identical_afterwards(pair, run_node, ending) -> N
         with pytest.raises(expected):
             run_node("RLGKSampler", base=disturbed, tuned=tuned, scale=1.6, **task())
     assert len(calls) >= 3
+    assert any(calls) == base.is_clone(tuned)  # while it runs, modules that share weights are adapted
     assert hooks() == []
     assert repr(base.model_options) == options and dict(base.patches) == patches
     assert all(torch.equal(a, b) for a, b in zip(before, stock(), strict=True))

@@ -11,6 +11,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+
 from oracle import two_models
 from pairs import CLOSE, SIZE, conds, load_checkpoint, picture_latent, relative, task, write_lora, write_model
 

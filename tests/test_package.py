@@ -1,0 +1,104 @@
+"""The extension as the host takes it in: its contract, its start-up, its folder."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+SNAPSHOT = Path(__file__).with_name("schema.json")
+
+
+def _schemas(rlg) -> dict[str, dict]:
+    """What a saved workflow depends on: ids, order, types, defaults and ranges of inputs; order of outputs."""
+    kept = ("default", "min", "max", "forceInput", "control_after_generate")
+    result = {}
+    for node_id, node in rlg.nodes.items():
+        if node_id.startswith("RLG"):
+            info = node.INPUT_TYPES()
+            inputs = []
+            for kind in ("required", "optional"):
+                for name, (io_type, options) in info.get(kind, {}).items():
+                    inputs.append([name, kind, str(io_type), {k: options[k] for k in kept if k in options}])
+            result[node_id] = {"inputs": inputs, "outputs": list(node.RETURN_TYPES), "category": node.CATEGORY}
+    return result
+
+
+def test_schemas_are_the_saved_ones(rlg) -> None:
+    """Saved workflows hold widget values by position: inputs may be added at the end, never moved or renamed."""
+    assert _schemas(rlg) == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+
+
+def test_schema_ids_are_the_parameters_of_execute(rlg) -> None:
+    for node_id, node in rlg.nodes.items():
+        if node_id.startswith("RLG"):
+            parameters = list(inspect.signature(node.execute).parameters)
+            assert parameters == [i.id for i in node.GET_SCHEMA().inputs], node_id
+
+
+def test_every_input_and_node_is_explained(rlg) -> None:
+    for node_id, node in rlg.nodes.items():
+        if node_id.startswith("RLG"):
+            schema = node.GET_SCHEMA()
+            assert schema.description and schema.display_name, node_id
+            assert all(i.tooltip for i in schema.inputs), node_id
+
+
+def _modules() -> list[Path]:
+    return [REPO / "__init__.py", *sorted((REPO / "nodes").glob("*.py")), *sorted((REPO / "rlg_sampler").glob("*.py"))]
+
+
+def test_imports_go_one_way() -> None:
+    """nodes → rlg_sampler, by relative imports alone, so that a folder of any name works."""
+    for path in _modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            roots = {name.split(".")[0] for name in names}
+            assert not roots & {"rlg_sampler", "demo", "tests"}, path
+            if path.parent.name == "rlg_sampler":
+                assert "nodes" not in roots and "comfy_api" not in roots, path
+                assert not (isinstance(node, ast.ImportFrom) and node.level > 1), path
+
+
+def test_runtime_needs_nothing_that_the_host_does_not_install() -> None:
+    allowed = {"comfy", "comfy_api", "folder_paths", "nodes", "torch", *sys.stdlib_module_names}
+    forbidden = {"subprocess", "socket", "urllib", "http", "pickle"}
+    for path in _modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            roots = {name.split(".")[0] for name in names}
+            assert roots <= allowed and not roots & forbidden, f"{path}: {roots - allowed or roots & forbidden}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["comfyui-rlg", "rl guidance 1.0", "ComfyUI_RLG"])
+def test_real_start_up_takes_the_extension_quickly(folder: str, tmp_path: Path) -> None:
+    """The host's own start, custom nodes included; it prints how long each took."""
+    host = Path(os.environ["COMFYUI_PATH"])
+    custom_nodes = tmp_path / "custom_nodes" / folder
+    custom_nodes.parent.mkdir()
+    custom_nodes.symlink_to(REPO, target_is_directory=True)
+    started = subprocess.run(
+        [sys.executable, str(host / "main.py"), "--cpu", "--quick-test-for-ci", "--base-directory", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
+    log = started.stdout + started.stderr
+    assert started.returncode == 0, log
+    (line,) = [row for row in log.splitlines() if row.rstrip().endswith(folder) and "seconds" in row]
+    assert "IMPORT FAILED" not in line
+    assert float(line.split("seconds")[0].split()[-1]) <= 0.2
+    assert "rlg" not in "".join(row for row in log.splitlines() if "WARNING" in row or "Traceback" in row).lower()
