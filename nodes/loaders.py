@@ -116,6 +116,8 @@ def _lora_names() -> list[str]:
 
 
 def _lora_path(name: str) -> Path:
-    inside = str(Path(name) / WEIGHTS_NAME)
-    file = inside if folder_paths.get_full_path("loras", inside) else name
-    return Path(folder_paths.get_full_path_or_raise("loras", file))
+    inside = folder_paths.get_full_path("loras", str(Path(name) / WEIGHTS_NAME))
+    path = inside or folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise ValueError(f"lora_name: '{name}' is not in models/loras; put it there, press R, and choose it again.")
+    return Path(path)

@@ -164,7 +164,7 @@ def _find_config(
         config = {k.removeprefix(p): v for k, v in stored.items() for p in _DIFFUSERS_PREFIXES if k.startswith(p)}
         if config:
             return PeftConfig.from_dict(config, source), source
-    return None, f"no alpha in the file and no {CONFIG_NAME}: scale 1"
+    return None, "no alpha in the file: scale 1"
 
 
 def _alpha_tensor(config: PeftConfig, module: str, down: torch.Tensor, source: str) -> torch.Tensor:
@@ -203,10 +203,10 @@ def _host_names(module: str) -> tuple[str, ...]:
 
 
 def _check_shapes(patches: Mapping[Target, Any], model: ModelPatcher, name: str) -> None:
-    shapes = {k: v.shape for k, v in model.model.state_dict().items()}
     for target, patch in patches.items():
         key, part = (target, None) if isinstance(target, str) else (target[0], target[1])
-        expected = list(shapes[key])
+        # The attribute's shape, not the state dict's, which for quantised weights is that of their storage.
+        expected = list(comfy.utils.get_attr(model.model, key).shape)
         if part is not None:
             expected[part[0]] = part[2]
         found = _patched_shape(patch, expected)

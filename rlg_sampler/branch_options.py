@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 Options = dict[str, Any]
+KEY = "rlg"  # of everything we attach to a MODEL or its options
 
 
 def sampling_options(patcher: ModelPatcher) -> Options:
@@ -31,7 +32,8 @@ def sampling_options(patcher: ModelPatcher) -> Options:
 def same_options(a: Any, b: Any) -> bool:
     """Whether two options act alike: the same structure holding the same objects, or equal plain values.
 
-    Objects copied along with a clone count as different; that costs a shared batch, never correctness.
+    Objects copied along with a clone count as different. That only costs a shared batch: each branch then samples with
+    the options of its own MODEL, which hold equal copies.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         filled = {k for k in a.keys() | b.keys() if not (_empty(a.get(k)) and _empty(b.get(k)))}

@@ -8,7 +8,7 @@ without a sign. It exists only inside `attached`, so nothing is left behind afte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,6 @@ from .patch_difference import LowRank, WeightChange, dense_change, low_rank_chan
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
-
-_CONV = {
-    torch.nn.Conv1d: F.conv1d,
-    torch.nn.Conv2d: F.conv2d,
-    torch.nn.Conv3d: F.conv3d,
-}
 
 
 class RowsNotSeparable(RuntimeError):
@@ -57,13 +51,6 @@ class ModuleDelta:
     dense: torch.Tensor | None = None
     bias: torch.Tensor | None = None
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> ModuleDelta:
-        def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor.to(device=device, dtype=dtype)
-
-        low_rank = self.low_rank and LowRank(move(self.low_rank.down), move(self.low_rank.up))
-        return ModuleDelta(low_rank, move(self.dense), move(self.bias))
-
     def add(self, module: torch.nn.Module, x: torch.Tensor, out: torch.Tensor) -> None:
         """Add the change to `out` = module(x), in place."""
         if self.low_rank is not None:
@@ -75,9 +62,11 @@ class ModuleDelta:
             else:
                 out += F.linear(hidden, up)
         if self.dense is not None:
-            out += _apply_weight(module, x, self.dense.to(x.dtype))
+            weight = self.dense.to(x.dtype)
+            # A convolution's own forward knows its stride, groups and padding mode.
+            out += module._conv_forward(x, weight, None) if _is_conv(module) else F.linear(x, weight)
         if self.bias is not None:
-            channels = (-1,) if _conv_of(module) is None else (-1, *[1] * (out.ndim - 2))
+            channels = (-1, *[1] * (out.ndim - 2)) if _is_conv(module) else (-1,)
             out += self.bias.to(out.dtype).view(channels)
 
 
@@ -96,8 +85,15 @@ class Deltas:
         self.rows: Rows | None = None
 
     @classmethod
-    def from_changes(cls, changes: Mapping[str, WeightChange], patcher: ModelPatcher) -> Deltas:
-        """Build the corrections for the model of `patcher`, in float32 on the CPU or where its weights are.
+    def from_changes(
+        cls, changes: Mapping[str, WeightChange], patcher: ModelPatcher, device: torch.device, dtype: torch.dtype
+    ) -> Deltas:
+        """Build the corrections for the model of `patcher`, one module after another to keep the peak low.
+
+        Args:
+            changes: weight → what the tuned model changes in it.
+            patcher: a clone of the model, which knows the unpatched weights.
+            device, dtype: where and in which dtype the model computes.
 
         Raises:
             ValueError: a changed weight is neither weight nor bias of a linear or convolution module.
@@ -108,19 +104,16 @@ class Deltas:
             name, kind = checked_module(patcher.model, key)
             delta = modules.setdefault(name, ModuleDelta())
             module = comfy.utils.get_attr(patcher.model, name)
-            if kind == "weight" and change.terms is not None and _conv_of(module) is None:
-                delta.low_rank = low_rank_change(change, module.weight.shape)
+            if kind == "weight" and change.terms is not None and not _is_conv(module):
+                low_rank = low_rank_change(change, module.weight.shape)
+                delta.low_rank = LowRank(low_rank.down.to(device, dtype), low_rank.up.to(device, dtype))
                 continue
             if originals is None:
                 originals = patcher.get_key_patches("diffusion_model.")
             weight, convert = originals[key][0]
             difference = dense_change(change, convert(weight.to(torch.float32, copy=True), inplace=True), key)
-            setattr(delta, "dense" if kind == "weight" else "bias", difference)
+            setattr(delta, "dense" if kind == "weight" else "bias", difference.to(device, dtype))
         return cls(modules)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Deltas:
-        """A copy on `device` in `dtype`, the dtype the model computes in."""
-        return Deltas({name: delta.to(device, dtype) for name, delta in self.modules.items()})
 
     @contextmanager
     def attached(self, model: torch.nn.Module) -> Iterator[None]:
@@ -183,7 +176,7 @@ def checked_module(model: torch.nn.Module, key: str) -> tuple[str, str]:
     module = comfy.utils.get_attr(model, name) if name else model
     weight = getattr(module, "weight", None)
     linear = weight is not None and weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
-    if kind not in ("weight", "bias") or not (linear or _conv_of(module) is not None):
+    if kind not in ("weight", "bias") or not (linear or _is_conv(module)):
         raise ValueError(
             f"tuned: it changes {key}, which cannot be changed on the fly; save the tuned MODEL as a checkpoint of its "
             "own (Save Checkpoint) and load that, so that the pair is two checkpoints."
@@ -191,12 +184,5 @@ def checked_module(model: torch.nn.Module, key: str) -> tuple[str, str]:
     return name, kind
 
 
-def _conv_of(module: torch.nn.Module) -> Callable[..., torch.Tensor] | None:
-    return next((function for kind, function in _CONV.items() if isinstance(module, kind)), None)
-
-
-def _apply_weight(module: torch.nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    conv = _conv_of(module)
-    if conv is None:
-        return F.linear(x, weight)
-    return conv(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
+def _is_conv(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d)

@@ -6,32 +6,28 @@ previews, Cancel, memory management) stays the host's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, copy_nested_dicts, merge_nested_dicts
+from comfy.patcher_extension import (
+    WrapperExecutor,
+    WrappersMP,
+    copy_nested_dicts,
+    get_all_wrappers,
+    merge_nested_dicts,
+)
 from comfy.samplers import CFGGuider
 
-from .branch_options import same_options, sampling_options
-from .deltas import Deltas
-from .guided_run import KEY, GuidedRun, TunedBranch
+from .branch import TunedBranch, TunedModel
+from .branch_options import KEY, Options, same_options, sampling_options
+from .guided_run import GuidedRun
 from .mixing import check_scale
-from .pair import ModelPair
+from .pair import ModelPair, check_nothing_added
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 _BASE_OPTIONS = "rlg_base_options"
-
-
-@dataclass(frozen=True)
-class TunedModel:
-    """A tuned MODEL in the mix, with its scale and its CFG (None: the sampler's)."""
-
-    pair: ModelPair
-    scale: float
-    cfg: float | None = None
 
 
 class Guidance:
@@ -52,28 +48,24 @@ class Guidance:
     def __call__(self, executor: WrapperExecutor, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         guider: CFGGuider = executor.class_obj
         check_latent(guider.model_patcher, noise)
-        run = GuidedRun(guider, self._branches(guider), kwargs.get("latent_shapes"))
-        wrappers = guider.model_options["transformer_options"]["wrappers"]
-        # Outermost: wrappers of the MODELs themselves belong to one branch, not to the mix.
-        wrappers[WrappersMP.PREDICT_NOISE] = {KEY: [run.predict_noise], **wrappers.get(WrappersMP.PREDICT_NOISE, {})}
-        wrappers[WrappersMP.SAMPLER_SAMPLE] = {KEY: [run.sampler_sample], **wrappers.get(WrappersMP.SAMPLER_SAMPLE, {})}
+        # Read from the run's options: objects in them keep their identity there when a later node clones the MODEL.
+        base_options = merge_nested_dicts(guider.model_options[_BASE_OPTIONS], _wrappers_of(self.tuned[0].pair.base))
+        base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
+        branches = self._branches(guider, base_options)
+        GuidedRun(guider, branches, base_wrappers, kwargs.get("latent_shapes")).install()
         return executor(noise, *args, **kwargs)
 
-    def _branches(self, guider: CFGGuider) -> list[TunedBranch]:
-        # Read from the run's options: objects in them keep their identity there when a later node clones the MODEL.
-        base_options = guider.model_options[_BASE_OPTIONS]
-        base_options = merge_nested_dicts(base_options, _wrappers_of(self.tuned[0].pair.base))
+    def _branches(self, guider: CFGGuider, base_options: Options) -> list[TunedBranch]:
         loaded = iter(guider.model_patcher.get_additional_models_with_key(KEY))
         branches = []
         for tuned in self.tuned:
-            own_options = sampling_options(tuned.pair.tuned)
-            if same_options(own_options, base_options):
-                own_options = None
             if tuned.pair.shares_weights:
-                patcher, deltas = guider.model_patcher, Deltas.from_changes(tuned.pair.changes, guider.model_patcher)
+                patcher = guider.model_patcher
             else:
-                patcher, deltas = next(loaded), None
-            branches.append(TunedBranch(tuned.scale, tuned.cfg, patcher, deltas, own_options, base_options))
+                check_nothing_added(tuned.pair, guider.model_patcher)
+                patcher = next(loaded)
+            own = not same_options(sampling_options(tuned.pair.tuned), base_options)
+            branches.append(TunedBranch(tuned, patcher, base_options, own))
         return branches
 
 
@@ -106,8 +98,17 @@ def guided_model(base: ModelPatcher, tuned: ModelPatcher, scale: float, tuned_cf
     model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance)
     separate = [t.pair.tuned for t in guidance.tuned if not t.pair.shares_weights]
+    if any(a.is_clone(b) for i, a in enumerate(separate) for b in separate[:i]):
+        raise ValueError(
+            "tuned: it shares its weights with another tuned MODEL of this chain but not with base, and only one of "
+            "the two can be loaded; save it as a checkpoint of its own (Save Checkpoint) and load that."
+        )
     if separate:
         model.set_additional_models(KEY, separate)
+    # Models inside the tuned MODEL's own patches (IP-Adapters and the like) have to be loaded with it.
+    needed = [*tuned.model_patches_models(), *tuned.get_additional_models()]
+    if pair.shares_weights and needed:
+        model.set_additional_models(f"{KEY}_patches_{len(guidance.tuned)}", needed)
     return model
 
 

@@ -58,6 +58,27 @@ class ModelPair:
         return cls(base, tuned, None)
 
 
+def check_nothing_added(pair: ModelPair, model: ModelPatcher) -> None:
+    """Refuse weights or model patches that were put on a guided MODEL whose tuned model has weights of its own.
+
+    Args:
+        pair: two checkpoints.
+        model: the guided MODEL, a clone of `pair.base` with whatever later nodes added.
+
+    Raises:
+        ValueError: something was added, which would act on the base alone.
+    """
+    patches = [
+        name for name in model.object_patches if model.object_patches[name] is not pair.base.object_patches.get(name)
+    ]
+    changed = [*patch_difference(pair.base.patches, model.patches), *patches]
+    if changed:
+        raise ValueError(
+            f"model: a LoRA or model patch after RLG Model ({changed[0]}) would act on the base alone, since the tuned "
+            "model is another checkpoint; put that node before RLG Model, on both MODELs."
+        )
+
+
 def _shared_changes(base: ModelPatcher, tuned: ModelPatcher) -> Mapping[str, WeightChange]:
     _check_same_attachments(base, tuned)
     changes = patch_difference(base.patches, tuned.patches)
@@ -101,7 +122,7 @@ def _check_same_architecture(base: ModelPatcher, tuned: ModelPatcher) -> None:
         raise ValueError(
             f"tuned: its latents are {type(latents[1]).__name__} and base's are {type(latents[0]).__name__}; {advice}"
         )
-    shapes = [{k: tuple(v.shape) for k, v in m.model.diffusion_model.state_dict().items()} for m in (base, tuned)]
+    shapes = [{k: tuple(v.shape) for k, v in _weights(m).items()} for m in (base, tuned)]
     if shapes[0] != shapes[1]:
         key = min(k for k in shapes[0].keys() | shapes[1].keys() if shapes[0].get(k) != shapes[1].get(k))
         raise ValueError(
@@ -130,8 +151,14 @@ def _check_same_noise_process(base: ModelPatcher, tuned: ModelPatcher) -> None:
 def _same_weights(base: ModelPatcher, tuned: ModelPatcher) -> bool:
     if patch_difference(base.patches, tuned.patches):
         return False
-    of_tuned = tuned.model.diffusion_model.state_dict()
+    of_tuned = _weights(tuned)
     return all(
         weight.dtype == of_tuned[key].dtype and torch.equal(weight, of_tuned[key].to(weight.device))
-        for key, weight in base.model.diffusion_model.state_dict().items()
+        for key, weight in _weights(base).items()
     )
+
+
+def _weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
+    """Weights and biases, in the shapes they act in; quantised models store more beside them."""
+    named = model.model.diffusion_model.named_parameters()
+    return {key: weight for key, weight in named if key.endswith((".weight", ".bias"))}

@@ -8,7 +8,7 @@ else (LoKr, DoRA, full differences, rescaled weights) becomes the exact differen
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
@@ -44,7 +44,7 @@ def patch_difference(base: WeightPatches, tuned: WeightPatches) -> dict[str, Wei
         if not (_changes_something(removed) or _changes_something(added)):
             continue
         # A patch that rescales or replaces the weight acts on those before it, so only what follows it is a plain sum.
-        only_follows = of_tuned[: len(of_base)] == of_base and not removed
+        only_follows = not removed and all(map(_same_patch, of_base, of_tuned))
         everything = added if only_follows else of_base + of_tuned
         terms = None
         if all(_is_low_rank(patch) for patch in everything):
@@ -102,10 +102,6 @@ class LowRank:
 
     down: torch.Tensor
     up: torch.Tensor
-    rank: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rank", self.down.shape[0])
 
 
 def _without(patches: tuple[Patch, ...], others: tuple[Patch, ...]) -> tuple[Patch, ...]:

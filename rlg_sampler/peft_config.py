@@ -75,7 +75,7 @@ class PeftConfig:
         Raises:
             ValueError: as `from_dict`, or the file is not JSON.
         """
-        source = f"{path.parent.name}/{path.name}"
+        source = f"lora_name: {path.parent.name}/{path.name}"
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

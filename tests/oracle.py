@@ -6,6 +6,7 @@ model ready only while its own `sample` runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.k_diffusion.sampling
@@ -28,8 +29,12 @@ def two_models(
     scheduler: str,
     denoise: float = 1.0,
     tuned_cfg: float | None = None,
+    own_positive: Callable[[], list] | None = None,
 ) -> torch.Tensor:
-    """Latents of x0 = x0_base + scale · (x0_tuned − x0_base); arguments as of RLGKSampler."""
+    """Latents of x0 = x0_base + scale · (x0_tuned − x0_base); arguments as of RLGKSampler.
+
+    `own_positive` makes a positive for each model, for conds that keep state over a run.
+    """
     solver = getattr(comfy.k_diffusion.sampling, f"sample_{sampler_name}")
     latent = comfy.sample.fix_empty_latent_channels(base, latent_image["samples"])
     noise = comfy.sample.prepare_noise(latent, seed, latent_image.get("batch_index"))
@@ -38,7 +43,7 @@ def two_models(
 
     def run(model: Any, model_cfg: float, sampler_function: Any) -> torch.Tensor:
         guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(positive, negative)
+        guider.set_conds(own_positive() if own_positive else positive, negative)
         guider.set_cfg(model_cfg)
         sampler = comfy.samplers.KSAMPLER(sampler_function)
         return guider.sample(

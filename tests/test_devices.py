@@ -60,6 +60,16 @@ def test_compiled_model_knows_its_deltas(checkpoint, tune, run_node, rlg, monkey
     assert torch.equal(run_node("KSampler", model=stock, **task())[0]["samples"], before)
 
 
+@pytest.mark.slow
+def test_compiling_a_guided_pair_of_checkpoints_compiles_the_base_alone(checkpoint, tune, run_node) -> None:
+    """The compiled base must not be swapped into the tuned checkpoint."""
+    base, tuned = load_checkpoint(checkpoint), tune(load_checkpoint(checkpoint))
+    (model,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+    expected = two_models(base, tuned, 1.6, **task())
+    torch.compiler.reset()
+    assert relative(run_node("KSampler", model=_compiled(model), **task())[0]["samples"], expected) < CLOSE
+
+
 def test_branches_of_a_split_model(checkpoint, tune, run_node, monkeypatch) -> None:
     """MultiGPU CFG Split keeps a copy of the model per device, and the deltas are on one of them only."""
     pytest.importorskip("comfy.multigpu", reason="this host cannot split a model over several devices")

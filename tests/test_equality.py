@@ -159,6 +159,20 @@ def test_common_lora_loaded_twice_cancels(base, other, tune, sample, run_node, f
     assert relative(ours, two_models(style(base), tune(style(other)), 1.6, **task())) < CLOSE
 
 
+def test_equal_full_differences_from_two_loader_nodes_cancel(base, other, tune, sample):
+    """The patches of two loader nodes hold tensors of their own, which have to be told apart without comparing them."""
+    weight = "diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"
+    noise = torch.randn(base.model.state_dict()[weight].shape, generator=torch.Generator().manual_seed(3)) * 0.05
+
+    def style(model: Any) -> Any:
+        styled = model.clone()
+        styled.add_patches({weight: (noise.clone(),)}, 1.0)
+        return styled
+
+    ours = sample(base=style(base), tuned=tune(style(base)), scale=1.6, **task())
+    assert relative(ours, two_models(style(base), tune(style(other)), 1.6, **task())) < CLOSE
+
+
 def test_lora_on_the_base_alone(base, other, tune, sample, run_node, files):
     (styled,) = run_node("LoraLoaderModelOnly", model=base, lora_name=files.style, strength_model=1.0)
     ours = sample(base=styled, tuned=tune(base), scale=1.6, **task())

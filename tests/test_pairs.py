@@ -95,7 +95,8 @@ def test_another_architecture(refused, base) -> None:
     config = comfy.supported_models.SD15(
         {
             "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1],
-            "channel_mult": [1], "transformer_depth": [1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1],
+            "channel_mult": [1], "transformer_depth": [1], "transformer_depth_middle": 1,
+            "transformer_depth_output": [1, 1],
             "context_dim": 32, "num_heads": 4, "use_spatial_transformer": True, "adm_in_channels": None,
             "use_linear_in_transformer": False, "use_temporal_attention": False, "disable_self_attentions": None,
         }
@@ -132,6 +133,30 @@ def test_weights_that_no_hook_can_reach(refused, base, tuned) -> None:
     patched = tuned.clone()
     patched.add_patches({key: (torch.ones_like(base.model.state_dict()[key]),)}, 1.0)
     assert key in refused(base, patched)
+
+
+def test_two_loras_on_a_checkpoint_that_is_not_the_base(base, checkpoint, run_node) -> None:
+    """Both tuned MODELs are clones of one other checkpoint: the host can load the weights of one of them only."""
+    other = load_checkpoint(checkpoint)
+    first, second = (
+        run_node("RLGLoadLora", model=other, lora_name="pairs", strength=strength)[0] for strength in (1.0, 0.5)
+    )
+    (model,) = run_node("RLGModel", base=base, tuned=first, scale=0.7)
+    with pytest.raises(ValueError, match=r"^tuned: it shares its weights with another tuned MODEL .*\.$"):
+        run_node("RLGModel", base=model, tuned=second, scale=0.7)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "ModelSampling"])
+def test_what_would_act_on_the_base_checkpoint_alone(base, checkpoint, run_node, kind) -> None:
+    other = load_checkpoint(checkpoint)
+    tuned, _ = run_node("RLGLoadLora", model=other, lora_name="pairs", strength=1.0)
+    (model,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+    if kind == "LoRA":
+        model, _ = run_node("RLGLoadLora", model=model, lora_name="pairs", strength=0.5)
+    else:
+        (model,) = run_node("ModelSamplingSD3", model=model, shift=5.0)
+    with pytest.raises(ValueError, match=r"^model: a LoRA or model patch after RLG Model .* on both MODELs\.$"):
+        run_node("KSampler", model=model, **task())
 
 
 def test_guided_model_as_tuned(refused, base, tuned, run_node) -> None:

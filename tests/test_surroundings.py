@@ -13,7 +13,18 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from oracle import two_models
-from pairs import CLOSE, SIZE, conds, load_checkpoint, picture_latent, relative, task, write_lora, write_model
+from pairs import (
+    CLOSE,
+    SIZE,
+    as_single_file,
+    conds,
+    load_checkpoint,
+    picture_latent,
+    relative,
+    task,
+    write_lora,
+    write_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +97,17 @@ def test_masked_conds(check) -> None:
 def test_timed_conds(check) -> None:
     positive = conds(1, start_percent=0.0, end_percent=0.5) + conds(4, start_percent=0.5, end_percent=1.0)
     assert relative(check(positive=positive), check()) > 1e-3
+
+
+def test_default_conds(check) -> None:
+    """They fill what a mask leaves over, and the host evaluates them after all others: rows come in another order."""
+    mask = torch.zeros(1, SIZE * 8, SIZE * 8)
+    mask[:, :, : SIZE * 4] = 1
+    filled = {
+        name: conds(seed, mask=mask, mask_strength=1.0) + conds(seed + 2, default=True)
+        for name, seed in (("positive", 1), ("negative", 2))
+    }
+    assert relative(check(**filled), check()) > 1e-3
 
 
 def test_conds_of_different_lengths(check) -> None:
@@ -224,6 +246,81 @@ def test_predict_noise_wrapper_acts_on_its_own_model(check) -> None:
 
     on_base, on_tuned = check(prepare_base=prepare), check(prepare_tuned=prepare)
     assert relative(on_base, on_tuned) > 1e-3
+
+
+def test_predict_noise_wrapper_after_rlg_model_is_around_the_mix(base, run_node) -> None:
+    """A cache put last must see one model, not take one branch for the other."""
+    tuned = run_node("RLGLoadLora", model=base, lora_name="surroundings", strength=1.0)[0]
+    (model,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+    plain = run_node("KSampler", model=model, **task())[0]["samples"]
+    calls = []
+
+    def note(execute: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(execute(*args, **kwargs))
+        return calls[-1]
+
+    noted = model.clone()
+    noted.add_wrapper(WrappersMP.PREDICT_NOISE, note)
+    assert torch.equal(run_node("KSampler", model=noted, **task())[0]["samples"], plain)
+    assert len(calls) == task()["steps"]
+    assert relative(base.model.process_latent_out(calls[-1]), plain) < CLOSE  # the last step lands on the mix
+
+
+def test_patches_of_the_tuned_model_are_moved_as_the_host_moves_them(base, run_node) -> None:
+    """It is never loaded where it shares the base's weights, and loading is what moves patches that hold weights."""
+    moves: list[Any] = []
+
+    class Patch:
+        def to(self, target: Any) -> Patch:
+            moves.append(target)
+            return self
+
+        def __deepcopy__(self, _: Any) -> Patch:
+            return self
+
+        def __call__(self, args: dict) -> dict:
+            moves.append("called")
+            return args
+
+    tuned = run_node("RLGLoadLora", model=base, lora_name="surroundings", strength=1.0)[0].clone()
+    tuned.set_model_patch(Patch(), "post_input")
+    tuned.set_model_patch_replace(Patch(), "dit", "double_block", 99)
+    run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task(steps=1))
+    assert moves[:4] == [torch.device("cpu")] * 2 + [torch.float32] * 2
+    assert moves[-1] == tuned.offload_device
+
+
+@pytest.mark.parametrize("keyframes", [False, True])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared weights", "two checkpoints"])
+def test_lora_hooks_on_conds(base, other, checkpoint, run_node, models_dir, keyframes, shared) -> None:
+    import comfy.hooks
+    import comfy.utils
+
+    file = as_single_file(write_lora(models_dir, "hooked", seed=9), models_dir / "loras" / "hooked.safetensors")
+
+    def hooked() -> list:
+        hooks = comfy.hooks.create_hook_lora(comfy.utils.load_torch_file(str(file)), 0.7, 0.0)
+        if keyframes:
+            group = comfy.hooks.HookKeyframeGroup()
+            group.add(comfy.hooks.HookKeyframe(strength=0.0, start_percent=0.0))
+            group.add(comfy.hooks.HookKeyframe(strength=1.5, start_percent=0.4, guarantee_steps=0))
+            hooks.set_keyframes_on_hooks(group)
+        return comfy.hooks.set_hooks_for_conditioning(conds(1), hooks)
+
+    def tune(model: Any) -> Any:
+        return run_node("RLGLoadLora", model=model, lora_name="surroundings", strength=1.0)[0]
+
+    steps = 6
+    ours = run_node(
+        "RLGKSampler",
+        base=base,
+        tuned=tune(base if shared else other),
+        scale=1.6,
+        **task(steps=steps, positive=hooked()),
+    )[0]["samples"]
+    expected = two_models(base, tune(load_checkpoint(checkpoint)), 1.6, own_positive=hooked, **task(steps=steps))
+    assert relative(ours, expected) < CLOSE
+    assert relative(ours, two_models(base, tune(other), 1.6, **task(steps=steps))) > 1e-3
 
 
 def test_guiders_of_other_packs(base, other, run_node) -> None:

@@ -1,0 +1,1 @@
+"""What `python dev.py demo` runs: a small model, the server and the comparison pictures."""

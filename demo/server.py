@@ -1,0 +1,156 @@
+"""A real ComfyUI server of our own, for as long as a `with` block lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from demo.client import ComfyClient, ConnectionLost
+
+REPO = Path(__file__).resolve().parent.parent
+PACK = "comfyui-rlg"
+PACK_FILES = ("__init__.py", "pyproject.toml", "nodes", "rlg_sampler", "workflows", "web")
+A_NODE_OF_OURS = "RLGKSampler"
+
+START_LIMIT = 300.0
+"""Seconds until the server has to answer; half a minute is usual on two cores."""
+
+
+class ServerError(RuntimeError):
+    """The server did not start, or stopped; the message is one line and names its log."""
+
+
+@contextlib.contextmanager
+def comfy_server(host: Path, models: Path, log: Path) -> Iterator[ComfyClient]:
+    """Start the ComfyUI in folder `host` on a free loopback port, with this extension in its `custom_nodes`.
+
+    The server runs on the CPU in this Python, in a temporary folder of its own: nothing is read from or written to the
+    host's folder but its code, and no other custom nodes are loaded. `models` is a models folder with `checkpoints`
+    and `loras` in it. What the server says goes to `log`. However the block ends, the server and whatever it started
+    are gone after it, and so is the temporary folder.
+
+    Raises:
+        ServerError: it does not start, does not take the extension, or stops while it is needed.
+    """
+    if not (host / "main.py").is_file():
+        raise ServerError(f"{host} is not a ComfyUI folder: it has no main.py.")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="rlg-comfyui-", ignore_cleanup_errors=True) as folder,
+        log.open("w", encoding="utf-8") as output,
+    ):
+        base, port = Path(folder), _free_port()
+        _install_extension(base / "custom_nodes" / PACK)
+        command = [sys.executable, str(host / "main.py"), *_arguments(base, models, port)]
+        with _process(command, base, output) as process:
+            client = ComfyClient(f"http://127.0.0.1:{port}")
+            _wait_until_ready(client, process, log)
+            try:
+                yield client
+            except ConnectionLost as error:
+                raise ServerError(f"ComfyUI stopped unexpectedly; its last words: {_last_words(log)}") from error
+
+
+def _install_extension(folder: Path) -> None:
+    """A copy of what a user gets, under the name a `git clone` gives it."""
+    folder.mkdir(parents=True)
+    for name in PACK_FILES:
+        source = REPO / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
+            shutil.copy(source, folder / name)
+
+
+def _arguments(base: Path, models: Path, port: int) -> list[str]:
+    paths = base / "extra_model_paths.yaml"
+    # JSON is YAML, and needs no YAML writer.
+    folders = {"base_path": str(models.resolve()), "checkpoints": "checkpoints", "loras": "loras"}
+    paths.write_text(json.dumps({"rlg": folders}), encoding="utf-8")
+    return [
+        "--cpu", "--use-pytorch-cross-attention",
+        "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch",
+        "--base-directory", str(base),
+        "--extra-model-paths-config", str(paths),
+        "--database-url", f"sqlite:///{(base / 'comfyui.db').as_posix()}",
+        "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK,
+        "--disable-api-nodes",
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _process(command: list[str], cwd: Path, output: IO[str]) -> Iterator[subprocess.Popen]:
+    """A process in a group of its own, killed with everything in that group when the block ends."""
+    # In its own group it does not get our Ctrl-C, so that we end it, in order, and always.
+    group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    process = None
+    try:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **group
+        )
+        yield process
+    finally:
+        if process is not None:
+            _kill_group(process)
+
+
+def _kill_group(process: subprocess.Popen) -> None:
+    # Nothing of the server outlives the block, so there is nothing that it would have to put in order.
+    if os.name == "nt":
+        command = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    else:
+        # macOS answers EPERM for a group that has only a process which has ended and was not waited for.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _wait_until_ready(client: ComfyClient, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_LIMIT
+    while True:
+        with contextlib.suppress(ConnectionLost):
+            client.system_stats()
+            break
+        if process.poll() is not None:
+            raise ServerError(f"ComfyUI did not start (exit code {process.returncode}): {_last_words(log)}")
+        if time.monotonic() > deadline:
+            raise ServerError(f"ComfyUI did not answer within {START_LIMIT:.0f} s: {_last_words(log)}")
+        time.sleep(0.2)
+    if A_NODE_OF_OURS not in client.object_info():
+        raise ServerError(f"ComfyUI did not load the extension: {_import_error(log)}")
+
+
+def _import_error(log: Path) -> str:
+    """Why the host did not take the extension: it says so in the line after 'Cannot import'."""
+    lines = [line for line in _log_lines(log) if "Cannot import" in line] or ["no reason given"]
+    return f"{lines[-1]} (log: {log})"
+
+
+def _last_words(log: Path) -> str:
+    return f"{(_log_lines(log) or ['it said nothing'])[-1]} (log: {log})"
+
+
+def _log_lines(log: Path) -> list[str]:
+    """The log without empty lines and terminal colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,29 @@
+"""What one model predicts at one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .branch_options import Options
+
+
+@dataclass
+class Prediction:
+    """x0 after CFG and post-CFG patches; before them, where a sampler asks for it, the two parts of CFG."""
+
+    x0: torch.Tensor | None = None
+    cond: torch.Tensor | None = None
+    uncond: torch.Tensor | None = None
+
+    def recording(self, options: Options) -> Options:
+        """Options whose CFG also notes `cond` and `uncond` here."""
+
+        def note(args: dict[str, Any]) -> torch.Tensor:
+            self.cond, self.uncond = args["cond_denoised"], args["uncond_denoised"]
+            return args["denoised"]
+
+        functions = options.get("sampler_post_cfg_function", [])
+        return {**options, "sampler_post_cfg_function": [*functions, note]}
