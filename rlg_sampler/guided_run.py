@@ -58,7 +58,6 @@ class GuidedRun:
         self._raw_conds = {name: [c.copy() for c in conds] for name, conds in guider.conds.items()}
         self._own_post_cfg = len(guider.model_options.get("sampler_post_cfg_function", []))
         self._rows_separable = True
-        self._announced = False
 
     def install(self) -> None:
         """Put the run's wrappers into the guider's options of this run.
@@ -94,6 +93,7 @@ class GuidedRun:
             # Control nets remember the model they were prepared for last, and take its sigmas.
             for conds in guider.conds.values():
                 comfy.samplers.pre_run_control(guider.inner_model, conds)
+            self._announce(len(self._shared_parts(extra_args["model_options"], noise)))
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
 
     def predict_noise(
@@ -107,8 +107,13 @@ class GuidedRun:
         """PREDICT_NOISE wrapper: the guided x0 at this step, shaped like `x`."""
         options, sampler_hooks = self._without_sampler_hooks(model_options or {})
         record = bool(sampler_hooks)
-        predictions = self._predict_shared(options, x, timestep, seed, record)
-        self._announce(len(predictions))
+        predictions: dict[int, Prediction] = {}
+        if parts := self._shared_parts(options, x):
+            try:
+                predictions = predict_together(parts, self._guider, options, x, timestep, seed, record)
+            except RowsNotSeparable as error:
+                logger.info("RLG: rows cannot share a call (%s); the branches run one after another.", error)
+                self._rows_separable = False
         if _BASE not in predictions and base_coefficient(self._scales) != 0.0:
             predictions[_BASE] = self._predict(self._base_wrappers, options, x, timestep, seed, record)
         for index, branch in enumerate(self._branches):
@@ -122,10 +127,8 @@ class GuidedRun:
             return mixed
         return self._through_sampler_hooks(sampler_hooks, mixed, predictions, options, x, timestep)
 
-    def _predict_shared(
-        self, options: Options, x: torch.Tensor, timestep: torch.Tensor, seed: int | None, record: bool
-    ) -> dict[int, Prediction]:
-        """Predictions of the branches that can and should be one model call; empty where none should."""
+    def _shared_parts(self, options: Options, x: torch.Tensor) -> dict[int, Part]:
+        """The branches that can and should be one model call; empty where none should."""
         if not self._rows_separable or self._base_wrappers or not can_share_a_call(self._guider, options):
             return {}
         conds, cfg = self._guider.conds, self._guider.cfg
@@ -139,14 +142,7 @@ class GuidedRun:
                 parts[index] = Part(positive, negative, own_cfg, branch.options(options), branch.deltas)
         latent_pixels = 2 * len(parts) * x.shape[0] * x[0, 0].numel()
         fills_cpu = x.device.type == "cpu" and latent_pixels > _CPU_ONE_BATCH_LATENT_PIXELS
-        if fills_cpu or len(parts) < 2:
-            return {}
-        try:
-            return predict_together(parts, self._guider, options, x, timestep, seed, record)
-        except RowsNotSeparable as error:
-            logger.info("RLG: rows cannot share a call (%s); the branches run one after another.", error)
-            self._rows_separable = False
-            return {}
+        return {} if fills_cpu or len(parts) < 2 else parts
 
     def _predict(
         self,
@@ -217,9 +213,6 @@ class GuidedRun:
         return mix(base and getattr(base, part), tuned, self._scales)
 
     def _announce(self, together: int) -> None:
-        if self._announced:
-            return
-        self._announced = True
         adapted = sum(len(b.deltas.modules) for b in self._branches if b.deltas)
         weights = f"shared weights, {adapted} adapted modules" if adapted else "two sets of weights"
         passes = f"{together} branches in one batch" if together else "branches one after another"
