@@ -166,4 +166,6 @@ def _without_compile(options: Options) -> Options:
 
 
 def _compute_dtype(model: BaseModel) -> torch.dtype:
-    return model.manual_cast_dtype or model.get_dtype()
+    dtype = model.manual_cast_dtype or model.get_dtype()
+    # Weights may be stored in 8 bits or fewer; deltas are not.
+    return dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float32

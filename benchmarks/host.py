@@ -1,0 +1,68 @@
+"""A real ComfyUI in this process, with the extension loaded the way ComfyUI loads it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+REPO = Path(__file__).resolve().parent.parent
+# Without the second the host's attention on a CPU is another one than diffusers' and a comparison would say nothing.
+HOST_ARGUMENTS = ["--cpu", "--use-pytorch-cross-attention"]
+
+
+def open_host(path: Path) -> None:
+    """Make ComfyUI at `path` importable and configured. Call it before anything of `comfy` is imported.
+
+    The host comes first on the path and this repository last, because both have a module named `nodes`.
+
+    Raises:
+        SystemExit: there is no ComfyUI at `path`.
+    """
+    if not (path / "comfy" / "samplers.py").is_file():
+        raise SystemExit(f"--host: there is no ComfyUI in {path}; give the folder that holds its main.py.")
+    ours = {REPO, REPO / "benchmarks"}
+    sys.path[:] = [str(path), *(p for p in sys.path if Path(p or ".").resolve() not in ours), str(REPO)]
+    sys.argv[1:] = HOST_ARGUMENTS
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args  # noqa: F401  (reads sys.argv once, here)
+
+    logging.getLogger().setLevel(logging.WARNING)
+
+
+class Extension:
+    """The extension's nodes and modules, as ComfyUI's custom-node loader made them.
+
+    Raises:
+        RuntimeError: ComfyUI did not take the extension.
+    """
+
+    def __init__(self) -> None:
+        import nodes
+
+        if not asyncio.run(nodes.load_custom_node(str(REPO))):
+            raise RuntimeError("ComfyUI did not load the extension; its log above says why.")
+        self._nodes = nodes.NODE_CLASS_MAPPINGS
+        self._package = str(REPO).replace(".", "_x_")
+
+    def run_node(self, node_id: str, **inputs: Any) -> tuple[Any, ...]:
+        """Outputs of a node, ours or the host's."""
+        node = self._nodes[node_id]
+        if hasattr(node, "GET_SCHEMA"):
+            return node.execute(**inputs).result
+        return getattr(node(), node.FUNCTION)(**inputs)
+
+    def module(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{self._package}.{name}")
+
+
+def host_version() -> str:
+    from comfyui_version import __version__
+
+    return __version__

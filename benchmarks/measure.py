@@ -1,0 +1,116 @@
+"""One cell of the benchmark: all methods on the same weights, noise and steps, compared in time and in result."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from . import diffusers_loop, methods, models
+from .evaluations import counted, idle
+from .host import Extension
+from .names import DIFFUSERS, ONE_BATCH, OUR_CHECKPOINTS, OURS, PLAIN, TWO_LOADED, TWO_PASSES
+from .task import Method, Task, make_task
+from .timing import Timings, interleaved
+
+_MAX_STEPS = 10
+_SECONDS_PER_RUN = 0.5
+_IDLE_STEPS, _IDLE_ROUNDS = 50, 15
+
+
+@dataclass(frozen=True)
+class Cell:
+    depth: int
+    latent: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"depth {self.depth}, latent {self.latent} × {self.latent}, batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one cell gave.
+
+    Attributes:
+        evaluations: method → model evaluations per step, as "calls × rows".
+        differences: method → largest difference of its latents from those of two stock guiders, absolute.
+        magnitude: largest value of those latents.
+    """
+
+    cell: Cell
+    steps: int
+    timings: Timings
+    evaluations: Mapping[str, str]
+    differences: Mapping[str, float]
+    magnitude: float
+
+
+def load_methods(files: models.Files, extension: Extension) -> dict[str, Method]:
+    """Load the models of all methods, to stay loaded."""
+    models.add_lora_folder(files.adapter.parent)
+    base = models.load_model(files.base)
+    tuned = models.load_tuned(base, files.adapter, extension)
+    merged = models.load_model(files.merged)
+    ours = methods.rlg_guider(base, tuned, extension)
+    return {
+        PLAIN: methods.plain_cfg(base),
+        OURS: ours,
+        ONE_BATCH: methods.forced(ours, True, extension),
+        TWO_PASSES: methods.forced(ours, False, extension),
+        OUR_CHECKPOINTS: methods.rlg_guider(base, merged, extension),
+        TWO_LOADED: methods.two_stock_guiders(base, merged),
+        DIFFUSERS: diffusers_loop.diffusers_peft(diffusers_loop.load_transformer(files.base, files.adapter)),
+    }
+
+
+def measure_cell(
+    cell: Cell, compared: Mapping[str, Method], rounds: int, budget: float, progress: Callable[[str], None]
+) -> Result:
+    """Time all methods on one size and compare what they return.
+
+    Args:
+        rounds: how many at most; fewer where they do not fit into `budget` seconds, but never under `MIN_ROUNDS`.
+        progress: called with what is going on.
+    """
+    start = time.perf_counter()
+    progress("warming up")
+    task = _sized_task(cell, next(iter(compared.values())))
+    latents, evaluations = {}, {}
+    for name, method in compared.items():
+        progress(f"warming up: {name}")
+        sample, evaluations[name] = counted(method, task)
+        latents[name] = sample.latents
+    expected = latents[TWO_LOADED if TWO_LOADED in latents else TWO_PASSES]
+    budget -= time.perf_counter() - start
+    timings = interleaved(compared, task, rounds, budget, lambda n: progress(f"round {n} of {rounds}"))
+    return Result(
+        cell,
+        task.steps,
+        timings,
+        evaluations,
+        {name: (of_method - expected).abs().max().item() for name, of_method in latents.items()},
+        expected.abs().max().item(),
+    )
+
+
+def measure_overhead(compared: Mapping[str, Method]) -> Timings:
+    """Time the code around the networks: the same runs with networks that do nothing.
+
+    The latents are tiny, so that no thread but this one has anything to do, and CPU time means its time.
+    """
+    task = make_task(latent=8, batch=1, steps=_IDLE_STEPS)
+    in_host = {name: method for name, method in compared.items() if name != DIFFUSERS}
+    with idle(in_host.values()):
+        for method in in_host.values():
+            method.sample(task)
+        return interleaved(in_host, task, _IDLE_ROUNDS, math.inf, lambda _: None)
+
+
+def _sized_task(cell: Cell, method: Method) -> Task:
+    """A task of as many steps as fill a run that can be timed."""
+    one_step = make_task(cell.latent, cell.batch, 1)
+    method.sample(one_step)
+    seconds = method.sample(one_step).steps.wall
+    return make_task(cell.latent, cell.batch, min(_MAX_STEPS, math.ceil(_SECONDS_PER_RUN / seconds)))

@@ -1,0 +1,131 @@
+"""The measured numbers as Markdown for people, and as plain values for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .measure import Result
+from .memory import Memory
+from .names import DIFFUSERS, ONE_BATCH, OURS, PLAIN, TWO_LOADED, TWO_PASSES
+from .timing import Spread, Timings, ratio
+
+_MIB = 1024**2
+_TIME_TARGETS = {PLAIN: 2.1, TWO_LOADED: 1.02, DIFFUSERS: 1.0}
+_MEMORY_TARGETS = {PLAIN: 1.05, TWO_LOADED: 0.55}
+
+
+def cell_section(result: Result) -> str:
+    """One cell: a row per method."""
+    wall = result.timings.wall
+    header = ["method", "evaluations a step", "ms a step", *(f"÷ {name}" for name in _TIME_TARGETS)]
+    header += ["largest difference", "set-up ms a run"]
+    rows = [
+        [
+            name,
+            result.evaluations[name],
+            _milliseconds(seconds),
+            *(_spread(ratio(wall, name, reference)) for reference in _TIME_TARGETS),
+            f"{result.differences[name]:.1e}",
+            _milliseconds(result.timings.set_up[name]),
+        ]
+        for name, seconds in wall.items()
+    ]
+    title = f"### {result.cell} ({result.timings.rounds} rounds, {result.steps} steps a run)"
+    return f"{title}\n\n{_table(header, rows)}\n\nLatents reach {result.magnitude:.1f}."
+
+
+def summary_section(results: Sequence[Result]) -> str:
+    """Our step against each target, a row per cell."""
+    header = ["cell", "clock", *(f"÷ {name} (aim ≤ {aim})" for name, aim in _TIME_TARGETS.items())]
+    rows = [
+        [str(result.cell), clock, *(_spread(ratio(seconds, OURS, reference)) for reference in _TIME_TARGETS)]
+        for result in results
+        for clock, seconds in (("wall", result.timings.wall), ("CPU", result.timings.cpu))
+    ]
+    return f"### {OURS}, time of a step\n\n{_table(header, rows)}"
+
+
+def batching_section(results: Sequence[Result]) -> str:
+    """One batch against two passes, a row per cell."""
+    header = ["cell", "rounds", "ms a step, two passes", "one batch ÷ two passes, wall", "CPU"]
+    rows = [
+        [
+            str(result.cell),
+            str(result.timings.rounds),
+            _milliseconds(result.timings.wall[TWO_PASSES]),
+            *(_spread(ratio(s, ONE_BATCH, TWO_PASSES)) for s in (result.timings.wall, result.timings.cpu)),
+        ]
+        for result in results
+    ]
+    return f"### One batch or two passes\n\n{_table(header, rows)}"
+
+
+def overhead_section(timings: Timings) -> str:
+    """CPU time a step around networks that do nothing: too short for a clock that other programs disturb."""
+    header = ["method", "CPU ms a step", f"more than {PLAIN}", f"more than {TWO_LOADED}"]
+
+    def more(seconds: Sequence[float], reference: str) -> str:
+        pairs = zip(seconds, timings.cpu[reference], strict=True)
+        return _spread(Spread.of([1e3 * (a - b) for a, b in pairs]))
+
+    rows = [
+        [name, f"{1e3 * Spread.of(seconds).median:.3f}", more(seconds, PLAIN), more(seconds, TWO_LOADED)]
+        for name, seconds in timings.cpu.items()
+    ]
+    return f"### Code around networks that do nothing ({timings.rounds} rounds)\n\n{_table(header, rows)}"
+
+
+def memory_section(depth: int, memory: Mapping[str, Memory]) -> str:
+    """Memory of each way, and ours against one and two models."""
+    header = ["method", "weights MiB", *(f"÷ {name}" for name in _MEMORY_TARGETS), "peak resident MiB"]
+    header += [f"÷ {name}" for name in _MEMORY_TARGETS]
+
+    def against(values: Mapping[str, int], name: str) -> list[str]:
+        return [f"{values[name] / values[reference]:.3f}" for reference in _MEMORY_TARGETS]
+
+    weights = {name: m.weights for name, m in memory.items()}
+    resident = {name: m.resident for name, m in memory.items()}
+    rows = [
+        [
+            name,
+            f"{weights[name] / _MIB:.1f}",
+            *against(weights, name),
+            f"{resident[name] / _MIB:.1f}",
+            *against(resident, name),
+        ]
+        for name in memory
+    ]
+    aims = ", ".join(f"≤ {aim} of {name}" for name, aim in _MEMORY_TARGETS.items())
+    return f"### Memory at depth {depth} (aims for our weights: {aims})\n\n{_table(header, rows)}"
+
+
+def values_of(result: Result) -> dict[str, Any]:
+    """Everything a cell measured, with the spread of each ratio, for JSON."""
+    values = asdict(result)
+    for clock in ("wall", "cpu"):
+        seconds = getattr(result.timings, clock)
+        values[f"{clock}_ratios"] = {
+            name: {reference: asdict(ratio(seconds, name, reference)) for reference in seconds} for name in seconds
+        }
+    return values
+
+
+def _milliseconds(seconds: Sequence[float]) -> str:
+    return f"{1e3 * Spread.of(seconds).median:.1f}"
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.median:.3f} ({spread.low:.3f} … {spread.high:.3f})"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        return "| " + " | ".join([first.strip().ljust(widths[0]), *rest]) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(header), rule, *(line(row) for row in rows)])

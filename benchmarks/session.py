@@ -1,0 +1,140 @@
+"""A whole benchmark: every cell, the overhead, the memory, and the files that record them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import report
+from .host import Extension
+from .machine import describe_machine
+from .measure import Cell, Result, load_methods, measure_cell, measure_overhead
+from .memory import measure_memory
+from .models import Files, write_files
+from .names import DIFFUSERS, ONE_BATCH, OURS, PLAIN, TWO_LOADED, TWO_PASSES
+from .progress import Progress
+from .task import CFG, SCALE, TEXT_TOKENS, Method
+
+_MEMORY_LATENT = 32
+
+
+class Session:
+    """One run of the benchmark.
+
+    Args:
+        arguments: of the command line, with `host` absolute.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self._progress = Progress()
+        self._budget = 60 * arguments.minutes
+        self._cells_left = len(arguments.depth) * len(arguments.latent) * len(arguments.batch)
+        self._results: list[Result] = []
+        self._sections: list[str] = []
+        self._values: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Measure everything, printing each table as it is ready."""
+        if self._arguments.threads:
+            torch.set_num_threads(self._arguments.threads)
+        self._values["machine"] = describe_machine()
+        self._show(_introduction(self._values["machine"]))
+        with torch.inference_mode(), tempfile.TemporaryDirectory(prefix="rlg-bench-") as folder:
+            extension = Extension()
+            _settle_allocator()
+            for depth in sorted(self._arguments.depth):
+                self._progress(f"writing the models of depth {depth}")
+                self._compare_at(depth, write_files(Path(folder), depth, extension), extension)
+        section = report.batching_section if self._arguments.batching else report.summary_section
+        self._show(section(self._results))
+        self._values["cells"] = [report.values_of(result) for result in self._results]
+
+    def write(self, folder: Path) -> None:
+        """Record what `run` showed, under a name that a later run on the same machine replaces."""
+        machine = self._values["machine"]
+        parts = [machine["processor"], f"{machine['torch threads']} threads", f"comfyui {machine['ComfyUI']}"]
+        parts += [mode for mode in ("quick", "batching") if getattr(self._arguments, mode)]
+        name = re.sub(r"[^a-z0-9.]+", "-", " ".join(parts).lower()).strip("-")
+        folder.mkdir(exist_ok=True)
+        for suffix, text in (
+            (".md", "\n\n".join(self._sections) + "\n"),
+            (".json", json.dumps(self._values, indent=1) + "\n"),
+        ):
+            temporary = folder / f"{name}{suffix}.tmp"
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, folder / f"{name}{suffix}")
+        self._progress(f"written to {folder / name}.md and .json")
+
+    def _compare_at(self, depth: int, files: Files, extension: Extension) -> None:
+        if self._arguments.batching:
+            methods = load_methods(files, extension)
+            self._measure_cells(depth, {name: methods[name] for name in (TWO_PASSES, ONE_BATCH)})
+            return
+        if depth == max(self._arguments.depth) and not self._arguments.quick:
+            self._compare_memory(depth, files)
+        methods = load_methods(files, extension)
+        if depth == min(self._arguments.depth):
+            self._progress("timing the code around networks that do nothing")
+            overhead = measure_overhead(methods)
+            self._values["overhead"] = asdict(overhead)
+            self._show(report.overhead_section(overhead))
+        self._measure_cells(depth, methods)
+
+    def _measure_cells(self, depth: int, methods: dict[str, Method]) -> None:
+        arguments = self._arguments
+        for latent in sorted(arguments.latent):
+            for batch in sorted(arguments.batch):
+                cell = Cell(depth, latent, batch)
+                start = time.perf_counter()
+                # Cells come cheapest first, and what they leave of their share goes to the dear ones.
+                share = self._budget / self._cells_left
+                result = measure_cell(
+                    cell, methods, arguments.rounds, share, lambda text, cell=cell: self._progress(f"{cell}: {text}")
+                )
+                self._budget -= time.perf_counter() - start
+                self._cells_left -= 1
+                self._results.append(result)
+                if not arguments.batching:
+                    self._show(report.cell_section(result))
+
+    def _compare_memory(self, depth: int, files: Files) -> None:
+        memory = {}
+        for name in (PLAIN, OURS, TWO_LOADED, DIFFUSERS):
+            self._progress(f"memory of a process of its own: {name}, depth {depth}")
+            memory[name] = measure_memory(name, self._arguments.host, files, _MEMORY_LATENT)
+        self._values["memory"] = {"depth": depth, **{name: asdict(m) for name, m in memory.items()}}
+        self._show(report.memory_section(depth, memory))
+
+    def _show(self, section: str) -> None:
+        self._sections.append(section)
+        self._progress.print(section + "\n")
+
+
+def _settle_allocator() -> None:
+    """Free a large block, as any ComfyUI has done by the time it samples.
+
+    glibc serves blocks up to the largest one freed so far (32 MiB at most) without asking the system. Until then the
+    methods with the larger tensors would pay thousands of page faults a step, and the others none.
+    """
+    for _ in range(2):
+        torch.empty(31 * 1024**2, dtype=torch.uint8).fill_(0)
+
+
+def _introduction(machine: dict[str, Any]) -> str:
+    described = "\n".join(f"- {key}: {value}" for key, value in machine.items())
+    return (
+        f"# RLG benchmark\n\n{described}\n"
+        f"- cfg {CFG}, scale {SCALE}, {TEXT_TOKENS} text tokens, euler; the same weights, noise and steps for all\n"
+        "- methods are interleaved: every round runs each once, in random order; medians, and quartiles of each "
+        "round's own ratio in brackets\n"
+    )
