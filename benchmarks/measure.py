@@ -49,7 +49,6 @@ class Result:
 
 def load_methods(files: models.Files, extension: Extension) -> dict[str, Method]:
     """Load the models of all methods, to stay loaded."""
-    models.add_lora_folder(files.adapter.parent)
     base = models.load_model(files.base)
     tuned = models.load_tuned(base, files.adapter, extension)
     merged = models.load_model(files.merged)

@@ -94,7 +94,6 @@ def _euler(model: Callable, x: torch.Tensor, sigmas: torch.Tensor, **arguments: 
 def _run(guider: Any, task: Task, solver: Callable = _euler) -> Sample:
     steps, run = Elapsed(), Elapsed()
 
-    # The arguments by name: the host passes only those it finds in the signature.
     def timed(model: Callable, x: torch.Tensor, sigmas: torch.Tensor, **arguments: Any) -> torch.Tensor:
         with steps:
             return solver(model, x, sigmas, **arguments)

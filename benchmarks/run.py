@@ -20,18 +20,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--host", type=Path, required=True, help="ComfyUI's folder")
     parser.add_argument("--quick", action="store_true", help="depth 4 and 32 × 32 latents only")
     parser.add_argument("--batching", action="store_true", help="only compare one batch with two passes")
-    parser.add_argument("--depth", type=int, nargs="+", help="blocks of the model; its width is 64 × depth (4 12)")
-    parser.add_argument("--latent", type=int, nargs="+", help="sides of the latents (32 64)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images a run (1)")
-    parser.add_argument("--rounds", type=int, default=11, help="rounds of each cell at most (11)")
+    parser.add_argument("--depth", type=_count, nargs="+", help="blocks of the model; its width is 64 × depth (4 12)")
+    parser.add_argument("--latent", type=_count, nargs="+", help="sides of the latents (32 64)")
+    parser.add_argument("--batch", type=_count, nargs="+", default=[1], help="images a run (1)")
+    parser.add_argument("--rounds", type=_count, default=11, help="rounds of each cell at most (11)")
     parser.add_argument("--minutes", type=float, help="time for all rounds together (6; with --quick 0.5)")
-    parser.add_argument("--threads", type=int, help="torch's threads (its own choice)")
+    parser.add_argument("--threads", type=_count, help="torch's threads (its own choice)")
     arguments = parser.parse_args()
     arguments.depth = arguments.depth or ([4] if arguments.quick else [4, 12])
     arguments.latent = arguments.latent or ([32] if arguments.quick else [32, 64])
     arguments.host = arguments.host.resolve()
     arguments.minutes = arguments.minutes or (0.5 if arguments.quick else 6.0)
     return arguments
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def main() -> None:
