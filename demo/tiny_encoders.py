@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 CLIP_WIDTH, CLIP_LAYERS, CLIP_VOCABULARY, CLIP_POSITIONS = 768, 12, 49408, 77
+LAYER_SIZE = 0.1
+"""Size of what a layer of CLIP-L adds to its input, whose size is 1 at first."""
+
 LATENT_CHANNELS = 16
 VAE_WIDTH = 64
 
@@ -22,31 +25,36 @@ COLOUR_GAIN = 0.1
 
 
 def clip_l_state_dict() -> dict[str, Tensor]:
-    """CLIP-L under the names of `transformers`, fp16, 246 MB. Random, but different prompts encode differently."""
+    """CLIP-L under the names of `transformers`, fp16, 246 MB, the same on every machine.
+
+    Random, but fit to be read: the token and its position dominate each output, and the layers add a little of what
+    stands before it (with the usual size of the layers, the words would drown in noise of their own making).
+    """
     generator = torch.Generator().manual_seed(0)
     sd: dict[str, Tensor] = {}
 
     def normal(name: str, *shape: int, std: float) -> None:
         sd[name] = (torch.randn(shape, generator=generator) * std).half()
 
-    def linear(name: str, out_features: int, in_features: int) -> None:
-        normal(f"{name}.weight", out_features, in_features, std=1 / math.sqrt(in_features))
-        normal(f"{name}.bias", out_features, std=0.05)
+    def linear(name: str, out_features: int, in_features: int, size: float = 1.0) -> None:
+        normal(f"{name}.weight", out_features, in_features, std=size / math.sqrt(in_features))
+        normal(f"{name}.bias", out_features, std=0.05 * size)
 
     def layer_norm(name: str) -> None:
         sd[f"{name}.weight"] = torch.ones(CLIP_WIDTH, dtype=torch.float16)
         sd[f"{name}.bias"] = torch.zeros(CLIP_WIDTH, dtype=torch.float16)
 
-    normal("text_model.embeddings.token_embedding.weight", CLIP_VOCABULARY, CLIP_WIDTH, std=0.02)
-    normal("text_model.embeddings.position_embedding.weight", CLIP_POSITIONS, CLIP_WIDTH, std=0.005)
+    normal("text_model.embeddings.token_embedding.weight", CLIP_VOCABULARY, CLIP_WIDTH, std=1.0)
+    normal("text_model.embeddings.position_embedding.weight", CLIP_POSITIONS, CLIP_WIDTH, std=0.5)
     for index in range(CLIP_LAYERS):
         layer = f"text_model.encoder.layers.{index}"
         layer_norm(f"{layer}.layer_norm1")
-        for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        for projection in ("q_proj", "k_proj", "v_proj"):
             linear(f"{layer}.self_attn.{projection}", CLIP_WIDTH, CLIP_WIDTH)
+        linear(f"{layer}.self_attn.out_proj", CLIP_WIDTH, CLIP_WIDTH, LAYER_SIZE)
         layer_norm(f"{layer}.layer_norm2")
         linear(f"{layer}.mlp.fc1", 4 * CLIP_WIDTH, CLIP_WIDTH)
-        linear(f"{layer}.mlp.fc2", CLIP_WIDTH, 4 * CLIP_WIDTH)
+        linear(f"{layer}.mlp.fc2", CLIP_WIDTH, 4 * CLIP_WIDTH, LAYER_SIZE)
     layer_norm("text_model.final_layer_norm")
     sd["text_projection.weight"] = torch.eye(CLIP_WIDTH, dtype=torch.float16)
     return sd
