@@ -7,10 +7,21 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 from .guidance import RLGGuiderNode, RLGModel
 from .loaders import RLGLoadLora, RLGLoadModels
 from .sampling import RLGKSampler
+from .schedules import RLGCombinedGeneration, RLGKeyframes, RLGRamp, RLGScale
 
 
 class RLGExtension(ComfyExtension):
     """The nodes of this pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [RLGLoadModels, RLGLoadLora, RLGModel, RLGGuiderNode, RLGKSampler]
+        return [
+            RLGLoadModels,
+            RLGLoadLora,
+            RLGModel,
+            RLGGuiderNode,
+            RLGKSampler,
+            RLGScale,
+            RLGCombinedGeneration,
+            RLGRamp,
+            RLGKeyframes,
+        ]

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
+from ..rlg_sampler import schedule as schedules
+
+Schedule = io.Custom("RLG_SCHEDULE")
+
+_SCALE = (
+    "How strongly the RL tuning acts. 0 = base model, 1 = tuned model, between = weaker, above 1 = beyond what "
+    "training reached (1 to 3 is usual; more reward, less variety), below 0 = away from it."
+)
+
 
 def base_input() -> io.Model.Input:
     return io.Model.Input(
@@ -21,17 +30,34 @@ def tuned_input() -> io.Model.Input:
     )
 
 
-def scale_input() -> io.Float.Input:
+def scale_input(name: str = "scale", default: float = 1.6, tooltip: str = _SCALE) -> io.Float.Input:
+    return io.Float.Input(name, default=default, min=-10.0, max=10.0, step=0.05, round=0.001, tooltip=tooltip)
+
+
+def percent_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     return io.Float.Input(
-        "scale",
-        default=1.6,
-        min=-10.0,
-        max=10.0,
-        step=0.05,
+        name,
+        default=default,
+        min=0.0,
+        max=1.0,
+        step=0.01,
         round=0.001,
-        tooltip="How strongly the RL tuning acts. 0 = base model, 1 = tuned model, between = weaker, above 1 = beyond "
-        "what training reached (1 to 3 is usual; more reward, less variety), below 0 = away from it.",
+        tooltip=f"{tooltip}. With denoise below 1 only the steps that run count.",
     )
+
+
+def schedule_input() -> io.Input:
+    return Schedule.Input(
+        "schedule",
+        optional=True,
+        tooltip="A scale that changes over the steps, from one of the RLG schedule nodes; it replaces scale. "
+        "Steps at scale 0 evaluate the base model alone, steps at 1 the tuned model alone.",
+    )
+
+
+def schedule_of(scale: float, schedule: schedules.Schedule | None) -> schedules.Schedule:
+    """What the scale inputs of a sampling node mean together."""
+    return schedules.constant(scale) if schedule is None else schedule
 
 
 def cfg_input() -> io.Float.Input:

@@ -8,6 +8,7 @@ import nodes as comfy_nodes
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.guider import check_latent, guided_model
+from ..rlg_sampler.schedule import Schedule
 from . import inputs
 
 
@@ -61,6 +62,7 @@ class RLGKSampler(io.ComfyNode):
                     tooltip="How much is made anew: 1 = everything, lower keeps more of latent_image.",
                 ),
                 inputs.scale_input(),
+                inputs.schedule_input(),
                 inputs.tuned_cfg_input(),
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="The picture as latent, for VAE Decode.")],
@@ -81,9 +83,10 @@ class RLGKSampler(io.ComfyNode):
         latent_image: io.Latent.Type,
         denoise: float,
         scale: float,
+        schedule: Schedule | None = None,
         tuned_cfg: float | None = None,
     ) -> io.NodeOutput:
-        model = guided_model(base, tuned, scale, tuned_cfg)
+        model = guided_model(base, tuned, inputs.schedule_of(scale, schedule), tuned_cfg)
         check_latent(model, comfy.sample.fix_empty_latent_channels(model, latent_image["samples"]))
         (latent,) = comfy_nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise

@@ -17,6 +17,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from .branch_options import KEY, Options, added_options, sampling_options, with_wrapper_first
 from .deltas import ALL_ROWS, Deltas
 from .pair import ModelPair
+from .schedule import Schedule
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
@@ -30,10 +31,10 @@ _COMPILE_KEY = "torch.compile"
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A tuned MODEL in the mix, with its scale and its CFG (None: the sampler's)."""
+    """A tuned MODEL in the mix, with its scale over the run and its CFG (None: the sampler's)."""
 
     pair: ModelPair
-    scale: float
+    schedule: Schedule
     cfg: float | None = None
 
 
@@ -53,7 +54,7 @@ class TunedBranch:
     """One tuned model during a run.
 
     Attributes:
-        tuned: the tuned MODEL with its scale and CFG.
+        tuned: the tuned MODEL with its schedule and CFG.
         patcher: the loaded MODEL it is evaluated on (the base's, where weights are shared).
         base_options: the base MODEL's own options, to tell later additions from.
         has_own_options: whether its MODEL's options differ from those.

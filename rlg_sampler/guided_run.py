@@ -20,6 +20,7 @@ from .branch_options import KEY, Options
 from .deltas import RowsNotSeparable
 from .mixing import base_coefficient, mix
 from .prediction import Prediction
+from .schedule import step_index
 from .shared_call import Part, can_share_a_call, predict_together
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class GuidedRun:
         self._guider = guider
         self._branches = list(branches)
         self._base_wrappers = list(base_wrappers)
-        self._scales = [branch.tuned.scale for branch in branches]
+        self._sigmas: list[float] = []
         self._latent_shapes = latent_shapes
         # The host prepares the guider's own dictionaries for the base model; the tuned branches start from these.
         self._raw_conds = {name: [c.copy() for c in conds] for name, conds in guider.conds.items()}
@@ -93,7 +94,8 @@ class GuidedRun:
             # Control nets remember the model they were prepared for last, and take its sigmas.
             for conds in guider.conds.values():
                 comfy.samplers.pre_run_control(guider.inner_model, conds)
-            self._announce(len(self._shared_parts(extra_args["model_options"], noise)))
+            self._sigmas = sigmas.tolist()
+            self._announce(len(self._shared_parts(extra_args["model_options"], noise, self._busiest_scales())))
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
 
     def predict_noise(
@@ -107,36 +109,48 @@ class GuidedRun:
         """PREDICT_NOISE wrapper: the guided x0 at this step, shaped like `x`."""
         options, sampler_hooks = self._without_sampler_hooks(model_options or {})
         record = bool(sampler_hooks)
+        scales = self._scales_at(timestep)
         predictions: dict[int, Prediction] = {}
-        if parts := self._shared_parts(options, x):
+        if parts := self._shared_parts(options, x, scales):
             try:
                 predictions = predict_together(parts, self._guider, options, x, timestep, seed, record)
             except RowsNotSeparable as error:
                 logger.info("RLG: rows cannot share a call (%s); the branches run one after another.", error)
                 self._rows_separable = False
-        if _BASE not in predictions and base_coefficient(self._scales) != 0.0:
+        if _BASE not in predictions and base_coefficient(scales) != 0.0:
             predictions[_BASE] = self._predict(self._base_wrappers, options, x, timestep, seed, record)
         for index, branch in enumerate(self._branches):
-            if index not in predictions:
+            if index not in predictions and scales[index] != 0.0:
                 with self._acting_for(branch):
                     predictions[index] = self._predict(
                         branch.predict_wrappers, branch.options(options), x, timestep, seed, record
                     )
-        mixed = self._mixed(predictions, "x0")
+        mixed = _mixed(predictions, scales, "x0")
         if not record or any(p.cond is None for p in predictions.values()):
             return mixed
-        return self._through_sampler_hooks(sampler_hooks, mixed, predictions, options, x, timestep)
+        return self._through_sampler_hooks(sampler_hooks, mixed, predictions, scales, options, x, timestep)
 
-    def _shared_parts(self, options: Options, x: torch.Tensor) -> dict[int, Part]:
-        """The branches that can and should be one model call; empty where none should."""
+    def _busiest_scales(self) -> list[float]:
+        """Scales of the step that needs the most branches."""
+        steps = len(self._sigmas) - 1
+        per_step = zip(*(branch.tuned.schedule.per_step(steps) for branch in self._branches), strict=True)
+        return list(max(per_step, key=lambda scales: sum(s != 0.0 for s in (base_coefficient(scales), *scales))))
+
+    def _scales_at(self, timestep: torch.Tensor) -> list[float]:
+        """The scale of each tuned model at an evaluation; `timestep` has shape (batch,), one sigma for all."""
+        progress = step_index(float(timestep.max()), self._sigmas) / (len(self._sigmas) - 1)
+        return [branch.tuned.schedule.at(progress) for branch in self._branches]
+
+    def _shared_parts(self, options: Options, x: torch.Tensor, scales: Sequence[float]) -> dict[int, Part]:
+        """The branches that can and should be one model call at these scales; empty where none should."""
         if not self._rows_separable or self._base_wrappers or not can_share_a_call(self._guider, options):
             return {}
         conds, cfg = self._guider.conds, self._guider.cfg
         parts = {}
-        if base_coefficient(self._scales) != 0.0:
+        if base_coefficient(scales) != 0.0:
             parts[_BASE] = Part(conds.get("positive"), conds.get("negative"), cfg, options, None)
         for index, branch in enumerate(self._branches):
-            if branch.deltas is not None and not branch.has_own_options:
+            if scales[index] != 0.0 and branch.deltas is not None and not branch.has_own_options:
                 own_cfg = cfg if branch.tuned.cfg is None else branch.tuned.cfg
                 positive, negative = branch.conds.get("positive"), branch.conds.get("negative")
                 parts[index] = Part(positive, negative, own_cfg, branch.options(options), branch.deltas)
@@ -187,14 +201,15 @@ class GuidedRun:
         hooks: Sequence[Callable],
         mixed: torch.Tensor,
         predictions: Mapping[int, Prediction],
+        scales: Sequence[float],
         options: Options,
         x: torch.Tensor,
         timestep: torch.Tensor,
     ) -> torch.Tensor:
         """Let a sampler that looks into CFG (euler_cfg_pp and its kin) see the guided predictions."""
         arguments = {
-            "cond_denoised": self._mixed(predictions, "cond"),
-            "uncond_denoised": self._mixed(predictions, "uncond"),
+            "cond_denoised": _mixed(predictions, scales, "cond"),
+            "uncond_denoised": _mixed(predictions, scales, "uncond"),
             "cond": self._guider.conds.get("positive"),
             "uncond": self._guider.conds.get("negative"),
             "cond_scale": self._guider.cfg,
@@ -207,15 +222,28 @@ class GuidedRun:
             mixed = hook({"denoised": mixed, **arguments})
         return mixed
 
-    def _mixed(self, predictions: Mapping[int, Prediction], part: str) -> torch.Tensor:
-        base = predictions.get(_BASE)
-        tuned = [getattr(predictions[i], part) for i in range(len(self._branches))]
-        return mix(base and getattr(base, part), tuned, self._scales)
-
     def _announce(self, together: int) -> None:
         adapted = sum(len(b.deltas.modules) for b in self._branches if b.deltas)
         weights = f"shared weights, {adapted} adapted modules" if adapted else "two sets of weights"
         passes = f"{together} branches in one batch" if together else "branches one after another"
         patches = ", each with the patches of its own MODEL" if any(b.has_own_options for b in self._branches) else ""
-        scales = ", ".join(f"{s:g}" for s in self._scales)
-        logger.info("RLG: scale %s, %s, %s%s", scales, weights, passes, patches)
+        schedules = [branch.tuned.schedule for branch in self._branches]
+        logger.info("RLG: scale %s, %s, %s%s", "; ".join(map(str, schedules)), weights, passes, patches)
+        steps = len(self._sigmas) - 1
+        for schedule in schedules:
+            if unreached := schedule.unreached(steps):
+                logger.warning(
+                    "RLG: none of the %d steps takes scale %s of the schedule %s; widen its range or use more steps.",
+                    steps, ", ".join(f"{s:g}" for s in unreached), schedule,
+                )  # fmt: skip
+
+
+def _mixed(predictions: Mapping[int, Prediction], scales: Sequence[float], part: str) -> torch.Tensor:
+    """The mix of one part of the predictions; a branch that was not needed has none."""
+    base = predictions.get(_BASE)
+    tuned = [index for index in sorted(predictions) if index != _BASE]
+    return mix(
+        base and getattr(base, part),
+        [getattr(predictions[index], part) for index in tuned],
+        [scales[index] for index in tuned],
+    )

@@ -21,8 +21,8 @@ from comfy.samplers import CFGGuider
 from .branch import TunedBranch, TunedModel
 from .branch_options import KEY, Options, same_options, sampling_options
 from .guided_run import GuidedRun
-from .mixing import check_scale
 from .pair import ModelPair, check_nothing_added
+from .schedule import Schedule, constant
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -69,32 +69,33 @@ class Guidance:
         return branches
 
 
-def guided_model(base: ModelPatcher, tuned: ModelPatcher, scale: float, tuned_cfg: float | None = None) -> ModelPatcher:
-    """A MODEL whose x0 is x0_base + scale · (x0_tuned − x0_base), each with its own CFG.
+def guided_model(
+    base: ModelPatcher, tuned: ModelPatcher, schedule: Schedule, tuned_cfg: float | None = None
+) -> ModelPatcher:
+    """A MODEL whose x0 is x0_base + s · (x0_tuned − x0_base), s as scheduled, each with its own CFG.
 
     Args:
         base: the base MODEL, or one that is guided already: then `tuned` joins its mix,
             x0_base + Σ_k s_k · (x0_k − x0_base).
         tuned: the RL-tuned MODEL; a clone of the base with other weight patches shares its weights.
-        scale: s, from -10 to 10; 0 leaves the base as it is and does not even load `tuned`.
+        schedule: s over the run; 0 throughout leaves the base as it is and does not even load `tuned`.
         tuned_cfg: CFG of the tuned branch; None takes the sampler's.
 
     Raises:
-        ValueError: the scale cannot be used, or the two MODELs are no pair.
+        ValueError: the two MODELs are no pair.
     """
-    check_scale(scale)
     if Guidance.on(tuned) is not None:
         raise ValueError(
             "tuned: it is a guided MODEL already; connect the plain tuned MODEL, and chain RLG Model through 'base'."
         )
     pair = ModelPair.from_models(base, tuned)
     model = base.clone()
-    if scale == 0.0:
+    if schedule == constant(0.0):
         return model
     before = Guidance.on(base)
     if before is None:
         model.model_options[_BASE_OPTIONS] = copy_nested_dicts(model.model_options)
-    guidance = Guidance((*(before.tuned if before else ()), TunedModel(pair, scale, tuned_cfg)))
+    guidance = Guidance((*(before.tuned if before else ()), TunedModel(pair, schedule, tuned_cfg)))
     model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance)
     separate = [t.pair.tuned for t in guidance.tuned if not t.pair.shares_weights]
@@ -113,7 +114,7 @@ def guided_model(base: ModelPatcher, tuned: ModelPatcher, scale: float, tuned_cf
 
 
 class RLGGuider(CFGGuider):
-    """The stock CFG guider on a guided MODEL, with a clear word for an empty schedule."""
+    """The stock CFG guider on a guided MODEL, with a clear word for a list of sigmas without a step."""
 
     def sample(
         self,

@@ -16,15 +16,15 @@ import torch
 MIN_SCALE, MAX_SCALE = -10.0, 10.0
 
 
-def check_scale(scale: float) -> float:
-    """Return `scale` if it can be used.
+def check_scale(scale: float, name: str = "scale") -> float:
+    """Return `scale` if it can be used; `name` is the input it came from.
 
     Raises:
         ValueError: it is not a finite number from -10 to 10.
     """
     if not (math.isfinite(scale) and MIN_SCALE <= scale <= MAX_SCALE):
         raise ValueError(
-            f"scale: {scale} cannot be used; give a number from {MIN_SCALE:g} to {MAX_SCALE:g} "
+            f"{name}: {scale} cannot be used; give a number from {MIN_SCALE:g} to {MAX_SCALE:g} "
             "(0 = base model, 1 = tuned model, above 1 = beyond it)."
         )
     return scale

@@ -46,6 +46,7 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("checkpoints", "loras"):
         (root / kind).mkdir()
         folder_paths.add_model_folder_path(kind, str(root / kind), is_default=True)
+    folder_paths.set_temp_directory(str(root.parent / "temp"))  # previews: the host's own folders are only read
     return root
 
 

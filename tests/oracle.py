@@ -18,7 +18,7 @@ import torch
 def two_models(
     base: Any,
     tuned: Any,
-    scale: float,
+    scale: float | Callable[[float], float],
     positive: list,
     negative: list,
     latent_image: dict,
@@ -33,6 +33,7 @@ def two_models(
 ) -> torch.Tensor:
     """Latents of x0 = x0_base + scale · (x0_tuned − x0_base); arguments as of RLGKSampler.
 
+    `scale` may be a function of sigma.
     `own_positive` makes a positive for each model, for conds that keep state over a run.
     """
     solver = getattr(comfy.k_diffusion.sampling, f"sample_{sampler_name}")
@@ -54,7 +55,8 @@ def two_models(
         def with_base(base_x0: Any, x: torch.Tensor, sigmas: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             def mixed(x: torch.Tensor, sigma: torch.Tensor, **base_args: Any) -> torch.Tensor:
                 of_base = base_x0(x, sigma, **base_args)
-                return of_base + scale * (tuned_x0(x, sigma, **extra_args) - of_base)
+                now = scale(float(sigma[0])) if callable(scale) else scale
+                return of_base + now * (tuned_x0(x, sigma, **extra_args) - of_base)
 
             mixed.inner_model = base_x0.inner_model  # some solvers ask it for the noise process
             return solver(mixed, x, sigmas, **kwargs)

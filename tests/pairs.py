@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import comfy.model_base
+import comfy.model_patcher
 import comfy.sd
+import comfy.supported_models
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -47,6 +50,26 @@ def load_checkpoint(path: Path) -> Any:
     """The MODEL of a checkpoint: a new set of weights at each call."""
     model, *_ = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=False, output_clip=False)
     return model
+
+
+def tiny_unet() -> Any:
+    """An SD1.5-type MODEL (eps prediction) with random weights, as tiny as the host's configuration allows."""
+    config = comfy.supported_models.SD15(
+        {
+            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1],
+            "channel_mult": [1], "transformer_depth": [1], "transformer_depth_middle": 1,
+            "transformer_depth_output": [1, 1],
+            "context_dim": 32, "num_heads": 4, "use_spatial_transformer": True, "adm_in_channels": None,
+            "use_linear_in_transformer": False, "use_temporal_attention": False, "disable_self_attentions": None,
+        }
+    )  # fmt: skip
+    config.set_inference_dtype(torch.float32, None)
+    unet = comfy.model_base.BaseModel(config)
+    generator = torch.Generator().manual_seed(0)
+    for weight in unet.diffusion_model.parameters():
+        weight.data = torch.randn(weight.shape, generator=generator) / (weight[0].numel() ** 0.5 + 1)
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(unet, cpu, cpu)
 
 
 def conds(seed: int, batch: int = 1, **extra: Any) -> list:

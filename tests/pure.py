@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
 
+# A package of another name, so that relative imports work and the one the host loads stays apart.
+_package = ModuleType("pure_rlg_sampler")
+_package.__path__ = [str(Path(__file__).resolve().parent.parent / "rlg_sampler")]
+sys.modules[_package.__name__] = _package
 
-def _load(name: str) -> ModuleType:
-    path = Path(__file__).resolve().parent.parent / "rlg_sampler" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"pure_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-mixing = _load("mixing")
-peft_config = _load("peft_config")
+mixing = importlib.import_module("pure_rlg_sampler.mixing")
+peft_config = importlib.import_module("pure_rlg_sampler.peft_config")
+schedule = importlib.import_module("pure_rlg_sampler.schedule")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from demo.tiny_model import TinySD3
-from pairs import conds, load_checkpoint, picture_latent, task, write_lora, write_model
+from pairs import conds, load_checkpoint, picture_latent, task, tiny_unet, write_lora, write_model
 
 
 @pytest.fixture(scope="module")
@@ -87,24 +87,7 @@ def test_another_size_of_the_architecture(refused, base, models_dir) -> None:
 
 
 def test_another_architecture(refused, base) -> None:
-    """A real UNet of the host, as tiny as its configuration allows."""
-    import comfy.model_base
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    config = comfy.supported_models.SD15(
-        {
-            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1],
-            "channel_mult": [1], "transformer_depth": [1], "transformer_depth_middle": 1,
-            "transformer_depth_output": [1, 1],
-            "context_dim": 32, "num_heads": 4, "use_spatial_transformer": True, "adm_in_channels": None,
-            "use_linear_in_transformer": False, "use_temporal_attention": False, "disable_self_attentions": None,
-        }
-    )  # fmt: skip
-    config.set_inference_dtype(torch.float32, None)
-    unet = comfy.model_base.BaseModel(config)
-    cpu = torch.device("cpu")
-    sentence = refused(base, comfy.model_patcher.ModelPatcher(unet, cpu, cpu))
+    sentence = refused(base, tiny_unet())
     assert "it is a SD15 model and base is a SD3" in sentence
 
 

@@ -1,0 +1,143 @@
+"""Nodes that make the scale depend on the progress of the run."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io, ui
+
+from ..rlg_sampler import schedule as schedules
+from ..rlg_sampler.schedule_plot import plot
+from . import inputs
+
+
+def _output() -> io.Output:
+    return inputs.Schedule.Output(display_name="schedule", tooltip="For 'schedule' of the RLG sampling nodes.")
+
+
+def _with_plot(schedule: schedules.Schedule) -> io.NodeOutput:
+    return io.NodeOutput(schedule, ui=ui.PreviewImage(plot(schedule)))
+
+
+class RLGScale(io.ComfyNode):
+    """A constant scale in a range of steps: interval guidance."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGScale",
+            display_name="RLG Scale in a Range",
+            category="RLG/schedules",
+            description="One scale for a range of steps, another one outside of it.",
+            inputs=[
+                inputs.scale_input(),
+                inputs.percent_input("start_percent", 0.0, "Where the range begins, as a part of the steps: 0 = first"),
+                inputs.percent_input(
+                    "end_percent", 1.0, "Where the range ends; the step there is outside. 1 = up to and with the last"
+                ),
+                inputs.scale_input(
+                    "outside", 1.0, "Scale outside the range: 1 = tuned model, 0 = base model; either costs one model."
+                ),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(cls, scale: float, start_percent: float, end_percent: float, outside: float) -> io.NodeOutput:
+        return _with_plot(schedules.in_range(scale, start_percent, end_percent, outside))
+
+
+class RLGCombinedGeneration(io.ComfyNode):
+    """The base model first, the tuned one for the rest (ImageReFL, arXiv 2505.22569)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGCombinedGeneration",
+            display_name="RLG Combined Generation",
+            category="RLG/schedules",
+            description="The base model makes the first steps, which keep variety; the tuned model finishes. "
+            "With scale 1 each step costs one model.",
+            inputs=[
+                inputs.percent_input(
+                    "switch_percent",
+                    0.8,
+                    "When the tuned model takes over, as a part of the steps: 0.8 = for the last fifth (32 of 40 steps "
+                    "are the base's); 0 = the tuned model throughout, 1 = never",
+                ),
+                inputs.scale_input("scale", 1.0, "Scale from the switch on: 1 = the tuned model, above 1 = beyond it."),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(cls, switch_percent: float, scale: float) -> io.NodeOutput:
+        return _with_plot(schedules.combined_generation(switch_percent, scale))
+
+
+class RLGRamp(io.ComfyNode):
+    """A scale that rises or falls over the run; 0, 1, power is ImageReFL's annealed guidance."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGRamp",
+            display_name="RLG Ramp",
+            category="RLG/schedules",
+            description="Goes from one scale to another over the steps. From 0 to 1 with 'power' it is the annealed "
+            "guidance of ImageReFL.",
+            inputs=[
+                inputs.scale_input("start_scale", 0.0, "Scale at the first step: 0 = base model, 1 = tuned model."),
+                inputs.scale_input("end_scale", 1.0, "Scale that the run goes to: 0 = base model, 1 = tuned model."),
+                io.Combo.Input(
+                    "curve",
+                    options=["linear", "cosine", "power"],
+                    default="linear",
+                    tooltip="linear = evenly, cosine = slow at both ends, power = slow start (with power above 1).",
+                ),
+                io.Float.Input(
+                    "power",
+                    default=2.0,
+                    min=0.05,
+                    max=20.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="Exponent of the curve 'power': 1 = linear, 2 to 5 = later; ignored by the other curves.",
+                ),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(cls, start_scale: float, end_scale: float, curve: str, power: float) -> io.NodeOutput:
+        return _with_plot(schedules.ramp(start_scale, end_scale, curve, power))
+
+
+class RLGKeyframes(io.ComfyNode):
+    """A scale written down as positions and values."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGKeyframes",
+            display_name="RLG Keyframes",
+            category="RLG/schedules",
+            description="Any schedule, as pairs of position and scale.",
+            inputs=[
+                io.String.Input(
+                    "keyframes",
+                    default="0:0, 0.5:1, 0.8:2",
+                    tooltip="position:scale pairs in rising order; position 0 = first step, 0.5 = half of the steps. "
+                    "Each scale holds from its position on.",
+                ),
+                io.Combo.Input(
+                    "interpolation",
+                    options=["step", "linear"],
+                    default="step",
+                    tooltip="step = hold each scale until the next position, linear = go straight to the next scale.",
+                ),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(cls, keyframes: str, interpolation: str) -> io.NodeOutput:
+        return _with_plot(schedules.keyframes(keyframes, interpolation))
