@@ -8,6 +8,7 @@ from .guidance import RLGGuiderNode, RLGModel
 from .loaders import RLGLoadLora, RLGLoadModels
 from .sampling import RLGKSampler
 from .schedules import RLGCombinedGeneration, RLGKeyframes, RLGRamp, RLGScale
+from .sweep import RLGGrid, RLGSweep
 
 
 class RLGExtension(ComfyExtension):
@@ -24,4 +25,6 @@ class RLGExtension(ComfyExtension):
             RLGCombinedGeneration,
             RLGRamp,
             RLGKeyframes,
+            RLGSweep,
+            RLGGrid,
         ]

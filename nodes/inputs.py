@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.samplers
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler import schedule as schedules
@@ -91,3 +92,44 @@ def positive_input() -> io.Conditioning.Input:
 
 def negative_input() -> io.Conditioning.Input:
     return io.Conditioning.Input("negative", tooltip="What it should not show. Not used where CFG is 1.0.")
+
+
+def ksampler_inputs() -> list[io.Input]:
+    """The pair and everything that the stock KSampler asks for, in its order."""
+    return [
+        base_input(),
+        tuned_input(),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip="The noise to start from. The same seed at another scale shows what the tuning changes.",
+        ),
+        io.Int.Input("steps", default=28, min=1, max=10000, tooltip="Sampling steps; 20 to 40 are usual for SD3.5."),
+        cfg_input(),
+        io.Combo.Input(
+            "sampler_name",
+            options=comfy.samplers.KSampler.SAMPLERS,
+            default="euler",
+            tooltip="The sampling method. The RLG reference uses euler.",
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=comfy.samplers.KSampler.SCHEDULERS,
+            default="normal",
+            tooltip="How the noise falls over the steps. 'normal' matches the RLG reference on SD3.5.",
+        ),
+        positive_input(),
+        negative_input(),
+        io.Latent.Input("latent_image", tooltip="An empty latent, or a picture to change (denoise below 1)."),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="How much is made anew: 1 = everything, lower keeps more of latent_image.",
+        ),
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import comfy.sample
-import comfy.samplers
 import nodes as comfy_nodes
 from comfy_api.v0_0_2 import io
 
@@ -24,43 +23,7 @@ class RLGKSampler(io.ComfyNode):
             description="KSampler for a base model and its RL-tuned version: "
             "base + scale × (tuned − base) at every step.",
             inputs=[
-                inputs.base_input(),
-                inputs.tuned_input(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The noise to start from. The same seed at another scale shows what the tuning changes.",
-                ),
-                io.Int.Input(
-                    "steps", default=28, min=1, max=10000, tooltip="Sampling steps; 20 to 40 are usual for SD3.5."
-                ),
-                inputs.cfg_input(),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="euler",
-                    tooltip="The sampling method. The RLG reference uses euler.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="normal",
-                    tooltip="How the noise falls over the steps. 'normal' matches the RLG reference on SD3.5.",
-                ),
-                inputs.positive_input(),
-                inputs.negative_input(),
-                io.Latent.Input("latent_image", tooltip="An empty latent, or a picture to change (denoise below 1)."),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How much is made anew: 1 = everything, lower keeps more of latent_image.",
-                ),
+                *inputs.ksampler_inputs(),
                 inputs.scale_input(),
                 inputs.schedule_input(),
                 inputs.tuned_cfg_input(),

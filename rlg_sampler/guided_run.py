@@ -19,6 +19,7 @@ from .branch import RunInputs, TunedBranch
 from .branch_options import KEY, Options
 from .deltas import RowsNotSeparable
 from .mixing import base_coefficient, mix
+from .plan import SharedEvaluations
 from .prediction import Prediction
 from .schedule import step_index
 from .shared_call import Part, can_share_a_call, predict_together
@@ -41,6 +42,7 @@ class GuidedRun:
         branches: the tuned models.
         base_wrappers: PREDICT_NOISE wrappers of the base MODEL, the outermost first.
         latent_shapes: as the host passes it to `outer_sample`.
+        shared: predictions in common with other runs of a sweep.
     """
 
     def __init__(
@@ -49,10 +51,12 @@ class GuidedRun:
         branches: Sequence[TunedBranch],
         base_wrappers: Sequence[Callable],
         latent_shapes: Any,
+        shared: SharedEvaluations | None = None,
     ) -> None:
         self._guider = guider
         self._branches = list(branches)
         self._base_wrappers = list(base_wrappers)
+        self._shared = shared
         self._sigmas: list[float] = []
         self._latent_shapes = latent_shapes
         # The host prepares the guider's own dictionaries for the base model; the tuned branches start from these.
@@ -95,7 +99,7 @@ class GuidedRun:
             for conds in guider.conds.values():
                 comfy.samplers.pre_run_control(guider.inner_model, conds)
             self._sigmas = sigmas.tolist()
-            self._announce(len(self._shared_parts(extra_args["model_options"], noise, self._busiest_scales())))
+            self._announce(len(self._shared_parts(extra_args["model_options"], noise, self._at_most_needed())))
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
 
     def predict_noise(
@@ -109,48 +113,52 @@ class GuidedRun:
         """PREDICT_NOISE wrapper: the guided x0 at this step, shaped like `x`."""
         options, sampler_hooks = self._without_sampler_hooks(model_options or {})
         record = bool(sampler_hooks)
-        scales = self._scales_at(timestep)
-        predictions: dict[int, Prediction] = {}
-        if parts := self._shared_parts(options, x, scales):
+        step = step_index(float(timestep.max()), self._sigmas)
+        scales = self._scales_at(step)
+        predictions = self._shared.at(step, x, timestep) if self._shared else {}
+        missing = [branch for branch in _needed(scales) if branch not in predictions]
+        if parts := self._shared_parts(options, x, missing):
             try:
-                predictions = predict_together(parts, self._guider, options, x, timestep, seed, record)
+                predictions.update(predict_together(parts, self._guider, options, x, timestep, seed, record))
             except RowsNotSeparable as error:
                 logger.info("RLG: rows cannot share a call (%s); the branches run one after another.", error)
                 self._rows_separable = False
-        if _BASE not in predictions and base_coefficient(scales) != 0.0:
-            predictions[_BASE] = self._predict(self._base_wrappers, options, x, timestep, seed, record)
-        for index, branch in enumerate(self._branches):
-            if index not in predictions and scales[index] != 0.0:
-                with self._acting_for(branch):
-                    predictions[index] = self._predict(
-                        branch.predict_wrappers, branch.options(options), x, timestep, seed, record
-                    )
+        for index in missing:
+            if index in predictions:
+                continue
+            if index == _BASE:
+                predictions[_BASE] = self._predict(self._base_wrappers, options, x, timestep, seed, record)
+                continue
+            branch = self._branches[index]
+            with self._acting_for(branch):
+                predictions[index] = self._predict(
+                    branch.predict_wrappers, branch.options(options), x, timestep, seed, record
+                )
+        predictions = {branch: predictions[branch] for branch in _needed(scales)}
         mixed = _mixed(predictions, scales, "x0")
+        if self._shared:
+            mixed = mixed.clone()  # a sampler may work in place on what it gets
         if not record or any(p.cond is None for p in predictions.values()):
             return mixed
         return self._through_sampler_hooks(sampler_hooks, mixed, predictions, scales, options, x, timestep)
 
-    def _busiest_scales(self) -> list[float]:
-        """Scales of the step that needs the most branches."""
-        steps = len(self._sigmas) - 1
-        per_step = zip(*(branch.tuned.schedule.per_step(steps) for branch in self._branches), strict=True)
-        return list(max(per_step, key=lambda scales: sum(s != 0.0 for s in (base_coefficient(scales), *scales))))
-
-    def _scales_at(self, timestep: torch.Tensor) -> list[float]:
-        """The scale of each tuned model at an evaluation; `timestep` has shape (batch,), one sigma for all."""
-        progress = step_index(float(timestep.max()), self._sigmas) / (len(self._sigmas) - 1)
+    def _scales_at(self, step: int) -> list[float]:
+        progress = step / (len(self._sigmas) - 1)
         return [branch.tuned.schedule.at(progress) for branch in self._branches]
 
-    def _shared_parts(self, options: Options, x: torch.Tensor, scales: Sequence[float]) -> dict[int, Part]:
-        """The branches that can and should be one model call at these scales; empty where none should."""
+    def _at_most_needed(self) -> list[int]:
+        return max((_needed(self._scales_at(step)) for step in range(len(self._sigmas) - 1)), key=len)
+
+    def _shared_parts(self, options: Options, x: torch.Tensor, needed: Sequence[int]) -> dict[int, Part]:
+        """The branches among `needed` that can and should be one model call; empty where none should."""
         if not self._rows_separable or self._base_wrappers or not can_share_a_call(self._guider, options):
             return {}
         conds, cfg = self._guider.conds, self._guider.cfg
         parts = {}
-        if base_coefficient(scales) != 0.0:
+        if _BASE in needed:
             parts[_BASE] = Part(conds.get("positive"), conds.get("negative"), cfg, options, None)
         for index, branch in enumerate(self._branches):
-            if scales[index] != 0.0 and branch.deltas is not None and not branch.has_own_options:
+            if index in needed and branch.deltas is not None and not branch.has_own_options:
                 own_cfg = cfg if branch.tuned.cfg is None else branch.tuned.cfg
                 positive, negative = branch.conds.get("positive"), branch.conds.get("negative")
                 parts[index] = Part(positive, negative, own_cfg, branch.options(options), branch.deltas)
@@ -228,7 +236,8 @@ class GuidedRun:
         passes = f"{together} branches in one batch" if together else "branches one after another"
         patches = ", each with the patches of its own MODEL" if any(b.has_own_options for b in self._branches) else ""
         schedules = [branch.tuned.schedule for branch in self._branches]
-        logger.info("RLG: scale %s, %s, %s%s", "; ".join(map(str, schedules)), weights, passes, patches)
+        level = logging.DEBUG if self._shared else logging.INFO  # a sweep has a line of its own
+        logger.log(level, "RLG: scale %s, %s, %s%s", "; ".join(map(str, schedules)), weights, passes, patches)
         steps = len(self._sigmas) - 1
         for schedule in schedules:
             if unreached := schedule.unreached(steps):
@@ -238,8 +247,14 @@ class GuidedRun:
                 )  # fmt: skip
 
 
+def _needed(scales: Sequence[float]) -> list[int]:
+    """The branches that the mix at these scales depends on."""
+    base = [_BASE] if base_coefficient(scales) != 0.0 else []
+    return base + [index for index, scale in enumerate(scales) if scale != 0.0]
+
+
 def _mixed(predictions: Mapping[int, Prediction], scales: Sequence[float], part: str) -> torch.Tensor:
-    """The mix of one part of the predictions; a branch that was not needed has none."""
+    """The mix of one part of the needed predictions."""
     base = predictions.get(_BASE)
     tuned = [index for index in sorted(predictions) if index != _BASE]
     return mix(

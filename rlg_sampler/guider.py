@@ -6,6 +6,7 @@ previews, Cancel, memory management) stays the host's.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from .branch import TunedBranch, TunedModel
 from .branch_options import KEY, Options, same_options, sampling_options
 from .guided_run import GuidedRun
 from .pair import ModelPair, check_nothing_added
+from .plan import SharedEvaluations
 from .schedule import Schedule, constant
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class Guidance:
     Args:
         tuned: one entry per chained tuned model.
     """
+
+    shared: SharedEvaluations | None = None
 
     def __init__(self, tuned: tuple[TunedModel, ...]) -> None:
         self.tuned = tuned
@@ -52,7 +56,7 @@ class Guidance:
         base_options = merge_nested_dicts(guider.model_options[_BASE_OPTIONS], _wrappers_of(self.tuned[0].pair.base))
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
         branches = self._branches(guider, base_options)
-        GuidedRun(guider, branches, base_wrappers, kwargs.get("latent_shapes")).install()
+        GuidedRun(guider, branches, base_wrappers, kwargs.get("latent_shapes"), self.shared).install()
         return executor(noise, *args, **kwargs)
 
     def _branches(self, guider: CFGGuider, base_options: Options) -> list[TunedBranch]:
@@ -67,6 +71,14 @@ class Guidance:
             own = not same_options(sampling_options(tuned.pair.tuned), base_options)
             branches.append(TunedBranch(tuned, patcher, base_options, own))
         return branches
+
+
+class _SharingGuidance(Guidance):
+    """Guidance of one run among several that share predictions. Never leaves the node that makes these runs."""
+
+    def __init__(self, tuned: tuple[TunedModel, ...], shared: SharedEvaluations) -> None:
+        super().__init__(tuned)
+        self.shared = shared
 
 
 def guided_model(
@@ -96,8 +108,7 @@ def guided_model(
     if before is None:
         model.model_options[_BASE_OPTIONS] = copy_nested_dicts(model.model_options)
     guidance = Guidance((*(before.tuned if before else ()), TunedModel(pair, schedule, tuned_cfg)))
-    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance)
+    _guide(model, guidance)
     separate = [t.pair.tuned for t in guidance.tuned if not t.pair.shares_weights]
     if any(a.is_clone(b) for i, a in enumerate(separate) for b in separate[:i]):
         raise ValueError(
@@ -111,6 +122,25 @@ def guided_model(
     if pair.shares_weights and needed:
         model.set_additional_models(f"{KEY}_patches_{len(guidance.tuned)}", needed)
     return model
+
+
+def on_schedule(model: ModelPatcher, schedule: Schedule, shared: SharedEvaluations) -> ModelPatcher:
+    """A guided MODEL again, with another schedule for the tuned model that was added last.
+
+    Args:
+        model: from `guided_model`.
+        schedule: s over the run.
+        shared: predictions in common with other runs.
+    """
+    *others, last = Guidance.on(model).tuned
+    model = model.clone()
+    _guide(model, _SharingGuidance((*others, replace(last, schedule=schedule)), shared))
+    return model
+
+
+def _guide(model: ModelPatcher, guidance: Guidance) -> None:
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance)
 
 
 class RLGGuider(CFGGuider):

@@ -87,7 +87,7 @@ def in_range(scale: float, start: float, end: float, outside: float) -> Schedule
         ValueError: a scale cannot be used, or the range is none.
     """
     check_scale(scale), check_scale(outside, "outside")
-    _check_position(start, "start_percent"), _check_position(end, "end_percent")
+    check_position(start, "start_percent"), check_position(end, "end_percent")
     if start > end:
         raise ValueError(
             f"start_percent: {_text(start)} lies after end_percent {_text(end)}; swap the two, or lower start_percent."
@@ -103,7 +103,7 @@ def combined_generation(switch: float, scale: float = 1.0) -> Schedule:
         ValueError: the scale cannot be used, or `switch` is not from 0 to 1.
     """
     check_scale(scale)
-    _check_position(switch, "switch_percent")
+    check_position(switch, "switch_percent")
     return _steps([(0.0, 0.0), (switch, scale)])
 
 
@@ -167,6 +167,17 @@ def step_index(sigma: float, sigmas: Sequence[float]) -> int:
     return max((i for i in range(steps) if sigmas[i] >= sigma * (1.0 - _SIGMA_TOLERANCE)), default=0)
 
 
+def check_position(position: float, name: str) -> float:
+    """Return `position` if it is from 0 to 1; `name` is the input it came from.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0.0 <= position <= 1.0:
+        raise ValueError(f"{name}: position {position} is no part of the run; give a number from 0 (start) to 1 (end).")
+    return position
+
+
 def _steps(points: Sequence[Point]) -> Schedule:
     """Each scale held until the next position: no position that no step reaches, no change that is none."""
     kept: dict[float, float] = {}
@@ -206,13 +217,7 @@ def _parse_pair(pair: str) -> Point:
         raise ValueError(
             f"keyframes: '{pair}' is not position:scale; write pairs of numbers, such as 0:0, 0.5:1."
         ) from None
-    return _check_position(position, "keyframes"), check_scale(scale, "keyframes")
-
-
-def _check_position(position: float, name: str) -> float:
-    if not 0.0 <= position <= 1.0:
-        raise ValueError(f"{name}: position {position} is no part of the run; give a number from 0 (start) to 1 (end).")
-    return position
+    return check_position(position, "keyframes"), check_scale(scale, "keyframes")
 
 
 def _text(number: float) -> str:

@@ -13,5 +13,7 @@ _package.__path__ = [str(Path(__file__).resolve().parent.parent / "rlg_sampler")
 sys.modules[_package.__name__] = _package
 
 mixing = importlib.import_module("pure_rlg_sampler.mixing")
+grid = importlib.import_module("pure_rlg_sampler.grid")
 peft_config = importlib.import_module("pure_rlg_sampler.peft_config")
+plan = importlib.import_module("pure_rlg_sampler.plan")
 schedule = importlib.import_module("pure_rlg_sampler.schedule")

@@ -158,9 +158,9 @@ def test_combined_generation_of_an_eps_model(eps_pair, sample, run_node, switch)
 
 @pytest.mark.parametrize("switch", range(1, 10))
 def test_multistep_solvers_keep_their_history_over_the_switch(base, other, tune, sample, run_node, switch) -> None:
-    """dpmpp_2m extrapolates from the last x0. In one run that is the base's at the switch, as in the reference's loop
-    with one scheduler for both models; this is what RLG does. Two KSamplers start anew there, with a first-order step.
-    Neither is wrong: see the next test."""
+    """dpmpp_2m extrapolates from the last x0. In one run that is the base's at the switch, as in any loop with one
+    solver for both models; this is what RLG does. Two KSamplers start anew there, with a first-order step. See the
+    next test for which is right."""
     inputs = task(steps=10, sampler_name="dpmpp_2m", scheduler="sgm_uniform", latent_image=picture_latent())
     (schedule,) = run_node("RLGCombinedGeneration", switch_percent=switch / 10, scale=1.0)
     ours = sample(base=base, tuned=tune(base), schedule=schedule, **inputs)

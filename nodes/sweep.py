@@ -1,0 +1,136 @@
+"""Nodes that compare scales and switch points in one go."""
+
+from __future__ import annotations
+
+import functools
+from typing import TypeVar
+
+import comfy.sample
+import latent_preview
+import torch
+from comfy_api.v0_0_2 import io
+
+from ..rlg_sampler.grid import labelled_grid
+from ..rlg_sampler.guider import check_latent, guided_model
+from ..rlg_sampler.schedule import constant
+from ..rlg_sampler.sweep import cells, labels, sweep
+from . import inputs
+
+T = TypeVar("T")
+
+
+class RLGSweep(io.ComfyNode):
+    """RLGKSampler for every scale, or every pair of switch point and scale, from the same noise."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGSweep",
+            display_name="RLG Sweep",
+            category="RLG",
+            description="The same seed at several scales, or at several switch points and scales. What the pictures "
+            "have in common (the steps before they differ) is computed once.",
+            inputs=[
+                *inputs.ksampler_inputs(),
+                io.String.Input(
+                    "scales",
+                    default="0, 0.5, 1, 1.6, 2, 3",
+                    tooltip="Scales to compare, separated by commas: 0 = base model, 1 = tuned model, above 1 = beyond "
+                    "it. From -10 to 10.",
+                ),
+                io.String.Input(
+                    "switch_percents",
+                    default="",
+                    tooltip="Empty = each scale for all steps. Or switch points such as 0.2, 0.5, 0.8: the base model "
+                    "up to there, then each of the scales (RLG Combined Generation).",
+                ),
+                inputs.tuned_cfg_input(),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    display_name="LATENT", tooltip="All pictures as one batch: scale by scale, for each switch point."
+                ),
+                io.String.Output(
+                    display_name="labels", is_output_list=True, tooltip="One label per picture, for RLG Grid."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        base: io.Model.Type,
+        tuned: io.Model.Type,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        latent_image: io.Latent.Type,
+        denoise: float,
+        scales: str,
+        switch_percents: str,
+        tuned_cfg: float | None = None,
+    ) -> io.NodeOutput:
+        wanted = cells(scales, switch_percents)
+        model = guided_model(base, tuned, constant(1.0), tuned_cfg)
+        samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
+        check_latent(model, samples)
+        latent = sweep(
+            model, wanted, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise,
+            functools.partial(latent_preview.prepare_callback, model),
+        )  # fmt: skip
+        return io.NodeOutput(latent, labels(wanted, seed, samples.shape[0]))
+
+
+class RLGGrid(io.ComfyNode):
+    """All pictures of a sweep in one, with what they are written beside them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGGrid",
+            display_name="RLG Grid",
+            category="RLG",
+            description="One picture of many, labelled. What a whole row or column has in common becomes its header, "
+            "what all have in common stands below the title.",
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures, in the order of the labels."),
+                io.String.Input(
+                    "labels",
+                    force_input=True,
+                    tooltip="One label per picture (of RLG Sweep or RLG Branch); parts are separated by commas.",
+                ),
+                io.Int.Input(
+                    "columns",
+                    default=0,
+                    min=0,
+                    max=100,
+                    tooltip="Pictures per row. 0 = by the labels: scales as columns, switch points as rows.",
+                ),
+                io.String.Input(
+                    "title", default="", tooltip="A line above the pictures, such as model and LoRA. Empty = none."
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="For Save Image, which keeps the workflow in it.")],
+            is_input_list=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor | list[torch.Tensor],
+        labels: list[str],
+        columns: int | list[int],
+        title: str | list[str],
+    ) -> io.NodeOutput:
+        # A node that takes one list gets lists for all inputs from the host; scripts pass plain values.
+        batches = images if isinstance(images, list) else [images]
+        pictures = [picture for batch in batches for picture in batch]
+        return io.NodeOutput(labelled_grid(pictures, labels, _only(columns), _only(title)))
+
+
+def _only(value: T | list[T]) -> T:
+    return value[0] if isinstance(value, list) else value

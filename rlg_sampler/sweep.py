@@ -1,0 +1,145 @@
+"""One picture per cell: the same noise and sampler, another schedule."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from tqdm.auto import tqdm
+
+from .guider import on_schedule
+from .mixing import check_scale
+from .plan import SharedEvaluations, in_turn
+from .schedule import Schedule, check_position, combined_generation, constant
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of a sweep: its schedule and what a label says about it."""
+
+    schedule: Schedule
+    label: str
+
+
+def cells(scales: str, switch_percents: str) -> list[Cell]:
+    """Every scale; where there are switch points, every (switch, scale), row by row: switch outer, scale inner.
+
+    Args:
+        scales: numbers separated by commas.
+        switch_percents: positions separated by commas, where combined generation starts to use the scale; may be empty.
+
+    Raises:
+        ValueError: a text does not say that.
+    """
+    values = [check_scale(scale, "scales") for scale in _numbers(scales, "scales", "0, 1, 2")]
+    if not values:
+        raise ValueError("scales: there are none; write one or more numbers, such as 0, 1, 2.")
+    switches = _numbers(switch_percents, "switch_percents", "0.2, 0.5, 0.8")
+    if not switches:
+        return [Cell(constant(scale), f"scale {scale:g}") for scale in values]
+    return [
+        Cell(combined_generation(switch, scale), f"switch {switch:g}, scale {scale:g}")
+        for switch in (check_position(position, "switch_percents") for position in switches)
+        for scale in values
+    ]
+
+
+def labels(cells: Sequence[Cell], seed: int, pictures: int) -> list[str]:
+    """One label per picture of a sweep, in its order, of parts separated by commas.
+
+    Args:
+        cells: of the sweep.
+        seed: its seed.
+        pictures: how many each cell has.
+    """
+    numbers = [f", picture {n + 1}" for n in range(pictures)] if pictures > 1 else [""]
+    return [f"{cell.label}{number}, seed {seed}" for cell in cells for number in numbers]
+
+
+def sweep(
+    model: ModelPatcher,
+    cells: Sequence[Cell],
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    positive: list,
+    negative: list,
+    latent: dict[str, Any],
+    denoise: float,
+    make_callback: Callable[[int], Callable],
+) -> dict[str, Any]:
+    """Sample every cell; each equals a separate run of the stock sampler with its schedule.
+
+    Args:
+        model: a guided MODEL; the cells' schedules are for the tuned model that was added last.
+        cells: what to sample.
+        seed ... denoise: as the stock KSampler takes them.
+        make_callback: number of all steps → the host's callback for progress and previews.
+
+    Returns:
+        The latent with `samples` of shape (cells · batch, channels, ...), a cell's pictures next to each other.
+    """
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    sampler = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise)
+    steps_run = max(len(sampler.sigmas) - 1, 0)
+    total = max(steps_run * len(cells), 1)
+    logger.info("RLG sweep: %d cells of %d steps, one after another; common beginnings once", len(cells), steps_run)
+    callback = make_callback(total)
+    shared = SharedEvaluations()
+    results: dict[int, torch.Tensor] = {}
+    turns = in_turn([cell.schedule.per_step(steps_run) for cell in cells])
+    for turn in tqdm(turns, desc="RLG sweep", unit="cell", disable=not comfy.utils.PROGRESS_BAR_ENABLED):
+        done = len(results) * steps_run
+
+        def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int, done: int = done) -> None:
+            callback(done + min(step, steps_run - 1), x0, x, total)
+
+        # Drawn again for each cell: samplers that use the global generator go on from there.
+        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+        shared.begin(turn)
+        results[turn.cell] = comfy.sample.sample(
+            on_schedule(model, cells[turn.cell].schedule, shared),
+            noise,
+            steps,
+            cfg,
+            sampler_name,
+            scheduler,
+            positive,
+            negative,
+            samples,
+            denoise=denoise,
+            noise_mask=latent.get("noise_mask"),
+            callback=report,
+            disable_pbar=True,
+            seed=seed,
+        )
+    out = {**latent, "samples": torch.cat([results[cell] for cell in range(len(cells))])}
+    if "batch_index" in latent:
+        out["batch_index"] = list(latent["batch_index"]) * len(cells)
+    if "noise_mask" in latent and latent["noise_mask"].shape[0] > 1:
+        out["noise_mask"] = torch.cat([latent["noise_mask"]] * len(cells))
+    return out
+
+
+def _numbers(text: str, name: str, example: str) -> list[float]:
+    numbers = []
+    for part in (part.strip() for part in text.replace("\n", ",").split(",")):
+        try:
+            if part:
+                numbers.append(float(part))
+        except ValueError:
+            raise ValueError(f"{name}: '{part}' is not a number; write numbers such as {example}.") from None
+    return numbers
