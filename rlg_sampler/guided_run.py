@@ -147,7 +147,7 @@ class GuidedRun:
         return [branch.tuned.schedule.at(progress) for branch in self._branches]
 
     def _at_most_needed(self) -> list[int]:
-        return max((_needed(self._scales_at(step)) for step in range(len(self._sigmas) - 1)), key=len)
+        return max((_needed(self._scales_at(step)) for step in range(len(self._sigmas) - 1)), key=len, default=[])
 
     def _shared_parts(self, options: Options, x: torch.Tensor, needed: Sequence[int]) -> dict[int, Part]:
         """The branches among `needed` that can and should be one model call; empty where none should."""

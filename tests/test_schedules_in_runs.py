@@ -245,6 +245,17 @@ def test_nothing_is_evaluated_that_a_step_does_not_need(
     assert sum(c.rows for c in counters) == rows
 
 
+def test_a_run_without_a_step_is_none(base, tune, run_node) -> None:
+    """Stock guiders allow a single sigma; it leaves the latents as they are."""
+    (model,) = run_node("RLGModel", base=base, tuned=tune(base), scale=1.6)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(conds(1), conds(2))
+    latent = picture_latent()["samples"]
+    euler = comfy.samplers.sampler_object("euler")
+    result = guider.sample(torch.zeros_like(latent), latent, euler, torch.tensor([0.5]), disable_pbar=True)
+    assert relative(result, latent) < CLOSE
+
+
 def test_a_range_that_no_step_falls_into_is_said_in_the_log(base, tune, sample, run_node, caplog) -> None:
     (schedule,) = run_node("RLGScale", scale=2.0, start_percent=0.51, end_percent=0.55, outside=1.0)
     with caplog.at_level("INFO"):
