@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
+from .branching import RLGBranch, RLGSamplerFlowGRPO
 from .guidance import RLGGuiderNode, RLGModel
 from .loaders import RLGLoadLora, RLGLoadModels
 from .sampling import RLGKSampler
@@ -27,4 +28,6 @@ class RLGExtension(ComfyExtension):
             RLGKeyframes,
             RLGSweep,
             RLGGrid,
+            RLGBranch,
+            RLGSamplerFlowGRPO,
         ]

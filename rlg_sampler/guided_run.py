@@ -43,6 +43,7 @@ class GuidedRun:
         base_wrappers: PREDICT_NOISE wrappers of the base MODEL, the outermost first.
         latent_shapes: as the host passes it to `outer_sample`.
         shared: predictions in common with other runs of a sweep.
+        whole: sigmas of the run that this one is a part of; None where it is whole.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class GuidedRun:
         base_wrappers: Sequence[Callable],
         latent_shapes: Any,
         shared: SharedEvaluations | None = None,
+        whole: Sequence[float] | None = None,
     ) -> None:
         self._guider = guider
         self._branches = list(branches)
         self._base_wrappers = list(base_wrappers)
         self._shared = shared
-        self._sigmas: list[float] = []
+        self._whole = whole
+        self._sigmas: Sequence[float] = []
         self._latent_shapes = latent_shapes
         # The host prepares the guider's own dictionaries for the base model; the tuned branches start from these.
         self._raw_conds = {name: [c.copy() for c in conds] for name, conds in guider.conds.items()}
@@ -98,7 +101,7 @@ class GuidedRun:
             # Control nets remember the model they were prepared for last, and take its sigmas.
             for conds in guider.conds.values():
                 comfy.samplers.pre_run_control(guider.inner_model, conds)
-            self._sigmas = sigmas.tolist()
+            self._sigmas = self._whole or sigmas.tolist()
             self._announce(len(self._shared_parts(extra_args["model_options"], noise, self._at_most_needed())))
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
 
@@ -236,7 +239,8 @@ class GuidedRun:
         passes = f"{together} branches in one batch" if together else "branches one after another"
         patches = ", each with the patches of its own MODEL" if any(b.has_own_options for b in self._branches) else ""
         schedules = [branch.tuned.schedule for branch in self._branches]
-        level = logging.DEBUG if self._shared else logging.INFO  # a sweep has a line of its own
+        # Runs that belong together have a line of their own.
+        level = logging.DEBUG if self._shared or self._whole else logging.INFO
         logger.log(level, "RLG: scale %s, %s, %s%s", "; ".join(map(str, schedules)), weights, passes, patches)
         steps = len(self._sigmas) - 1
         for schedule in schedules:

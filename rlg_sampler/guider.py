@@ -6,6 +6,7 @@ previews, Cancel, memory management) stays the host's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class Guidance:
     """
 
     shared: SharedEvaluations | None = None
+    whole: Sequence[float] | None = None
 
     def __init__(self, tuned: tuple[TunedModel, ...]) -> None:
         self.tuned = tuned
@@ -56,7 +58,7 @@ class Guidance:
         base_options = merge_nested_dicts(guider.model_options[_BASE_OPTIONS], _wrappers_of(self.tuned[0].pair.base))
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
         branches = self._branches(guider, base_options)
-        GuidedRun(guider, branches, base_wrappers, kwargs.get("latent_shapes"), self.shared).install()
+        GuidedRun(guider, branches, base_wrappers, kwargs.get("latent_shapes"), self.shared, self.whole).install()
         return executor(noise, *args, **kwargs)
 
     def _branches(self, guider: CFGGuider, base_options: Options) -> list[TunedBranch]:
@@ -73,12 +75,18 @@ class Guidance:
         return branches
 
 
-class _SharingGuidance(Guidance):
-    """Guidance of one run among several that share predictions. Never leaves the node that makes these runs."""
+class _PartGuidance(Guidance):
+    """Guidance of one run among several that belong together. Never leaves the node that makes these runs."""
 
-    def __init__(self, tuned: tuple[TunedModel, ...], shared: SharedEvaluations) -> None:
+    def __init__(
+        self,
+        tuned: tuple[TunedModel, ...],
+        shared: SharedEvaluations | None = None,
+        whole: Sequence[float] | None = None,
+    ) -> None:
         super().__init__(tuned)
         self.shared = shared
+        self.whole = whole
 
 
 def guided_model(
@@ -134,7 +142,22 @@ def on_schedule(model: ModelPatcher, schedule: Schedule, shared: SharedEvaluatio
     """
     *others, last = Guidance.on(model).tuned
     model = model.clone()
-    _guide(model, _SharingGuidance((*others, replace(last, schedule=schedule)), shared))
+    _guide(model, _PartGuidance((*others, replace(last, schedule=schedule)), shared=shared))
+    return model
+
+
+def as_part_of(model: ModelPatcher, whole: Sequence[float]) -> ModelPatcher:
+    """A MODEL for a run that is a part of a longer one: schedules then count the steps of that.
+
+    Args:
+        model: from `guided_model`; one that is not guided is returned as it is.
+        whole: σ_0 … σ_n of the longer run.
+    """
+    guidance = Guidance.on(model)
+    if guidance is None:
+        return model
+    model = model.clone()
+    _guide(model, _PartGuidance(guidance.tuned, whole=whole))
     return model
 
 

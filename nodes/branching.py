@@ -1,0 +1,129 @@
+"""Nodes for the way reinforcement learning explores: noise on the way, and several ends from one beginning."""
+
+from __future__ import annotations
+
+import functools
+
+import comfy.sample
+import comfy.samplers
+import latent_preview
+from comfy_api.v0_0_2 import io
+
+from ..rlg_sampler.branch_sampling import Fork, branch_samples, labels
+from ..rlg_sampler.flow_grpo import sample_flow_grpo
+from ..rlg_sampler.guider import check_latent, guided_model
+from ..rlg_sampler.schedule import Schedule
+from . import inputs
+
+
+class RLGSamplerFlowGRPO(io.ComfyNode):
+    """The stochastic sampler of Flow-GRPO's training (arXiv 2505.05470, eq. 9)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGSamplerFlowGRPO",
+            display_name="Flow-GRPO SDE",
+            category="RLG",
+            description="The stochastic sampler that Flow-GRPO trains with, for flow models (SD3, Flux): euler with "
+            "noise that is taken out again.",
+            inputs=[
+                io.Float.Input(
+                    "noise_level",
+                    default=0.7,
+                    min=0.0,
+                    max=5.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="How much noise each step adds: 0 = none (euler), 0.7 = as in training; more = more "
+                    "variety, and with few steps a grainy picture.",
+                )
+            ],
+            outputs=[io.Sampler.Output(display_name="SAMPLER", tooltip="For SamplerCustomAdvanced or RLG Branch.")],
+        )
+
+    @classmethod
+    def execute(cls, noise_level: float) -> io.NodeOutput:
+        return io.NodeOutput(comfy.samplers.KSAMPLER(sample_flow_grpo, {"noise_level": noise_level}))
+
+
+class RLGBranch(io.ComfyNode):
+    """Several pictures that begin as one (branch sampling of B²-DiffuRL, arXiv 2503.11240)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGBranch",
+            display_name="RLG Branch",
+            category="RLG",
+            description="Samples the beginning once and ends it several times with fresh noise: variations to choose "
+            "from, alike in what was settled before the branch.",
+            inputs=[
+                *inputs.ksampler_inputs(),
+                inputs.scale_input(),
+                io.Int.Input(
+                    "branches", default=4, min=1, max=64, tooltip="How many pictures to make of one beginning."
+                ),
+                inputs.percent_input(
+                    "branch_percent",
+                    0.5,
+                    "Where the branches part, as a part of the steps: early = more different, late = details only",
+                ),
+                io.Float.Input(
+                    "noise_level",
+                    default=0.7,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="How much of the noise that is left at the branch is fresh: 0 = none (only a stochastic "
+                    "sampler tells the branches apart), 1 = all of it.",
+                ),
+                inputs.schedule_input(),
+                inputs.tuned_cfg_input(),
+                io.Sampler.Input(
+                    "sampler",
+                    optional=True,
+                    tooltip="A sampler in place of sampler_name, such as Flow-GRPO SDE.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    display_name="LATENT", tooltip="All branches as one batch. To keep one: Latent From Batch."
+                ),
+                io.String.Output(
+                    display_name="labels", is_output_list=True, tooltip="One label per picture, for RLG Grid."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        base: io.Model.Type,
+        tuned: io.Model.Type,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        latent_image: io.Latent.Type,
+        denoise: float,
+        scale: float,
+        branches: int,
+        branch_percent: float,
+        noise_level: float,
+        schedule: Schedule | None = None,
+        tuned_cfg: float | None = None,
+        sampler: io.Sampler.Type | None = None,
+    ) -> io.NodeOutput:
+        model = guided_model(base, tuned, inputs.schedule_of(scale, schedule), tuned_cfg)
+        samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
+        check_latent(model, samples)
+        latent = branch_samples(
+            model, Fork(branch_percent, branches, noise_level), seed, steps, cfg, sampler_name, scheduler, positive,
+            negative, latent_image, denoise, functools.partial(latent_preview.prepare_callback, model), sampler,
+        )  # fmt: skip
+        return io.NodeOutput(latent, labels(branches, samples.shape[0], seed))

@@ -1,0 +1,75 @@
+"""The stochastic step that Flow-GRPO explores with while it trains (arXiv 2505.05470, eq. 9).
+
+It turns the flow's ODE into an SDE with the same marginals:
+
+    x' = x + [v + σ_t²/(2t) · (x + (1 − t)·v)]·dt + σ_t·√(−dt)·ε,    σ_t = a·√(t/(1 − t)),    dt = t' − t < 0
+
+t is the flow's sigma, v = (x − x0)/t its velocity and a the noise level. As in the reference, t in σ_t is the second
+sigma where it would be 1, and the last step adds noise too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from comfy.model_sampling import CONST
+from tqdm.auto import trange
+
+
+@torch.no_grad()
+def sample_flow_grpo(
+    model: Any,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    noise_level: float = 0.7,
+    noise_sampler: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """A sampler function of the host.
+
+    Args:
+        model: (x, sigma) → x0, as the host passes it.
+        x: latents at σ_0, shape (batch, channels, ...).
+        sigmas: σ_0 … σ_n, falling, of a flow model.
+        extra_args, callback, disable: as the host's own samplers take them.
+        noise_level: a; 0 is Euler's method.
+        noise_sampler: (σ, σ') → ε shaped like `x`; by default from the run's seed.
+
+    Raises:
+        ValueError: the model is no flow model.
+    """
+    if not isinstance(model.inner_model.inner_model.model_sampling, CONST):
+        raise ValueError(
+            "sampler: Flow-GRPO SDE needs a flow model (SD3, Flux, ...); use euler_ancestral for this model."
+        )
+    extra_args = extra_args or {}
+    noise_sampler = noise_sampler or _noise_of(x, extra_args.get("seed"))
+    rows = x.new_ones([x.shape[0]])
+    for i in trange(len(sigmas) - 1, disable=disable):
+        sigma, sigma_next = sigmas[i], sigmas[i + 1]
+        x0 = model(x, sigma * rows, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
+        dt = sigma_next - sigma
+        velocity = (x - x0) / sigma
+        below_one = torch.where(sigma >= 1.0, sigmas[1], sigma)
+        spread = noise_level * (sigma / (1.0 - below_one)).sqrt()
+        drift = velocity + spread**2 / (2.0 * sigma) * (x + (1.0 - sigma) * velocity)
+        x = x + drift * dt
+        if noise_level > 0.0:
+            x = x + spread * (-dt).sqrt() * noise_sampler(sigma, sigma_next)
+    return x
+
+
+def _noise_of(x: torch.Tensor, seed: int | None) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Noise from the CPU, the same on every device, and another than the picture's first noise, which has this seed."""
+    generator = None if seed is None else torch.Generator().manual_seed((seed + 1) % 2**64)
+
+    def draw(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
+        return torch.randn(x.shape, generator=generator).to(x)
+
+    return draw
