@@ -56,8 +56,8 @@ def rlg(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNam
     import nodes as host_nodes
 
     extras = Path(_host) / "comfy_extras"
-    for name in ("nodes_custom_sampler", "nodes_slg", "nodes_sd3", "nodes_model_advanced", "nodes_torch_compile"):
-        asyncio.run(host_nodes.load_custom_node(str(extras / f"{name}.py"), module_parent="comfy_extras"))
+    for name in ("custom_sampler", "slg", "sd3", "model_advanced", "torch_compile", "primitive"):
+        asyncio.run(host_nodes.load_custom_node(str(extras / f"nodes_{name}.py"), module_parent="comfy_extras"))
     custom_nodes = tmp_path_factory.mktemp("custom_nodes")
     (custom_nodes / PACK).symlink_to(REPO, target_is_directory=True)
     path = str(custom_nodes / PACK)

@@ -26,7 +26,7 @@ from demo import run as demo
 from demo import tiny_model
 from demo.client import PromptError, PromptFailed, PromptInterrupted, PromptRejected
 from demo.server import REPO, ServerError, comfy_server
-from demo.ui_to_api import to_prompt
+from demo.ui_to_api import set_widget, to_prompt
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +112,30 @@ def test_bundled_workflow_gives_another_picture_at_each_scale(server: SimpleName
         # Newer hosts leave out some steps in between when they come fast.
         assert steps == sorted(steps) and steps[-1] == (STEPS, STEPS) and len(steps) >= 2
     assert len(set(pictures.values())) == 3
+
+
+@pytest.mark.parametrize("path", sorted(demo.WORKFLOW.parent.glob("*.json")), ids=lambda path: path.stem)
+def test_every_bundled_workflow_runs(server: SimpleNamespace, path: Path) -> None:
+    """As it is, but for the files, the size and the steps."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    changes = {
+        "RLGLoadModels": {"ckpt_name": demo.CHECKPOINT, "lora_name": demo.LORA},
+        "CheckpointLoaderSimple": {"ckpt_name": demo.CHECKPOINT},
+        "RLGLoadLora": {"lora_name": demo.LORA},
+        "EmptySD3LatentImage": {"width": SIZE, "height": SIZE},
+        **dict.fromkeys(("KSampler", "RLGKSampler", "RLGSweep", "RLGBranch"), {"steps": STEPS}),
+    }
+    for node in workflow["nodes"]:
+        for name, value in changes.get(node["type"], {}).items():
+            set_widget(node, server.object_info[node["type"]], name, value)
+    progress = []
+    pngs = server.client.run(to_prompt(workflow, server.object_info), workflow, lambda *step: progress.append(step))
+    pictures = [Image.open(io.BytesIO(png)) for png in pngs]
+    saved = [picture for picture in pictures if "workflow" in picture.info]  # previews have none
+    assert len(saved) == sum(node["type"] == "SaveImage" for node in workflow["nodes"])
+    assert all(json.loads(picture.info["workflow"]) == workflow for picture in saved)
+    assert all(low != high for picture in saved for low, high in [picture.convert("L").getextrema()])
+    assert progress[-1][0] == progress[-1][1]
 
 
 def test_same_prompt_gives_the_same_picture(server: SimpleNamespace) -> None:

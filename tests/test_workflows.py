@@ -89,8 +89,9 @@ def test_the_values_of_a_bundled_workflow_are_ones_its_widgets_can_hold(
                 assert options[0]["min"] <= value <= options[0]["max"]
 
 
-def test_nodes_of_a_bundled_workflow_do_not_overlap(workflow: dict[str, Any]) -> None:
-    title = 30
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_nodes_of_a_bundled_workflow_do_not_overlap(path: Path) -> None:
+    workflow, title = json.loads(path.read_text(encoding="utf-8")), 30
     boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
     for i, (x, y, w, h) in enumerate(boxes):
         for other_x, other_y, other_w, other_h in boxes[:i]:
