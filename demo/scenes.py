@@ -4,6 +4,9 @@ A scene is one or two coloured shapes on a pale or dark, possibly patterned back
 some of it (colours and shapes always, sizes, places and the background sometimes), in varied wording; what it does not
 say is drawn at random. Objects are saturated and backgrounds are not, so a picture can be read back from its pixels
 (`demo.rewards`).
+
+Objects stand in one of nine places, in few sizes, and patterns repeat with the model's tokens of 16 pixels: a small
+model learns clear shapes from that in minutes, where free positions would take it hours.
 """
 
 from __future__ import annotations
@@ -32,13 +35,13 @@ BACKGROUNDS = ("plain", "shaded", "striped", "dotted", "checkered")
 RELATIONS = ("left of", "right of", "above", "below")
 PLACES = ("left", "right", "top", "bottom", "middle")
 
-RADII = {"small": (11, 15), "large": (25, 32), None: (11, 32)}
+CENTRES = (32, 64, 96)
+"""Where objects stand, in pixels: three rows of three."""
+RADII = {"small": (12,), "large": (28,), None: (12, 20, 28)}
 """Half the width of a lone object in pixels, by the size the prompt asks for."""
-RADII_OF_TWO = (12, 22)
-GAP = 6
-"""Least distance in pixels between two objects."""
-MARGIN = 4
-"""Least distance in pixels between an object and the edge."""
+RADIUS_OF_TWO = 16
+TOKEN = 16
+"""Pixels; patterns repeat with it."""
 
 Point = tuple[float, float]
 
@@ -155,7 +158,7 @@ def draw(prompt: Prompt, rng: np.random.Generator) -> Image.Image:
     picture = _background(prompt.background or _choice(rng, BACKGROUNDS), rng, scale)
     pen = ImageDraw.Draw(picture)
     for thing, centre, radius in _arranged(prompt, rng):
-        colour = tuple(int(np.clip(value + rng.integers(-12, 13), 0, 255)) for value in COLOURS[thing.colour])
+        colour = tuple(int(np.clip(value + rng.integers(-8, 9), 0, 255)) for value in COLOURS[thing.colour])
         pen.polygon([(scale * x, scale * y) for x, y in outline(thing.shape, centre, radius)], fill=colour)
     return picture.resize((SIDE, SIDE), Image.Resampling.BOX)
 
@@ -188,37 +191,26 @@ _UNIT_OUTLINES: dict[str, list[Point]] = {
 
 
 def _arranged(prompt: Prompt, rng: np.random.Generator) -> list[tuple[Thing, Point, float]]:
-    """Things with centre and radius in pixels, inside the picture and apart from each other."""
+    """Things with centre and radius in pixels. Two stand on opposite sides, and not diagonally."""
+    low, middle, high = CENTRES
     if len(prompt.things) == 1:
-        radius = rng.uniform(*RADII[prompt.things[0].size])
-        return [(prompt.things[0], _place(prompt.place, radius, rng), radius)]
-    while True:
-        radii = rng.uniform(*RADII_OF_TWO, size=2)
-        (x1, y1), (x2, y2) = centres = [_place(None, radius, rng) for radius in radii]
-        across, down = x2 - x1, y2 - y1
-        distance = {"left of": across, "right of": -across, "above": down, "below": -down}.get(
-            prompt.relation, max(abs(across), abs(down))
-        )
-        aside = min(abs(across), abs(down))
-        if distance >= radii.sum() + GAP and (prompt.relation is None or aside <= 0.5 * distance):
-            return list(zip(prompt.things, centres, radii, strict=True))
+        sides = {"left": (low, None), "right": (high, None), "top": (None, low), "bottom": (None, high)}
+        x, y = {**sides, "middle": (middle, middle), None: (None, None)}[prompt.place]
+        centre = (_centre(rng) if x is None else x, _centre(rng) if y is None else y)
+        return [(prompt.things[0], centre, rng.choice(RADII[prompt.things[0].size]))]
+    relation = prompt.relation or _choice(rng, RELATIONS)
+    first, second = (low, high) if relation in ("left of", "above") else (high, low)
+    aside = [_centre(rng), _centre(rng)]
+    if abs(aside[0] - aside[1]) > middle - low:
+        aside[1] = middle
+    centres: list[Point] = list(zip((first, second), aside, strict=True))
+    if relation in ("above", "below"):
+        centres = [(across, along) for along, across in centres]
+    return [(thing, centre, RADIUS_OF_TWO) for thing, centre in zip(prompt.things, centres, strict=True)]
 
 
-def _place(place: str | None, radius: float, rng: np.random.Generator) -> Point:
-    edge = radius + MARGIN
-    low, high, centre = edge, SIDE - edge, SIDE / 2
-    near = (low, min(centre - 18, low + 14))
-    far = (SIDE - near[1], SIDE - near[0])
-    spread = (max(low, 38), min(high, SIDE - 38))
-    x, y = {
-        None: ((low, high), (low, high)),
-        "left": (near, spread),
-        "right": (far, spread),
-        "top": (spread, near),
-        "bottom": (spread, far),
-        "middle": ((centre - 8, centre + 8), (centre - 8, centre + 8)),
-    }[place]
-    return rng.uniform(*sorted(x)), rng.uniform(*sorted(y))
+def _centre(rng: np.random.Generator) -> int:
+    return CENTRES[rng.integers(3)]
 
 
 def _background(kind: str, rng: np.random.Generator, scale: int) -> Image.Image:
@@ -227,21 +219,15 @@ def _background(kind: str, rng: np.random.Generator, scale: int) -> Image.Image:
     if kind == "plain":
         return Image.new("RGB", (side, side), one)
     y, x = np.mgrid[:side, :side] / scale
-    period = rng.uniform(14, 28)
-    angle = _choice_of(rng, (0, np.pi / 4, np.pi / 2, -np.pi / 4))
-    along = x * np.cos(angle) + y * np.sin(angle)
+    along = (x, y, x + y, x - y)[rng.integers(4)]
     pattern: Callable[[], np.ndarray] = {
         "shaded": lambda: (along - along.min()) / np.ptp(along),
-        "striped": lambda: along % period < period / 2,
-        "checkered": lambda: (x % period < period / 2) ^ (y % period < period / 2),
-        "dotted": lambda: np.hypot(x % period - period / 2, y % period - period / 2) < period / 4,
+        "striped": lambda: along % TOKEN < TOKEN / 2,
+        "checkered": lambda: (x % TOKEN < TOKEN / 2) ^ (y % TOKEN < TOKEN / 2),
+        "dotted": lambda: np.hypot(x % TOKEN - TOKEN / 2, y % TOKEN - TOKEN / 2) < TOKEN / 4,
     }[kind]
     share = pattern()[..., None].astype(float)
     return Image.fromarray((share * two + (1 - share) * np.array(one)).round().astype(np.uint8))
-
-
-def _choice_of(rng: np.random.Generator, options: tuple[float, ...]) -> float:
-    return options[rng.integers(len(options))]
 
 
 def _tones(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:

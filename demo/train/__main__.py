@@ -35,11 +35,11 @@ PROMPTS = 512
 TASKS = {
     "composition": Task(
         "composition", lambda picture, prompt: composition(picture, prompt).score,
-        iterations=150, kl_weight=0.04, learning_rate=5e-4,
+        iterations=45, kl_weight=0.04, learning_rate=1.5e-3,
     ),
     "compressibility": Task(
         "compressibility", lambda picture, prompt: compressibility(picture),
-        iterations=60, kl_weight=0.04, learning_rate=5e-4,
+        iterations=30, kl_weight=0.04, learning_rate=1.5e-3,
     ),
 }  # fmt: skip
 

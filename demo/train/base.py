@@ -23,8 +23,11 @@ from demo.train.loop import cosine, train
 from demo.train.text import Text, encoded
 
 CONFIG = TinySD3(depth=3, dual_attention_blocks=1, pos_embed_max_size=16)
-CAPTIONS, SCENES_EACH = 8192, 4
-STEPS, BATCH, LEARNING_RATE = 7000, 64, 1e-3
+CAPTIONS, SCENES_EACH = 8192, 3
+BATCH = 32
+CYCLES = ((7500, 1e-3), (5000, 6e-4))
+"""Steps and highest learning rate; each cycle ends at 0."""
+STEPS = sum(steps for steps, _ in CYCLES)
 DROPPED_CAPTIONS = 0.1
 SHIFT = 3.0
 EMA = 0.999
@@ -97,16 +100,25 @@ def _encoded_scenes(vae: AutoencoderTiny, prompts: list[Prompt], rng: np.random.
     return found
 
 
+def learning_rate(index: int) -> float:
+    """Of a step: a warm-up and a cosine in each cycle."""
+    for steps, highest in CYCLES:
+        if index < steps:
+            return highest * cosine(index, steps, warm_up=300)
+        index -= steps
+    return 0.0
+
+
 def train_base(folder: Path, seed: int, data: Data) -> SD3Transformer2DModel:
     """Train, or go on, with a checkpoint in `folder`; returns the moving average of the weights."""
     torch.manual_seed(seed)
     model = build()
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate(0), betas=(0.9, 0.99), weight_decay=0.01)
 
     def step(index: int, generator: torch.Generator) -> dict[str, float]:
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * cosine(index, STEPS, warm_up=300)
+            group["lr"] = learning_rate(index)
         captions = torch.randint(CAPTIONS, (BATCH,), generator=generator)
         x0 = data.latents[captions, torch.randint(SCENES_EACH, (BATCH,), generator=generator)].float()
         captions[torch.rand(BATCH, generator=generator) < DROPPED_CAPTIONS] = CAPTIONS

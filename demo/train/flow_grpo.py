@@ -27,12 +27,13 @@ from demo.train.text import Text
 
 RANK, ALPHA = 16, 32
 SAMPLING_STEPS, TRAINED_STEPS = 10, 5
-CFG = 4.5
+CFG = 3.0
 NOISE_LEVEL = 0.7
 PROMPTS, GROUP = 6, 12
 UPDATES = 2
 """Optimiser steps per iteration, each on its share of the pictures."""
-CLIP_RANGE = 1e-4
+CLIP_RANGE = 1e-3
+"""Ten times the reference's: here rounding to bfloat16 alone moves the ratio by 1e-4."""
 LARGEST_ADVANTAGE = 5.0
 
 Reward = Callable[[np.ndarray, Prompt], float]
