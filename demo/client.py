@@ -62,7 +62,13 @@ class ComfyClient:
         self._request("/interrupt", body={})
 
     def run(self, prompt: Json, workflow: Json | None = None, on_progress: OnProgress | None = None) -> list[bytes]:
-        """Queue an API prompt, wait for its end, and return the PNG files it saved.
+        """The PNG files of all nodes of a prompt (see `outputs`)."""
+        return [png for pngs in self.outputs(prompt, workflow, on_progress).values() for png in pngs]
+
+    def outputs(
+        self, prompt: Json, workflow: Json | None = None, on_progress: OnProgress | None = None
+    ) -> dict[str, list[bytes]]:
+        """Queue an API prompt, wait for its end, and return the PNG files it made, by the node that made them.
 
         `workflow`: the UI workflow to write into the pictures, as the front end does.
 
@@ -75,8 +81,10 @@ class ComfyClient:
         except aiohttp.ClientConnectionError as error:
             raise ConnectionLost(f"the ComfyUI server at {self.address} does not answer.") from error
         _raise_for_status(history["status"])
-        images = [image for output in history["outputs"].values() for image in output.get("images", [])]
-        return [self._image(image) for image in images]
+        return {
+            node: [self._image(image) for image in output.get("images", [])]
+            for node, output in history["outputs"].items()
+        }
 
     async def _run(self, prompt: Json, workflow: Json | None, on_progress: OnProgress) -> Json:
         """The prompt's entry in the server's history, once it has ended in any way."""

@@ -1,4 +1,4 @@
-"""The demo: the bundled workflow in a real ComfyUI server, from the base model to beyond the tuned one."""
+"""The demo: what the scale does to pictures of a small trained pair, in a real ComfyUI server."""
 
 from __future__ import annotations
 
@@ -14,18 +14,26 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
+from demo import report
 from demo.client import ComfyClient, Json, PromptError
-from demo.picture import side_by_side
+from demo.measure import STEPS, Measured, Setting, measure
+from demo.scenes import SIDE, prompts
 from demo.server import REPO, ServerError, comfy_server
+from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models
 from demo.ui_to_api import WorkflowError, node_info, set_widget, to_prompt
 from dev import cache_folder
 
 WORKFLOW = REPO / "workflows" / "rlg_text_to_image.json"
-CHECKPOINT, LORA = "rlg_demo_sd3.safetensors", "rlg_demo_flowgrpo"
+PROMPT = "a red star to the left of a blue circle"
+PROMPT_SEED = 7
+"""Of the held-out prompts."""
+ROWS = 6
+"""Prompts in a sheet of pictures."""
 INTERRUPTED = 130
 """The exit code that shells give a program ended by Ctrl-C."""
 
@@ -54,34 +62,46 @@ def run(arguments: argparse.Namespace) -> None:
     with comfy_server(arguments.host, models, log=cache_folder(os.environ) / "logs" / "demo_server.log") as client:
         version = client.system_stats()["system"].get("comfyui_version", "of unknown version")
         print(f"ComfyUI {version} is ready after {time.monotonic() - started:.0f} s.\n", flush=True)
-        pictures = {scale: sample(client, scale, arguments) for scale in arguments.scales}
+        picture = run_workflow(client)
+        measured = [run_measurement(client, lora, arguments) for lora in LORAS]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    paths = [_write(arguments.output / f"rlg_s{scale:g}.png", png) for scale, png in pictures.items()]
-    opened = [Image.open(io.BytesIO(png)) for png in pictures.values()]
-    row = io.BytesIO()
-    side_by_side(opened, [_title(scale) for scale in pictures]).save(row, "PNG")
-    paths.append(_write(arguments.output / "rlg_comparison.png", row.getvalue()))
-    print("\nPictures (drop an rlg_s*.png on ComfyUI to get its workflow):")
-    for path in paths:
-        print(f"  {path}")
-    print("The demo's model is small and not trained: it shows patterns, not what the prompt says.")
+    print("\nPictures (drop rlg_text_to_image.png on ComfyUI to get its workflow):")
+    _write(arguments.output / "rlg_text_to_image.png", picture)
+    for one in measured:
+        _write(arguments.output / f"rlg_sweep_{one.lora}.png", _png(report.sheet(one, ROWS)))
+    found = [point for one in measured for point in report.points(one)]
+    _write(arguments.output / "rlg_measured.png", report.plot(found, arguments.prompts * arguments.seeds))
+    text = io.StringIO()
+    report.write_csv(found, text)
+    _write(arguments.output / "rlg_measured.csv", text.getvalue().encode())
+    for lora in LORAS:
+        print(f"\n{lora} LoRA, {arguments.prompts} held-out prompts x {arguments.seeds} seeds, mean [95 % interval]")
+        print(report.table([point for point in found if point.lora == lora]))
 
 
-def sample(client: ComfyClient, scale: float, arguments: argparse.Namespace) -> bytes:
-    """The PNG file of the bundled workflow at one scale, with the demo's model."""
+def run_workflow(client: ComfyClient) -> bytes:
+    """The PNG file of the bundled workflow with the demo's models."""
     object_info = client.object_info()
-    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     changes = {
-        "RLGLoadModels": {"ckpt_name": CHECKPOINT, "lora_name": LORA},
-        "RLGKSampler": {"scale": scale, "steps": arguments.steps, "seed": arguments.seed},
-        "Positive Prompt": {"text": arguments.prompt},
-        "EmptySD3LatentImage": {"width": arguments.size, "height": arguments.size},
+        "RLGLoadModels": {"ckpt_name": CHECKPOINT, "lora_name": LORAS["compressibility"]},
+        "RLGKSampler": {"steps": STEPS},
+        "Positive Prompt": {"text": PROMPT},
+        "EmptySD3LatentImage": {"width": SIDE, "height": SIDE},
     }
-    workflow = changed(workflow, object_info, changes)
-    progress = Progress(_title(scale))
-    (png,) = client.run(to_prompt(workflow, object_info), workflow, progress.step)
+    workflow = changed(json.loads(WORKFLOW.read_text(encoding="utf-8")), object_info, changes)
+    progress = Progress("workflow", "step")
+    (png,) = client.run(to_prompt(workflow, object_info), workflow, progress.update)
     progress.end()
     return png
+
+
+def run_measurement(client: ComfyClient, lora: str, arguments: argparse.Namespace) -> Measured:
+    asked = prompts(PROMPT_SEED, arguments.prompts, held_out=True)
+    progress = Progress(lora, "prompt")
+    settings = [*(Setting(scale) for scale in arguments.scales), *(Setting(1.0, at) for at in arguments.switches)]
+    measured = measure(client, lora, settings, asked, arguments.seeds, lambda done: progress.update(done, len(asked)))
+    progress.end()
+    return measured
 
 
 def changed(workflow: Json, object_info: Json, changes: dict[str, Json]) -> Json:
@@ -96,20 +116,20 @@ def changed(workflow: Json, object_info: Json, changes: dict[str, Json]) -> Json
 
 
 class Progress:
-    """One line for one picture: it grows in place in a terminal, and comes now and then in a log."""
+    """One line for one task: it grows in place in a terminal, and comes now and then in a log."""
 
     BAR = 28
     LOG_EVERY = 10.0  # seconds
 
-    def __init__(self, title: str):
-        self._title = f"{title:<16}"
+    def __init__(self, title: str, unit: str):
+        self._title, self._unit = f"{title:<16}", unit
         self._started = self._written = time.monotonic()
         self._in_place = sys.stdout.isatty()
         self._write("loading")
 
-    def step(self, step: int, steps: int) -> None:
-        done = self.BAR * step // steps
-        self._write(f"[{'#' * done}{'.' * (self.BAR - done)}] step {step}/{steps}")
+    def update(self, done: int, total: int) -> None:
+        filled = self.BAR * done // total
+        self._write(f"[{'#' * filled}{'.' * (self.BAR - filled)}] {self._unit} {done}/{total}")
 
     def end(self) -> None:
         self._write("done", last=True)
@@ -126,54 +146,66 @@ class Progress:
 
 def demo_models() -> Path:
     """A models folder with the demo's checkpoint and LoRA, written once per version of what writes them."""
-    sources = sorted(Path(__file__).parent.glob("tiny_*.py"))
+    makers = [Path(__file__).parent / name for name in ("tiny_encoders.py", "trained_pair.py")]
+    sources = [*makers, *sorted(PAIR.glob("*/*.safetensors")), *sorted(PAIR.glob("*/*.json"))]
     version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     folder = cache_folder(os.environ) / "demo_models" / version
     if folder.is_dir():
         return folder
-    print(f"Writing the demo's model (0.3 GB, once) to {folder} ...", flush=True)
-    from demo import tiny_model  # imports torch, which only this needs
+    print(f"Writing the demo's models (0.3 GB, once) to {folder} ...", flush=True)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     outdated = list(folder.parent.glob("[!.]*"))
     with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-        config = tiny_model.TinySD3()
         models = Path(temporary) / "models"
-        tiny_model.write_checkpoint(models / "checkpoints" / CHECKPOINT, config)
-        tiny_model.write_peft_adapter(models / "loras" / LORA, config)
+        write_models(models)
         models.rename(folder)
     for old in outdated:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def _write(path: Path, data: bytes) -> Path:
-    """Replace a file as a whole."""
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a file as a whole, and say so."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
+    print(f"  {path}")
 
 
-def _title(scale: float) -> str:
-    if scale in (0, 1):
-        meaning = ("base", "tuned")[int(scale)]
-    else:
-        meaning = "away" if scale < 0 else "between" if scale < 1 else "beyond"
-    return f"s = {scale:g}  {meaning}"
+def _numbers(low: float, high: float, always: tuple[float, ...] = ()) -> Callable[[str], list[float]]:
+    """Parser of a list of numbers; `always` are added to it."""
+
+    def parse(text: str) -> list[float]:
+        try:
+            numbers = [float(part) for part in text.split(",") if part.strip()]
+        except ValueError:
+            numbers = [math.nan]
+        if not all(low <= number <= high for number in numbers):
+            raise argparse.ArgumentTypeError(
+                f"'{text}' is not a list of numbers from {low:g} to {high:g}, such as 0,0.5,1"
+            )
+        return sorted({*numbers, *always})
+
+    return parse
 
 
-def _scales(text: str) -> list[float]:
-    try:
-        scales = [float(part) for part in text.split(",")]
-    except ValueError:
-        scales = [math.nan]
-    if not all(-10 <= scale <= 10 for scale in scales):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers from -10 to 10, such as 0,1,2")
-    return list(dict.fromkeys(scales))
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {least}")
+        return int(text)
+
+    return parse
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,11 +215,16 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=lambda text: Path(text).resolve(), default=REPO / "output", metavar="DIR",
         help="where the pictures go (default: output/ of the repository)",
     )  # fmt: skip
-    parser.add_argument("--scales", type=_scales, default="0,1,2", help="from -10 to 10, with commas (default: 0,1,2)")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: the workflow's)")
-    parser.add_argument("--seed", type=int, help="seed of the noise (default: the workflow's)")
-    parser.add_argument("--size", type=int, help="width and height in pixels (default: the workflow's)")
-    parser.add_argument("--prompt", help="what the picture should show (default: the workflow's)")
+    parser.add_argument(
+        "--scales", type=_numbers(-10, 10, always=(1.0,)), default="0,0.5,1,1.5,2,3,4", metavar="S,S,...",
+        help="constant scales, -10 to 10; 1 is always measured too, to compare with (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--switches", type=_numbers(0, 1), default="0.5,0.7", metavar="P,P,...",
+        help="combined generation: base model first, tuned one from this part of the steps (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--prompts", type=_at_least(2), default=24, help="held-out prompts (default: 24)")
+    parser.add_argument("--seeds", type=_at_least(2), default=4, help="pictures of a prompt (default: 4)")
     return parser
 
 

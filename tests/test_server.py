@@ -26,13 +26,15 @@ from demo import run as demo
 from demo import tiny_model
 from demo.client import PromptError, PromptFailed, PromptInterrupted, PromptRejected
 from demo.server import REPO, ServerError, comfy_server
+from demo.trained_pair import CHECKPOINT, LORAS
 from demo.ui_to_api import set_widget, to_prompt
 
 pytestmark = pytest.mark.slow
 
 HOST = Path(os.environ["COMFYUI_PATH"])
 SIZE, STEPS = 64, 4
-OTHER_WIDTH = tiny_model.TinySD3(depth=3)
+LORA = LORAS["compressibility"]
+OTHER_WIDTH = tiny_model.TinySD3(depth=2)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,7 @@ def server(cache: Path) -> Iterator[SimpleNamespace]:
 
 
 def _write_unusable_files(models: Path) -> None:
+    """Beside the demo's own, in the same folders."""
     loras, checkpoints = models / "loras", models / "checkpoints"
     sdxl = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
     save_file(
@@ -64,9 +67,9 @@ def _write_unusable_files(models: Path) -> None:
     tiny_model.write_peft_adapter(loras / "other_width", OTHER_WIDTH)
     tiny_model.write_peft_adapter(loras / "no_config", tiny_model.TinySD3())
     (loras / "no_config" / "adapter_config.json").unlink()
-    whole = (loras / demo.LORA / "adapter_model.safetensors").read_bytes()
+    whole = (loras / LORA / "adapter_model.safetensors").read_bytes()
     (loras / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
-    whole = (checkpoints / demo.CHECKPOINT).read_bytes()
+    whole = (checkpoints / CHECKPOINT).read_bytes()
     (checkpoints / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
     tiny_model.write_checkpoint(checkpoints / "other_width.safetensors", OTHER_WIDTH, with_clip=False, with_vae=False)
 
@@ -75,7 +78,7 @@ def _workflow(server: SimpleNamespace, loader: dict | None = None, **sampler: An
     """The bundled workflow with the demo's files and a small picture."""
     workflow = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
     changes = {
-        "RLGLoadModels": {"ckpt_name": demo.CHECKPOINT, "lora_name": demo.LORA} | (loader or {}),
+        "RLGLoadModels": {"ckpt_name": CHECKPOINT, "lora_name": LORA} | (loader or {}),
         "RLGKSampler": {"steps": STEPS} | sampler,
         "EmptySD3LatentImage": {"width": SIZE, "height": SIZE},
     }
@@ -119,9 +122,9 @@ def test_every_bundled_workflow_runs(server: SimpleNamespace, path: Path) -> Non
     """As it is, but for the files, the size and the steps."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     changes = {
-        "RLGLoadModels": {"ckpt_name": demo.CHECKPOINT, "lora_name": demo.LORA},
-        "CheckpointLoaderSimple": {"ckpt_name": demo.CHECKPOINT},
-        "RLGLoadLora": {"lora_name": demo.LORA},
+        "RLGLoadModels": {"ckpt_name": CHECKPOINT, "lora_name": LORA},
+        "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
+        "RLGLoadLora": {"lora_name": LORA},
         "EmptySD3LatentImage": {"width": SIZE, "height": SIZE},
         **dict.fromkeys(("KSampler", "RLGKSampler", "RLGSweep", "RLGBranch"), {"steps": STEPS}),
     }
@@ -252,12 +255,10 @@ def test_ctrl_c_in_the_demo_leaves_no_process_behind(server: SimpleNamespace, ca
     command = [sys.executable, "-m", "demo.run", "--host", str(HOST), "--output", str(tmp_path / "out")]
     output = tmp_path / "stdout"
     with output.open("w") as stdout:
-        process = subprocess.Popen(
-            [*command, "--steps", "2000", "--size", str(SIZE)], cwd=REPO, stdout=stdout, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen([*command, "--prompts", "1000"], cwd=REPO, stdout=stdout, stderr=subprocess.STDOUT)
     demo_process = psutil.Process(process.pid)
     try:
-        while "step" not in output.read_text():
+        while "prompt " not in output.read_text():
             assert process.poll() is None, output.read_text()
             time.sleep(0.2)
         children = demo_process.children(recursive=True)

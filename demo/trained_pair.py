@@ -1,0 +1,57 @@
+"""The demo's trained models, from the small files in `demo/pair` to what a user would have in ComfyUI's folders.
+
+The files hold only what was trained. Added here: the text encoder, which is not trained, and zeros for all that the
+host's layouts have beyond it (text dimensions of encoders that are not there, the other half of TAESD's channels).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from demo.tiny_encoders import clip_l_state_dict, vae_state_dict
+
+PAIR = Path(__file__).parent / "pair"
+CHECKPOINT = "rlg_demo_sd3.safetensors"
+LORAS = {"compressibility": "rlg_demo_compressibility"}
+"""Reward → folder under `loras`."""
+
+CONTEXT_DIM, POOLED_DIM = 4096, 2048
+_WIDENED = {
+    "model.diffusion_model.context_embedder.weight": CONTEXT_DIM,
+    "model.diffusion_model.y_embedder.mlp.0.weight": POOLED_DIM,
+}
+
+
+def write_models(models: Path, pair: Path = PAIR) -> None:
+    """Write the checkpoint (0.26 GB) and the LoRA folders into a ComfyUI models folder."""
+    checkpoints = models / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    save_file(checkpoint(pair), checkpoints / CHECKPOINT)
+    for reward, name in LORAS.items():
+        shutil.copytree(pair / reward, models / "loras" / name, ignore=shutil.ignore_patterns("*.md", "*.csv"))
+
+
+def checkpoint(pair: Path = PAIR) -> dict[str, Tensor]:
+    """The base model for CheckpointLoaderSimple: MMDiT-X, CLIP-L and VAE, fp16."""
+    weights = load_file(pair / "base" / "mmdit.safetensors")
+    for name, inputs in _WIDENED.items():
+        weights[name] = _filled_up(weights[name], (len(weights[name]), inputs))
+    weights |= {f"text_encoders.clip_l.transformer.{name}": tensor for name, tensor in clip_l_state_dict().items()}
+    weights["text_encoders.clip_l.logit_scale"] = torch.tensor(4.6055)
+    trained = load_file(pair / "vae" / "vae.safetensors")
+    for name, whole in vae_state_dict().items():
+        # The scalars undo what the host does to SD3 latents; they are not trained.
+        weights[f"first_stage_model.{name}"] = _filled_up(trained[name], whole.shape) if name in trained else whole
+    return {name: tensor.contiguous() for name, tensor in weights.items()}
+
+
+def _filled_up(tensor: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
+    """`tensor` in the first corner of a tensor of zeros."""
+    whole = torch.zeros(shape, dtype=tensor.dtype)
+    whole[tuple(slice(size) for size in tensor.shape)] = tensor
+    return whole

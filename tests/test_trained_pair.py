@@ -1,0 +1,111 @@
+"""The demo's trained pair shows what RLG is for: the reward follows the scale, between base and tuned and beyond.
+
+What the tuning is worth is measured twice: with the nodes in the host, and with diffusers and PEFT, which know nothing
+of either. So a mix that is wrong fails here by its pictures: a LoRA at half strength gains too little at s = 1, swapped
+models lose where they should gain, and a scale that does not act gains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.sample
+import numpy as np
+import pytest
+import torch
+
+import reference
+from demo.measure import CFG, STEPS, Measured, Setting, sweep_prompt
+from demo.scenes import Prompt, prompts
+from demo.train.base import CONFIG
+from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models
+
+pytestmark = pytest.mark.slow
+
+SCALES = (0.0, 0.5, 1.0, 2.0)
+SETTINGS = tuple(Setting(scale) for scale in SCALES)
+PROMPTS, SEEDS = 12, 4
+PROMPT_SEED = 11  # not the demo's
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pair(models_dir: Path) -> Iterator[Path]:
+    """The host's models folder with the trained files in it."""
+    write_models(models_dir)
+    yield models_dir
+    (models_dir / "checkpoints" / CHECKPOINT).unlink()
+
+
+def run(run_node: Callable[..., tuple], graph: dict[str, Any]) -> dict[str, tuple]:
+    """The outputs of an API prompt's nodes, without those that only show pictures."""
+    outputs: dict[str, tuple] = {}
+    for name, node in graph.items():
+        if node["class_type"] != "PreviewImage":
+            inputs = {
+                key: outputs[value[0]][value[1]] if isinstance(value, list) else value
+                for key, value in node["inputs"].items()
+            }
+            outputs[name] = run_node(node["class_type"], **inputs)
+    return outputs
+
+
+def to_bytes(images: torch.Tensor) -> np.ndarray:
+    return (images.clamp(0, 1) * 255).round().byte().numpy()
+
+
+@pytest.mark.parametrize("lora", LORAS)
+def test_the_reward_follows_the_scale(lora: str, pair: Path, run_node: Callable[..., tuple]) -> None:
+    asked = prompts(PROMPT_SEED, PROMPTS, held_out=True)
+    adapter = pair / "loras" / LORAS[lora]
+    independent = reference.load(pair / "checkpoints" / CHECKPOINT, adapter, CONFIG)
+
+    by_nodes, by_reference = [], []
+    for index, prompt in enumerate(asked):
+        outputs = run(run_node, sweep_prompt(lora, SETTINGS, prompt.text, SEEDS, seed=index))
+        by_nodes.append(np.stack([to_bytes(outputs[f"decode{column}"][0]) for column in range(len(SCALES))]))
+        by_reference.append(_reference_pictures(independent, outputs, index))
+    ours = _mean_rewards(lora, SETTINGS, asked, by_nodes)
+    base, tuned = _mean_rewards(lora, (Setting(0.0), Setting(1.0)), asked, by_reference)
+
+    gain = tuned - base
+    assert gain > 0
+    at = dict(zip(SCALES, (ours - base) / gain, strict=True))
+    """Share of the tuning's gain, by scale."""
+    assert at[0.0] == pytest.approx(0, abs=0.1)
+    assert 0.15 < at[0.5] < 0.85
+    assert at[1.0] == pytest.approx(1, abs=0.1)
+    assert at[2.0] > 1.1
+
+
+def _reference_pictures(model: reference.PeftModel, outputs: dict[str, tuple], seed: int) -> np.ndarray:
+    """Of the base and the tuned model, from the noise and the text that the nodes had."""
+    (latent,) = outputs["latent"]
+    noise = comfy.sample.prepare_noise(latent["samples"], seed)
+    text = {
+        name: reference.Text(tokens.float().expand(SEEDS, -1, -1), extra["pooled_output"].float().expand(SEEDS, -1))
+        for name in ("positive", "negative")
+        for [[tokens, extra]] in outputs[name]
+    }
+    vae = outputs["pair"][3]
+    return np.stack(
+        [
+            to_bytes(vae.decode(reference.sample(model, noise, **text, steps=STEPS, cfg=CFG, scale=scale)))
+            for scale in (0.0, 1.0)
+        ]
+    )
+
+
+def _mean_rewards(
+    lora: str, settings: tuple[Setting, ...], asked: list[Prompt], pictures: list[np.ndarray]
+) -> np.ndarray:
+    """(settings,); `pictures` are (settings, seeds, height, width, 3), one of each prompt."""
+    return Measured(lora, settings, tuple(asked), np.stack(pictures, axis=1)).rewards.mean(axis=(1, 2))
+
+
+def test_the_committed_files_are_small() -> None:
+    files = list(PAIR.rglob("*.safetensors"))
+    assert {file.parent.name for file in files} == {"base", "vae", *LORAS}
+    assert sum(file.stat().st_size for file in files) < 12e6
+    assert all((file.parent / "README.md").exists() for file in files)
