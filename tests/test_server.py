@@ -263,7 +263,7 @@ def test_ctrl_c_in_the_demo_leaves_no_process_behind(server: SimpleNamespace, ca
             time.sleep(0.2)
         children = demo_process.children(recursive=True)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == demo.INTERRUPTED
+        assert process.wait(timeout=120) == demo.INTERRUPTED  # a busy machine takes its time
     finally:
         process.kill()
     assert children
