@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from demo.client import ComfyClient, Json
-from demo.rewards import composition, compressibility
+from demo.rewards import REWARDS, composition
 from demo.scenes import SIDE, Prompt
 from demo.statistics import diversity
 from demo.trained_pair import CHECKPOINT, LORAS
@@ -45,9 +45,7 @@ class Measured:
     @property
     def rewards(self) -> np.ndarray:
         """(S, P, N): what the LoRA was trained for: the composition's score, or minus the kB of a JPEG."""
-        if self.lora == "compressibility":
-            return self._each(lambda picture, prompt: compressibility(picture))
-        return self._each(lambda picture, prompt: composition(picture, prompt).score)
+        return self._each(REWARDS[self.lora])
 
     @property
     def accuracy(self) -> np.ndarray:

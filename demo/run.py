@@ -21,6 +21,7 @@ from PIL import Image
 
 from demo import report
 from demo.client import ComfyClient, Json, PromptError
+from demo.files import replacing
 from demo.measure import STEPS, Measured, Setting, measure
 from demo.scenes import SIDE, prompts
 from demo.server import REPO, ServerError, comfy_server
@@ -64,7 +65,6 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"ComfyUI {version} is ready after {time.monotonic() - started:.0f} s.\n", flush=True)
         picture = run_workflow(client)
         measured = [run_measurement(client, lora, arguments) for lora in LORAS]
-    arguments.output.mkdir(parents=True, exist_ok=True)
     print("\nPictures (drop rlg_text_to_image.png on ComfyUI to get its workflow):")
     _write(arguments.output / "rlg_text_to_image.png", picture)
     for one in measured:
@@ -173,12 +173,8 @@ def _png(picture: Image.Image) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     """Replace a file as a whole, and say so."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     print(f"  {path}")
 
 

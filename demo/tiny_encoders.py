@@ -60,6 +60,13 @@ def clip_l_state_dict() -> dict[str, Tensor]:
     return sd
 
 
+def clip_l_in_checkpoint() -> dict[str, Tensor]:
+    """CLIP-L under the names of ComfyUI's SD3 checkpoints."""
+    prefix = "text_encoders.clip_l."
+    sd = {f"{prefix}transformer.{key}": tensor for key, tensor in clip_l_state_dict().items()}
+    return sd | {f"{prefix}logit_scale": torch.tensor(4.6055)}
+
+
 def vae_state_dict() -> dict[str, Tensor]:
     """A TAESD-type VAE, fp16, 5 MB: a fixed projection between 16 latent channels and colour, with smooth resizing.
 

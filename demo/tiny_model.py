@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .tiny_encoders import CLIP_WIDTH, LATENT_CHANNELS, clip_l_state_dict, vae_state_dict
+from .files import replacing
+from .tiny_encoders import CLIP_WIDTH, LATENT_CHANNELS, clip_l_in_checkpoint, vae_state_dict
 
 HEAD_DIM = 64
 PATCH = 2
@@ -206,13 +205,11 @@ def write_checkpoint(
     257 MB of a depth-2 file) and VAE are fp16."""
     sd = {f"model.diffusion_model.{key}": tensor.to(dtype) for key, tensor in mmdit_state_dict(config).items()}
     if with_clip:
-        sd |= {f"text_encoders.clip_l.transformer.{key}": tensor for key, tensor in clip_l_state_dict().items()}
-        sd["text_encoders.clip_l.logit_scale"] = torch.tensor(4.6055)
+        sd |= clip_l_in_checkpoint()
     if with_vae:
         sd |= {f"first_stage_model.{key}": tensor for key, tensor in vae_state_dict().items()}
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file({key: tensor.contiguous() for key, tensor in sd.items()}, temporary)
     return path
 
@@ -254,10 +251,9 @@ def write_peft_adapter(
     }
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _replacing(folder / "adapter_model.safetensors") as temporary:
+    with replacing(folder / "adapter_model.safetensors") as temporary:
         save_file(dict(w), temporary, metadata={"format": "pt"})
-    with _replacing(folder / "adapter_config.json") as temporary:
+    with replacing(folder / "adapter_config.json") as temporary:
         temporary.write_text(json.dumps(adapter_config, indent=2, sort_keys=True), encoding="utf-8")
     return folder
 
@@ -288,14 +284,3 @@ _PEFT_DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("base_model_name_or_path", "layer_replication", "layers_pattern", "layers_to_transform")),
     **dict.fromkeys(("megatron_config", "modules_to_save", "revision", "task_type")),
 }
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which takes its place when the block ends without an error."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.tiny_encoders import clip_l_state_dict, vae_state_dict
+from demo.tiny_encoders import clip_l_in_checkpoint, vae_state_dict
 
 PAIR = Path(__file__).parent / "pair"
 CHECKPOINT = "rlg_demo_sd3.safetensors"
@@ -41,8 +41,7 @@ def checkpoint(pair: Path = PAIR) -> dict[str, Tensor]:
     weights = load_file(pair / "base" / "mmdit.safetensors")
     for name, inputs in _WIDENED.items():
         weights[name] = _filled_up(weights[name], (len(weights[name]), inputs))
-    weights |= {f"text_encoders.clip_l.transformer.{name}": tensor for name, tensor in clip_l_state_dict().items()}
-    weights["text_encoders.clip_l.logit_scale"] = torch.tensor(4.6055)
+    weights |= clip_l_in_checkpoint()
     trained = load_file(pair / "vae" / "vae.safetensors")
     for name, whole in vae_state_dict().items():
         # The scalars undo what the host does to SD3 latents; they are not trained.

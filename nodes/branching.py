@@ -9,10 +9,11 @@ import comfy.samplers
 import latent_preview
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.branch_sampling import Fork, branch_samples, labels
+from ..rlg_sampler.branch_sampling import Fork, branch_samples
 from ..rlg_sampler.flow_grpo import sample_flow_grpo
 from ..rlg_sampler.guider import check_latent, guided_model
 from ..rlg_sampler.schedule import Schedule
+from ..rlg_sampler.several_runs import labels
 from . import inputs
 
 
@@ -126,4 +127,5 @@ class RLGBranch(io.ComfyNode):
             model, Fork(branch_percent, branches, noise_level), seed, steps, cfg, sampler_name, scheduler, positive,
             negative, latent_image, denoise, functools.partial(latent_preview.prepare_callback, model), sampler,
         )  # fmt: skip
-        return io.NodeOutput(latent, labels(branches, samples.shape[0], seed))
+        names = [f"branch {branch + 1}" for branch in range(branches)]
+        return io.NodeOutput(latent, labels(names, samples.shape[0], seed))

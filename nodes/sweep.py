@@ -13,7 +13,8 @@ from comfy_api.v0_0_2 import io
 from ..rlg_sampler.grid import labelled_grid
 from ..rlg_sampler.guider import check_latent, guided_model
 from ..rlg_sampler.schedule import constant
-from ..rlg_sampler.sweep import cells, labels, sweep
+from ..rlg_sampler.several_runs import labels
+from ..rlg_sampler.sweep import cells, sweep
 from . import inputs
 
 T = TypeVar("T")
@@ -82,7 +83,7 @@ class RLGSweep(io.ComfyNode):
             model, wanted, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise,
             functools.partial(latent_preview.prepare_callback, model),
         )  # fmt: skip
-        return io.NodeOutput(latent, labels(wanted, seed, samples.shape[0]))
+        return io.NodeOutput(latent, labels([cell.label for cell in wanted], samples.shape[0], seed))
 
 
 class RLGGrid(io.ComfyNode):

@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .guider import as_part_of
+from .several_runs import as_one_latent
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -131,18 +132,7 @@ def branch_samples(
             # A seed that no branch's fresh noise has: on the CPU a stochastic sampler would draw that noise once more.
             own_seed = (seed + fork.branches + branch) % 2**64
             results.append(run(sigmas[forked:], mixed, start, own_seed, done))
-    out = {**latent, "samples": torch.cat(results)}
-    if "batch_index" in latent:
-        out["batch_index"] = list(latent["batch_index"]) * fork.branches
-    if "noise_mask" in latent and latent["noise_mask"].shape[0] > 1:
-        out["noise_mask"] = torch.cat([latent["noise_mask"]] * fork.branches)
-    return out
-
-
-def labels(branches: int, pictures: int, seed: int) -> list[str]:
-    """One label per picture, of parts separated by commas."""
-    numbers = [f", picture {n + 1}" for n in range(pictures)] if pictures > 1 else [""]
-    return [f"branch {branch + 1}{number}, seed {seed}" for branch in range(branches) for number in numbers]
+    return as_one_latent(latent, results)
 
 
 def _noise_in(model: ModelPatcher, reached: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

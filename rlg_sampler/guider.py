@@ -38,13 +38,19 @@ class Guidance:
 
     Args:
         tuned: one entry per chained tuned model.
+        shared, whole: as GuidedRun takes them, for one run among several that belong together; such a guidance never
+            leaves the node that makes these runs.
     """
 
-    shared: SharedEvaluations | None = None
-    whole: Sequence[float] | None = None
-
-    def __init__(self, tuned: tuple[TunedModel, ...]) -> None:
+    def __init__(
+        self,
+        tuned: tuple[TunedModel, ...],
+        shared: SharedEvaluations | None = None,
+        whole: Sequence[float] | None = None,
+    ) -> None:
         self.tuned = tuned
+        self._shared = shared
+        self._whole = whole
 
     @staticmethod
     def on(patcher: ModelPatcher) -> Guidance | None:
@@ -58,7 +64,7 @@ class Guidance:
         base_options = merge_nested_dicts(guider.model_options[_BASE_OPTIONS], _wrappers_of(self.tuned[0].pair.base))
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
         branches = self._branches(guider, base_options)
-        GuidedRun(guider, branches, base_wrappers, kwargs.get("latent_shapes"), self.shared, self.whole).install()
+        GuidedRun(guider, branches, base_wrappers, kwargs.get("latent_shapes"), self._shared, self._whole).install()
         return executor(noise, *args, **kwargs)
 
     def _branches(self, guider: CFGGuider, base_options: Options) -> list[TunedBranch]:
@@ -73,20 +79,6 @@ class Guidance:
             own = not same_options(sampling_options(tuned.pair.tuned), base_options)
             branches.append(TunedBranch(tuned, patcher, base_options, own))
         return branches
-
-
-class _PartGuidance(Guidance):
-    """Guidance of one run among several that belong together. Never leaves the node that makes these runs."""
-
-    def __init__(
-        self,
-        tuned: tuple[TunedModel, ...],
-        shared: SharedEvaluations | None = None,
-        whole: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(tuned)
-        self.shared = shared
-        self.whole = whole
 
 
 def guided_model(
@@ -142,7 +134,7 @@ def on_schedule(model: ModelPatcher, schedule: Schedule, shared: SharedEvaluatio
     """
     *others, last = Guidance.on(model).tuned
     model = model.clone()
-    _guide(model, _PartGuidance((*others, replace(last, schedule=schedule)), shared=shared))
+    _guide(model, Guidance((*others, replace(last, schedule=schedule)), shared=shared))
     return model
 
 
@@ -157,7 +149,7 @@ def as_part_of(model: ModelPatcher, whole: Sequence[float]) -> ModelPatcher:
     if guidance is None:
         return model
     model = model.clone()
-    _guide(model, _PartGuidance(guidance.tuned, whole=whole))
+    _guide(model, Guidance(guidance.tuned, whole=whole))
     return model
 
 

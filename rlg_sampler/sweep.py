@@ -17,6 +17,7 @@ from .guider import on_schedule
 from .mixing import check_scale
 from .plan import SharedEvaluations, in_turn
 from .schedule import Schedule, check_position, combined_generation, constant
+from .several_runs import as_one_latent
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -53,18 +54,6 @@ def cells(scales: str, switch_percents: str) -> list[Cell]:
         for switch in (check_position(position, "switch_percents") for position in switches)
         for scale in values
     ]
-
-
-def labels(cells: Sequence[Cell], seed: int, pictures: int) -> list[str]:
-    """One label per picture of a sweep, in its order, of parts separated by commas.
-
-    Args:
-        cells: of the sweep.
-        seed: its seed.
-        pictures: how many each cell has.
-    """
-    numbers = [f", picture {n + 1}" for n in range(pictures)] if pictures > 1 else [""]
-    return [f"{cell.label}{number}, seed {seed}" for cell in cells for number in numbers]
 
 
 def sweep(
@@ -126,12 +115,7 @@ def sweep(
             disable_pbar=True,
             seed=seed,
         )
-    out = {**latent, "samples": torch.cat([results[cell] for cell in range(len(cells))])}
-    if "batch_index" in latent:
-        out["batch_index"] = list(latent["batch_index"]) * len(cells)
-    if "noise_mask" in latent and latent["noise_mask"].shape[0] > 1:
-        out["noise_mask"] = torch.cat([latent["noise_mask"]] * len(cells))
-    return out
+    return as_one_latent(latent, [results[cell] for cell in range(len(cells))])
 
 
 def _numbers(text: str, name: str, example: str) -> list[float]:

@@ -20,7 +20,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.rewards import composition, compressibility
+from demo.files import replacing
+from demo.rewards import REWARDS
 from demo.scenes import prompts
 from demo.train import base, vae
 from demo.train.export import host_state_dict
@@ -34,11 +35,11 @@ PROMPTS = 512
 
 TASKS = {
     "composition": Task(
-        "composition", lambda picture, prompt: composition(picture, prompt).score,
+        "composition", REWARDS["composition"],
         iterations=45, kl_weight=0.04, learning_rate=1.5e-3,
     ),
     "compressibility": Task(
-        "compressibility", lambda picture, prompt: compressibility(picture),
+        "compressibility", REWARDS["compressibility"],
         iterations=30, kl_weight=0.04, learning_rate=1.5e-3,
     ),
 }  # fmt: skip
@@ -113,14 +114,9 @@ def _write_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def _write(weights: dict[str, Tensor], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        half = {name: tensor.detach().half().contiguous() for name, tensor in weights.items()}
+    half = {name: tensor.detach().half().contiguous() for name, tensor in weights.items()}
+    with replacing(path) as temporary:
         save_file(half, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     print(f"Wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 

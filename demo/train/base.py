@@ -16,6 +16,7 @@ from diffusers import AutoencoderTiny, SD3Transformer2DModel
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from demo.files import replacing
 from demo.scenes import Prompt, draw, random_prompt
 from demo.tiny_encoders import CLIP_WIDTH, LATENT_CHANNELS
 from demo.tiny_model import TinySD3
@@ -83,7 +84,9 @@ def training_data(vae: AutoencoderTiny, folder: Path, seed: int, host: Path) -> 
     text = encoded([prompt.text for prompt in prompts] + [""], folder, host)
     path = folder / f"latents_{seed}.pt"
     if not path.exists():
-        torch.save(_encoded_scenes(vae, prompts, rng), path)
+        scenes = _encoded_scenes(vae, prompts, rng)
+        with replacing(path) as temporary:
+            torch.save(scenes, temporary)
     return Data(torch.load(path, weights_only=True), text)
 
 

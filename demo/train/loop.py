@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from demo.files import replacing
 
 SAVE_EVERY = 60.0  # seconds
 SAY_EVERY = 10.0
@@ -53,9 +54,9 @@ def train(checkpoint: Path, steps: int, seed: int, state: Mapping[str, Stateful]
             _say(history, steps, (now - started) / (index + 1 - first))
         if now - kept > SAVE_EVERY or index == steps - 1:
             kept = now
-            _save(
-                checkpoint, {"seed": seed, "history": history, "state": {k: v.state_dict() for k, v in state.items()}}
-            )
+            parts = {name: part.state_dict() for name, part in state.items()}
+            with replacing(checkpoint) as temporary:
+                torch.save({"seed": seed, "history": history, "state": parts}, temporary)
     return history
 
 
@@ -73,13 +74,3 @@ def _say(history: list[dict[str, float]], steps: int, seconds: float) -> None:
     numbers = "  ".join(f"{key} {value:.4g}" for key, value in means.items())
     left = seconds * (steps - len(history)) / 60
     print(f"step {len(history)}/{steps}  {numbers}  {seconds:.2f} s/step, {left:.0f} min left", flush=True)
-
-
-def _save(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ dimensions), which here are left out.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from demo.files import replacing
 from demo.tiny_encoders import CLIP_POSITIONS, clip_l_state_dict
 
 BATCH = 32
@@ -40,10 +40,8 @@ def encoded(captions: Sequence[str], folder: Path, host: Path) -> Text:
     if path.exists():
         return Text(**torch.load(path, weights_only=True))
     text = encode(captions, host)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    torch.save({"tokens": text.tokens, "pooled": text.pooled}, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save({"tokens": text.tokens, "pooled": text.pooled}, temporary)
     return text
 
 
