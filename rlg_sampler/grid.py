@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .image_tensor import to_tensor
+
 _BACKGROUND, _TEXT, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 _LARGEST_SIDE = 8192
 """Pixels; larger grids are shrunk, since viewers and uploads give up on them."""
@@ -99,7 +101,7 @@ def labelled_grid(pictures: Sequence[torch.Tensor], labels: Sequence[str], colum
     height, width = next(iter(sizes))
     shrink = min(1.0, _LARGEST_SIDE / (1.2 * max(plan.columns * width, plan.rows * height)))
     width, height = max(1, round(width * shrink)), max(1, round(height * shrink))
-    return _to_tensor(_draw([_to_image(p, width, height) for p in pictures], plan, title))
+    return to_tensor(_draw([_to_image(p, width, height) for p in pictures], plan, title))
 
 
 def _draw(images: Sequence[Image.Image], plan: Layout, title: str) -> Image.Image:
@@ -177,8 +179,3 @@ def _to_image(picture: torch.Tensor, width: int, height: int) -> Image.Image:
     pixels = (picture[..., :3].clamp(0, 1) * 255).round().to("cpu", torch.uint8).contiguous()
     image = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), pixels.numpy().tobytes())
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _to_tensor(image: Image.Image) -> torch.Tensor:
-    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return data.view(1, image.height, image.width, 3).float() / 255.0

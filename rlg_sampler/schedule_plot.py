@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .image_tensor import to_tensor
 from .schedule import Schedule
 
 _WIDTH, _HEIGHT = 384, 224
@@ -38,8 +39,7 @@ def plot(schedule: Schedule) -> torch.Tensor:
     draw.text(((_LEFT + _RIGHT) / 2, _HEIGHT - 6), "step / number of steps", _TEXT, font, anchor="mb")
     draw.line([(_LEFT + i, row(value)) for i, value in enumerate(values)], _LINE, width=2, joint="curve")
     draw.text((_LEFT, 10), _shortened(f"scale {schedule}", draw, font), _TEXT, font)
-    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return data.view(1, _HEIGHT, _WIDTH, 3).float() / 255.0
+    return to_tensor(image)
 
 
 def _shortened(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> str:
