@@ -3,7 +3,9 @@
 # Tools that import a repository's root on their own (test collectors) have no package to import from.
 if __package__:
     from .nodes import RLGExtension
+    from .nodes.saved_schedules import save_with_pictures
 
     async def comfy_entrypoint() -> RLGExtension:
         """Called by ComfyUI's custom-node loader."""
+        save_with_pictures()
         return RLGExtension()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.v0_0_2 import io, ui
 
 from ..rlg_sampler import schedule as schedules
@@ -13,11 +15,20 @@ def _output() -> io.Output:
     return inputs.Schedule.Output(display_name="schedule", tooltip="For 'schedule' of the RLG sampling nodes.")
 
 
-def _with_plot(schedule: schedules.Schedule) -> io.NodeOutput:
-    return io.NodeOutput(schedule, ui=ui.PreviewImage(plot(schedule)))
+class _ScheduleNode(io.ComfyNode):
+    """Makes a schedule from widgets, and shows it."""
+
+    @classmethod
+    def schedule(cls, **widgets: Any) -> schedules.Schedule:
+        raise NotImplementedError
+
+    @classmethod
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
+        schedule = cls.schedule(**widgets)
+        return io.NodeOutput(schedule, ui=ui.PreviewImage(plot(schedule)))
 
 
-class RLGScale(io.ComfyNode):
+class RLGScale(_ScheduleNode):
     """A constant scale in a range of steps: interval guidance."""
 
     @classmethod
@@ -41,11 +52,11 @@ class RLGScale(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, scale: float, start_percent: float, end_percent: float, outside: float) -> io.NodeOutput:
-        return _with_plot(schedules.in_range(scale, start_percent, end_percent, outside))
+    def schedule(cls, scale: float, start_percent: float, end_percent: float, outside: float) -> schedules.Schedule:
+        return schedules.in_range(scale, start_percent, end_percent, outside)
 
 
-class RLGCombinedGeneration(io.ComfyNode):
+class RLGCombinedGeneration(_ScheduleNode):
     """The base model first, the tuned one for the rest (ImageReFL, arXiv 2505.22569)."""
 
     @classmethod
@@ -69,11 +80,11 @@ class RLGCombinedGeneration(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, switch_percent: float, scale: float) -> io.NodeOutput:
-        return _with_plot(schedules.combined_generation(switch_percent, scale))
+    def schedule(cls, switch_percent: float, scale: float) -> schedules.Schedule:
+        return schedules.combined_generation(switch_percent, scale)
 
 
-class RLGRamp(io.ComfyNode):
+class RLGRamp(_ScheduleNode):
     """A scale that rises or falls over the run; 0, 1, power is ImageReFL's annealed guidance."""
 
     @classmethod
@@ -107,11 +118,11 @@ class RLGRamp(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, start_scale: float, end_scale: float, curve: str, power: float) -> io.NodeOutput:
-        return _with_plot(schedules.ramp(start_scale, end_scale, curve, power))
+    def schedule(cls, start_scale: float, end_scale: float, curve: str, power: float) -> schedules.Schedule:
+        return schedules.ramp(start_scale, end_scale, curve, power)
 
 
-class RLGKeyframes(io.ComfyNode):
+class RLGKeyframes(_ScheduleNode):
     """A scale written down as positions and values."""
 
     @classmethod
@@ -139,5 +150,11 @@ class RLGKeyframes(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, keyframes: str, interpolation: str) -> io.NodeOutput:
-        return _with_plot(schedules.keyframes(keyframes, interpolation))
+    def schedule(cls, keyframes: str, interpolation: str) -> schedules.Schedule:
+        return schedules.keyframes(keyframes, interpolation)
+
+
+NODES: dict[str, type[_ScheduleNode]] = {
+    node.__name__: node for node in (RLGScale, RLGCombinedGeneration, RLGRamp, RLGKeyframes)
+}
+"""By id."""

@@ -141,6 +141,20 @@ def test_every_bundled_workflow_runs(server: SimpleNamespace, path: Path) -> Non
     assert progress[-1][0] == progress[-1][1]
 
 
+def test_saved_pictures_say_what_their_schedule_is(server: SimpleNamespace) -> None:
+    """Also where the schedule's node did not run again, and in a prompt that comes without a workflow."""
+    found = []
+    for seed in (1, 2):
+        prompt = _prompt(server, seed=seed)
+        inputs = {"start_scale": 0.0, "end_scale": 2.0, "curve": "power", "power": 3.0}
+        prompt["ramp"] = {"class_type": "RLGRamp", "inputs": inputs}
+        prompt["unusable"] = {"class_type": "RLGScale", "inputs": {"scale": ["ramp", 0]}}  # not reached by any output
+        prompt[_node_id(prompt, "RLGKSampler")]["inputs"]["schedule"] = ["ramp", 0]
+        (*_, png) = server.client.run(prompt)
+        found.append(json.loads(Image.open(io.BytesIO(png)).info["rlg_schedules"]))
+    assert found == [{"ramp RLGRamp": "0:0, 1:2 (power 3)"}] * 2
+
+
 def test_same_prompt_gives_the_same_picture(server: SimpleNamespace) -> None:
     pictures = []
     for scale in (1.6, 0.0, 1.6):
