@@ -32,11 +32,19 @@ hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.load_profile("default")
 
 import comfy.cli_args  # parses sys.argv once, here
+import comfy.utils
 import folder_paths
 import torch
 
 # The models are tiny: a second thread costs more in waiting than it computes, above all on a busy machine.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def every_step_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer hosts leave out progress that comes fast; a test of which steps are reported wants it all."""
+    for name in ("PROGRESS_THROTTLE_MIN_INTERVAL", "PROGRESS_THROTTLE_MIN_PERCENT"):
+        monkeypatch.setattr(comfy.utils, name, 0, raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -151,6 +151,7 @@ def test_masked_parts_stay(branch) -> None:
     assert relative(samples[..., 9:], latent["samples"][..., 9:].repeat(2, 1, 1, 1)) < CLOSE
 
 
+@pytest.mark.usefixtures("every_step_reported")
 def test_one_progress_bar_and_labels(branch, monkeypatch) -> None:
     seen: list[tuple[int, int]] = []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total)))

@@ -187,6 +187,7 @@ def test_masks_and_batch_indices_go_along(base, tune, run_node) -> None:
     assert relative(ours["samples"][:2, ..., SIZE // 2 + 1 :], latent["samples"][..., SIZE // 2 + 1 :]) < CLOSE
 
 
+@pytest.mark.usefixtures("every_step_reported")
 def test_one_progress_bar_over_all_cells(base, tune, run_node, monkeypatch) -> None:
     seen: list[tuple[int, int]] = []
     monkeypatch.setattr(
@@ -196,6 +197,7 @@ def test_one_progress_bar_over_all_cells(base, tune, run_node, monkeypatch) -> N
     assert seen == [(n, 12) for n in range(1, 13)]
 
 
+@pytest.mark.usefixtures("every_step_reported")
 def test_cancel_stops_between_and_within_cells(base, tune, run_node, monkeypatch) -> None:
     steps = []
 
