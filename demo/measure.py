@@ -15,7 +15,7 @@ from demo.scenes import SIDE, Prompt
 from demo.statistics import diversity
 from demo.trained_pair import CHECKPOINT, LORAS
 
-STEPS, CFG = 12, 3.0
+STEPS, CFG = 12, 1.0
 
 
 @dataclass(frozen=True)

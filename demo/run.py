@@ -22,7 +22,7 @@ from PIL import Image
 from demo import report
 from demo.client import ComfyClient, Json, PromptError
 from demo.files import replacing
-from demo.measure import STEPS, Measured, Setting, measure
+from demo.measure import CFG, STEPS, Measured, Setting, measure
 from demo.scenes import SIDE, prompts
 from demo.server import REPO, ServerError, comfy_server
 from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models
@@ -83,8 +83,8 @@ def run_workflow(client: ComfyClient) -> bytes:
     """The PNG file of the bundled workflow with the demo's models."""
     object_info = client.object_info()
     changes = {
-        "RLGLoadModels": {"ckpt_name": CHECKPOINT, "lora_name": LORAS["compressibility"]},
-        "RLGKSampler": {"steps": STEPS},
+        "RLGLoadModels": {"ckpt_name": CHECKPOINT, "lora_name": LORAS["composition"]},
+        "RLGKSampler": {"steps": STEPS, "cfg": CFG},
         "Positive Prompt": {"text": PROMPT},
         "EmptySD3LatentImage": {"width": SIDE, "height": SIDE},
     }
@@ -219,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
         "--switches", type=_numbers(0, 1), default="0.5,0.7", metavar="P,P,...",
         help="combined generation: base model first, tuned one from this part of the steps (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--prompts", type=_at_least(2), default=24, help="held-out prompts (default: 24)")
+    parser.add_argument("--prompts", type=_at_least(2), default=12, help="held-out prompts (default: 12)")
     parser.add_argument("--seeds", type=_at_least(2), default=4, help="pictures of a prompt (default: 4)")
     return parser
 

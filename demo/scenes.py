@@ -5,7 +5,7 @@ some of it (colours and shapes always, sizes, places and the background sometime
 say is drawn at random. Objects are saturated and backgrounds are not, so a picture can be read back from its pixels
 (`demo.rewards`).
 
-Objects stand in one of nine places, in few sizes, and patterns repeat with the model's tokens of 16 pixels: a small
+Objects stand in one of five places, in few sizes, and patterns repeat with the model's tokens of 16 pixels: a small
 model learns clear shapes from that in minutes, where free positions would take it hours.
 """
 
@@ -33,11 +33,10 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star")
 BACKGROUNDS = ("plain", "shaded", "striped", "dotted", "checkered")
 RELATIONS = ("left of", "right of", "above", "below")
-PLACES = ("left", "right", "top", "bottom", "middle")
-
-CENTRES = (32, 64, 96)
-"""Where objects stand, in pixels: three rows of three."""
-RADII = {"small": (12,), "large": (28,), None: (12, 20, 28)}
+CENTRES = {"left": (32, 64), "right": (96, 64), "top": (64, 32), "bottom": (64, 96), "middle": (64, 64)}
+"""Where objects stand, in pixels."""
+PLACES = tuple(CENTRES)
+RADII = {"small": 12, "large": 28, None: 20}
 """Half the width of a lone object in pixels, by the size the prompt asks for."""
 RADIUS_OF_TWO = 16
 TOKEN = 16
@@ -95,7 +94,7 @@ def prompts(seed: int, count: int, *, held_out: bool) -> list[Prompt]:
 def _any_prompt(rng: np.random.Generator) -> Prompt:
     background = _choice(rng, BACKGROUNDS) if rng.random() < 0.3 else None
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.4:
         size = _choice(rng, ("small", "large")) if rng.random() < 0.5 else None
         thing = _thing(rng, size)
         place = _choice(rng, PLACES) if rng.random() < 0.6 else None
@@ -191,26 +190,20 @@ _UNIT_OUTLINES: dict[str, list[Point]] = {
 
 
 def _arranged(prompt: Prompt, rng: np.random.Generator) -> list[tuple[Thing, Point, float]]:
-    """Things with centre and radius in pixels. Two stand on opposite sides, and not diagonally."""
-    low, middle, high = CENTRES
+    """Things with centre and radius in pixels. Two stand on opposite sides."""
     if len(prompt.things) == 1:
-        sides = {"left": (low, None), "right": (high, None), "top": (None, low), "bottom": (None, high)}
-        x, y = {**sides, "middle": (middle, middle), None: (None, None)}[prompt.place]
-        centre = (_centre(rng) if x is None else x, _centre(rng) if y is None else y)
-        return [(prompt.things[0], centre, rng.choice(RADII[prompt.things[0].size]))]
-    relation = prompt.relation or _choice(rng, RELATIONS)
-    first, second = (low, high) if relation in ("left of", "above") else (high, low)
-    aside = [_centre(rng), _centre(rng)]
-    if abs(aside[0] - aside[1]) > middle - low:
-        aside[1] = middle
-    centres: list[Point] = list(zip((first, second), aside, strict=True))
-    if relation in ("above", "below"):
-        centres = [(across, along) for along, across in centres]
-    return [(thing, centre, RADIUS_OF_TWO) for thing, centre in zip(prompt.things, centres, strict=True)]
+        (thing,) = prompt.things
+        return [(thing, CENTRES[prompt.place or _choice(rng, PLACES)], RADII[thing.size])]
+    sides = _SIDES[prompt.relation or _choice(rng, RELATIONS)]
+    return [(thing, CENTRES[side], RADIUS_OF_TWO) for thing, side in zip(prompt.things, sides, strict=True)]
 
 
-def _centre(rng: np.random.Generator) -> int:
-    return CENTRES[rng.integers(3)]
+_SIDES = {
+    "left of": ("left", "right"),
+    "right of": ("right", "left"),
+    "above": ("top", "bottom"),
+    "below": ("bottom", "top"),
+}
 
 
 def _background(kind: str, rng: np.random.Generator, scale: int) -> Image.Image:

@@ -17,7 +17,7 @@ from demo.tiny_encoders import clip_l_in_checkpoint, vae_state_dict
 
 PAIR = Path(__file__).parent / "pair"
 CHECKPOINT = "rlg_demo_sd3.safetensors"
-LORAS = {"compressibility": "rlg_demo_compressibility"}
+LORAS = {"composition": "rlg_demo_composition", "compressibility": "rlg_demo_compressibility"}
 """Reward → folder under `loras`."""
 
 CONTEXT_DIM, POOLED_DIM = 4096, 2048

@@ -36,11 +36,11 @@ PROMPTS = 512
 TASKS = {
     "composition": Task(
         "composition", REWARDS["composition"],
-        iterations=45, kl_weight=0.04, learning_rate=1.5e-3,
+        iterations=81, kl_weight=0.04, learning_rate=1e-3,
     ),
     "compressibility": Task(
         "compressibility", REWARDS["compressibility"],
-        iterations=30, kl_weight=0.04, learning_rate=1.5e-3,
+        iterations=80, kl_weight=0.04, learning_rate=1e-3,
     ),
 }  # fmt: skip
 
@@ -74,7 +74,7 @@ def _train_base(arguments: argparse.Namespace) -> None:
 def _train_lora(arguments: argparse.Namespace) -> None:
     task = TASKS[arguments.stage]
     asked = prompts(arguments.seed, PROMPTS, held_out=False)
-    text = encoded([*(prompt.text for prompt in asked), ""], arguments.work, arguments.host)
+    text = encoded([prompt.text for prompt in asked], arguments.work, arguments.host)
     network, pictures = _base(arguments.output), _vae(arguments.output)
     model, history = train_lora(task, network, pictures, asked, text, arguments.work, arguments.seed)
     folder = arguments.output / task.name

@@ -3,7 +3,8 @@
 One iteration samples groups of pictures, a group per prompt, with noise injected at every step, so that each step is a
 Gaussian policy with a known density. Pictures better than their group's mean become more likely and worse ones less,
 with the clipped ratio of PPO and a penalty on the distance to the base model. As in the reference (yifan123/flow_grpo:
-train_sd3.py and sd3_sde_with_logprob.py), but only some of the steps of each trajectory are trained on.
+train_sd3.py and sd3_sde_with_logprob.py), but only some of the steps of each trajectory are trained on, and there is no
+CFG: the tuned model is to do without.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from torch._dynamo import OptimizedModule
 
 from demo.scenes import Prompt
 from demo.tiny_encoders import LATENT_CHANNELS
 from demo.tiny_model import LORA_TARGETS
-from demo.train.base import LATENT_SIDE, SHIFT, velocity
+from demo.train.base import LATENT_SIDE, SHIFT, compiled, velocity
 from demo.train.loop import train
 from demo.train.text import Text
 
 RANK, ALPHA = 16, 32
 SAMPLING_STEPS, TRAINED_STEPS = 10, 5
-CFG = 3.0
 NOISE_LEVEL = 0.7
 PROMPTS, GROUP = 6, 12
 UPDATES = 2
@@ -93,11 +94,12 @@ def train_lora(
 ) -> tuple[PeftModel, list[dict[str, float]]]:
     """Train a LoRA on `base` (which it changes in place), or go on, with a checkpoint in `folder`.
 
-    `text` encodes the prompts in their order, and after them the empty one. Returns the model and its reward curve.
+    `text` encodes the prompts in their order. Returns the model and its reward curve.
     """
     torch.manual_seed(seed)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, init_lora_weights="gaussian", target_modules=list(LORA_TARGETS))
     model = get_peft_model(base, config)
+    network = compiled(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=task.learning_rate, weight_decay=1e-4)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
@@ -107,8 +109,7 @@ def train_lora(
     def iterate(index: int, generator: torch.Generator) -> dict[str, float]:
         chosen = torch.randperm(len(prompts), generator=generator)[:PROMPTS].repeat_interleave(GROUP)
         conds = text.rows(chosen)
-        unconds = text.rows(torch.full_like(chosen, len(prompts)))
-        path, densities = sample(model, conds, unconds, sigmas, generator)
+        path, densities = sample(network, conds, sigmas, generator)
         rewards = torch.tensor(
             [task.reward(picture, prompts[i]) for picture, i in zip(decode(vae, path[-1]), chosen, strict=True)]
         )
@@ -120,7 +121,7 @@ def train_lora(
         for rows in order.chunk(UPDATES):
             optimizer.zero_grad()
             for step in steps:
-                now, then = policies(model, path[step][rows], conds.rows(rows), unconds.rows(rows), sigmas, step)
+                now, then = policies(network, path[step][rows], conds.rows(rows), sigmas, step)
                 ratio = (now.log_density(path[step + 1][rows]) - densities[step][rows]).exp()
                 gain = clipped_gain(ratio, advantages[rows])
                 divergence = ((now.mean - then.mean) ** 2).mean() / (2 * now.diffusion**2)
@@ -148,33 +149,29 @@ def group_advantages(rewards: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    model: torch.nn.Module, conds: Text, unconds: Text, sigmas: Tensor, generator: torch.Generator
+    model: torch.nn.Module, conds: Text, sigmas: Tensor, generator: torch.Generator
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Latents before the first and after every step, one row per cond, and the log density of each step."""
     shape = (len(conds.pooled), LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)
     path, densities = [torch.randn(shape, generator=generator)], []
     for index in range(len(sigmas) - 1):
-        step = sde_step(path[-1], guided(model, path[-1], sigmas[index], conds, unconds), sigmas, index)
+        step = _policy(model, path[-1], conds, sigmas, index)
         path.append(step.mean + step.std * torch.randn(shape, generator=generator))
         densities.append(step.log_density(path[-1]))
     return path, densities
 
 
-def guided(model: torch.nn.Module, x: Tensor, sigma: Tensor, conds: Text, unconds: Text) -> Tensor:
-    """Velocity with CFG. As in the reference, no gradient flows through the unconditional part."""
-    sigma = sigma.expand(len(x))
-    cond = velocity(model, x, sigma, conds)
-    with torch.no_grad():
-        uncond = velocity(model, x, sigma, unconds)
-    return uncond + CFG * (cond - uncond)
-
-
-def policies(model: PeftModel, x: Tensor, conds: Text, unconds: Text, sigmas: Tensor, index: int) -> tuple[Step, Step]:
+def policies(
+    model: PeftModel | OptimizedModule, x: Tensor, conds: Text, sigmas: Tensor, index: int
+) -> tuple[Step, Step]:
     """The step as the model takes it now, with gradient, and as the base model does."""
-    tuned = sde_step(x, guided(model, x, sigmas[index], conds, unconds), sigmas, index)
+    tuned = _policy(model, x, conds, sigmas, index)
     with torch.no_grad(), model.disable_adapter():
-        base = sde_step(x, guided(model, x, sigmas[index], conds, unconds), sigmas, index)
-    return tuned, base
+        return tuned, _policy(model, x, conds, sigmas, index)
+
+
+def _policy(model: torch.nn.Module, x: Tensor, conds: Text, sigmas: Tensor, index: int) -> Step:
+    return sde_step(x, velocity(model, x, sigmas[index].expand(len(x)), conds), sigmas, index)
 
 
 def clipped_gain(ratio: Tensor, advantages: Tensor) -> Tensor:
