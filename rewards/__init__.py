@@ -1,0 +1,1 @@
+"""What pictures are worth: rewards of images and prompts, how different images are, and curves of both."""

@@ -1,0 +1,47 @@
+"""What every reward is to the nodes and to the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+
+class Reward(Protocol):
+    """A score of an image for its prompt, higher is better.
+
+    Attributes:
+        name: unique lower-case identifier, such as "pickscore".
+        unit: what the numbers count, for axes and reports.
+        range: lowest and highest possible score, ±inf where open.
+        source: paper or repository that the scores are those of.
+    """
+
+    name: str
+    unit: str
+    range: tuple[float, float]
+    source: str
+
+    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Raw scores in the model's own scale, each independent of the batch it came in.
+
+        Args:
+            images: (batch, height, width, 3) float from 0 to 1, ComfyUI's IMAGE.
+            prompts: one per image.
+
+        Returns:
+            (batch,) float32 on the CPU.
+
+        Raises:
+            ValueError: the numbers of images and prompts differ, or images is not an IMAGE.
+        """
+        ...
+
+
+def check_inputs(images: torch.Tensor, prompts: Sequence[str]) -> None:
+    """Raises ValueError for what `score` cannot take."""
+    if images.ndim != 4 or images.shape[-1] < 3:
+        raise ValueError(f"images: the shape is {tuple(images.shape)}; an IMAGE is (batch, height, width, 3).")
+    if len(images) != len(prompts):
+        raise ValueError(f"prompts: there are {len(prompts)} of them for {len(images)} images; give one per image.")
