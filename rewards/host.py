@@ -1,15 +1,23 @@
-"""All that rewards take from ComfyUI: where weights lie, and devices."""
+"""All that rewards take from ComfyUI: where weights lie, CLIP's vocabulary, and devices."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import comfy.model_management
+import comfy.model_patcher
 import folder_paths
+import torch
+from torch import nn
 
 FOLDER = "reward_models"
 _SUFFIXES = {".safetensors", ".sft", ".pt", ".pth", ".bin", ".ckpt"}
 _CONFIG = "config.json"
+_IMAGE_MEMORY = 64 * 2**20
+"""Bytes that one image takes on its way through ViT-H at 224 pixels in float32, with room to spare."""
+_LARGEST_BATCH = 32
 
 folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
 
@@ -24,12 +32,60 @@ def weights() -> list[str]:
 
 def path_of(name: str) -> Path | None:
     """Where an entry of `weights()` lies; None if it is not (or no longer) there."""
-    found = folder_paths.get_full_path(FOLDER, name) or folder_paths.get_full_path(FOLDER, str(Path(name) / _CONFIG))
-    if found is None:
-        return None
-    return Path(found) if Path(found).name != _CONFIG else Path(found).parent
+    file = folder_paths.get_full_path(FOLDER, name)
+    config = folder_paths.get_full_path(FOLDER, str(Path(name) / _CONFIG))
+    if file is not None:
+        return Path(file)
+    return None if config is None else Path(config).parent
 
 
 def folder() -> str:
     """Where to put weights, to be read in a message."""
     return folder_paths.get_folder_paths(FOLDER)[0]
+
+
+def clip_vocabulary() -> Path:
+    """The folder with the tokenizer that all of OpenAI's and LAION's CLIPs share; it comes with ComfyUI."""
+    return Path(comfy.model_management.__file__).with_name("sd1_tokenizer")
+
+
+class RewardModel(nn.Module):
+    """Holds a module of transformers, whose own `device` the host could not set."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+class Managed:
+    """A module that the host loads where it wants it, and unloads when it needs the memory for another.
+
+    It is used in float32, in which scores are published, and without gradients.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        # As the host does with CLIP vision models: the CPU in its low-memory modes, which only know its own layers.
+        self.device: torch.device = comfy.model_management.text_encoder_device()
+        self._patcher = comfy.model_patcher.ModelPatcher(
+            RewardModel(module.float().eval().requires_grad_(False)),
+            load_device=self.device,
+            offload_device=comfy.model_management.text_encoder_offload_device(),
+        )
+
+    def batches(self, count: int) -> Iterator[slice]:
+        """Slices of `count` images, as many at once as memory allows; the module is on `device` for each of them.
+
+        Raises:
+            comfy's InterruptProcessingException: the user pressed Cancel.
+        """
+        start = 0
+        while start < count:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            wanted = min(count - start, _LARGEST_BATCH)
+            comfy.model_management.load_models_gpu(
+                [self._patcher], memory_required=wanted * _IMAGE_MEMORY, force_full_load=True
+            )
+            free = comfy.model_management.get_free_memory(self.device)
+            size = max(1, min(wanted, int(free // _IMAGE_MEMORY)))
+            yield slice(start, start + size)
+            start += size

@@ -1,11 +1,20 @@
-"""Images as files hold them."""
+"""Images as files hold them, and as the published models want them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Prepare = Callable[[torch.Tensor], torch.Tensor]
+"""IMAGE (batch, height, width, 3) → (batch, 3, size, size) float32, normalised, on the CPU."""
 
 
 def pictures(images: torch.Tensor) -> Iterator[Image.Image]:
@@ -19,3 +28,70 @@ def pictures(images: torch.Tensor) -> Iterator[Image.Image]:
     for image in images:
         pixels = (image[..., :3].float() * 255.0).clamp(0, 255).to("cpu", torch.uint8).contiguous()
         yield Image.fromarray(pixels.numpy())
+
+
+def cropped(
+    images: torch.Tensor,
+    size: int,
+    crop: Literal["transformers", "torchvision"],
+    shorter: int | None = None,
+    mean: tuple[float, ...] = CLIP_MEAN,
+    std: tuple[float, ...] = CLIP_STD,
+) -> torch.Tensor:
+    """The square in the middle, as CLIP's own preparation cuts it: bicubic on 8 bits, in Pillow.
+
+    Args:
+        images: (batch, height, width, 3) float from 0 to 1.
+        size: of the square, in pixels.
+        crop: whose rounding places the square where an odd number of pixels is cut off; they differ by one pixel.
+        shorter: length of the shorter side before the cut; None = size.
+        mean, std: per channel, of the pixels the model was trained on.
+
+    Returns:
+        (batch, 3, size, size) float32, normalised.
+    """
+    prepared = []
+    for picture in pictures(images):
+        picture = _shorter_side(picture, shorter or size)
+        over = picture.width - size, picture.height - size
+        left, top = (o // 2 if crop == "transformers" else round(o / 2) for o in over)
+        prepared.append(_channels_first(picture.crop((left, top, left + size, top + size))))
+    return _normalised(torch.stack(prepared), mean, std)
+
+
+def padded(images: torch.Tensor, size: int) -> torch.Tensor:
+    """The whole image on a black square, as HPS v2 prepares it: bicubic on floats, in torch.
+
+    Args:
+        images: (batch, height, width, 3) float from 0 to 1.
+        size: of the square, in pixels.
+
+    Returns:
+        (batch, 3, size, size) float32, normalised.
+    """
+    prepared = []
+    for picture in pictures(images):
+        scale = size / max(picture.size)
+        height, width = max(1, round(picture.height * scale)), max(1, round(picture.width * scale))
+        pixels = _channels_first(picture)[None]
+        if scale != 1.0:
+            pixels = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+        left, top = (size - width) // 2, (size - height) // 2
+        sides = (left, size - width - left, top, size - height - top)
+        prepared.append(torch.nn.functional.pad(pixels, sides)[0])
+    return _normalised(torch.stack(prepared), CLIP_MEAN, CLIP_STD)
+
+
+def _shorter_side(picture: Image.Image, length: int) -> Image.Image:
+    short, long = sorted(picture.size)
+    longer = math.floor(length * long / short)
+    width, height = (length, longer) if picture.width <= picture.height else (longer, length)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _channels_first(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255.0
+
+
+def _normalised(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)

@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import host
+from .aesthetic import Aesthetic
+from .clip_rewards import ClipScore, Hps, PickScore
+from .image_reward import ImageReward
 from .jpeg import JpegCompressibility, JpegIncompressibility
 from .protocol import Reward
-
-
-@dataclass(frozen=True)
-class Published:
-    """Weights as their authors publish them.
-
-    Attributes:
-        what: the file, or the folder with all its files.
-        repository: where to get it (a Hugging Face repo id, or an address).
-        pattern: of its name under `reward_models`, lower case, as fnmatch has it.
-    """
-
-    what: str
-    repository: str
-    pattern: str
+from .published import CLIP_L, Published
+from .text_rendering import TextRendering
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How to make a reward: from the path of its weights, or from None where it has none."""
+    """How to make a reward.
 
-    make: Callable[[Path | None], Reward]
+    Attributes:
+        reward: its class, which also says unit, range and source.
+        weights: what its class is made from, as a path; None where it has none and is made from nothing.
+    """
+
+    reward: Callable[..., Reward]
     weights: Published | None = None
+
+    def make(self, path: Path | None) -> Reward:
+        """Raises ValueError if these are not the reward's weights, or a library that it needs is missing."""
+        return self.reward() if path is None else self.reward(path)
 
 
 KINDS: Mapping[str, Kind] = {
-    JpegCompressibility.name: Kind(lambda _: JpegCompressibility()),
-    JpegIncompressibility.name: Kind(lambda _: JpegIncompressibility()),
+    PickScore.name: Kind(
+        PickScore, Published("the folder PickScore_v1", "yuvalkirstain/PickScore_v1 (Hugging Face)", "*pickscore*")
+    ),
+    ImageReward.name: Kind(
+        ImageReward, Published("ImageReward.pt", "zai-org/ImageReward (Hugging Face)", "*imagereward.*")
+    ),
+    Hps.name: Kind(Hps, Published("HPS_v2.1_compressed.pt", "xswu/HPSv2 (Hugging Face)", "*hps*v2.1*")),
+    Aesthetic.name: Kind(
+        Aesthetic,
+        Published(
+            "sac+logos+ava1-l14-linearMSE.pth",
+            "https://github.com/christophschuhmann/improved-aesthetic-predictor",
+            "*sac+logos+ava1-l14-linearmse.*",
+        ),
+    ),
+    ClipScore.name: Kind(ClipScore, CLIP_L),
+    TextRendering.name: Kind(TextRendering),
+    JpegCompressibility.name: Kind(JpegCompressibility),
+    JpegIncompressibility.name: Kind(JpegIncompressibility),
 }
 
 
@@ -46,19 +61,14 @@ def load(name: str, file: str | None) -> Reward:
 
     Args:
         name: a key of KINDS.
-        file: of its weights, as `files` lists them; None takes the published one.
+        file: of its weights, as `files` lists them; None takes the published one. Without meaning where there are none.
 
     Raises:
-        ValueError: there is no such reward, the weights are not its, or several could be meant.
+        ValueError: there is no such reward, the weights are not its, several could be meant, or a library is missing.
         FileNotFoundError: the weights are not there; the message says where they come from and belong.
     """
     kind = _kind(name)
-    if kind.weights is None:
-        return kind.make(None)
-    path = host.path_of(file or _published_file(name, kind.weights))
-    if path is None:
-        raise FileNotFoundError(_missing(name, file or kind.weights.what, kind.weights))
-    return kind.make(path)
+    return kind.make(None if kind.weights is None else kind.weights.find(name, file))
 
 
 def files(name: str) -> list[str]:
@@ -66,30 +76,10 @@ def files(name: str) -> list[str]:
     published = _kind(name).weights
     if published is None:
         return []
-    return sorted(host.weights(), key=lambda file: not _has_name(file, published))
+    return sorted(host.weights(), key=lambda file: not published.is_called(file))
 
 
 def _kind(name: str) -> Kind:
     if name not in KINDS:
         raise ValueError(f"reward: there is no '{name}'; choose one of {', '.join(KINDS)}.")
     return KINDS[name]
-
-
-def _published_file(name: str, published: Published) -> str:
-    found = [file for file in host.weights() if _has_name(file, published)]
-    if not found:
-        raise FileNotFoundError(_missing(name, published.what, published))
-    if len(found) > 1:
-        raise ValueError(f"file: several may be meant for {name} ({', '.join(found)}); choose one of them.")
-    return found[0]
-
-
-def _has_name(file: str, published: Published) -> bool:
-    return fnmatch.fnmatchcase(Path(file).as_posix().lower(), published.pattern)
-
-
-def _missing(name: str, file: str, published: Published) -> str:
-    return (
-        f"file: '{file}' for {name} is not in {host.folder()}; download {published.what} from "
-        f"{published.repository}, put it there, and press R."
-    )

@@ -64,7 +64,7 @@ def rlg(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNam
     import nodes as host_nodes
 
     extras = Path(_host) / "comfy_extras"
-    for name in ("custom_sampler", "slg", "sd3", "model_advanced", "torch_compile", "primitive"):
+    for name in ("custom_sampler", "slg", "sd3", "model_advanced", "torch_compile", "primitive", "preview_any"):
         asyncio.run(host_nodes.load_custom_node(str(extras / f"nodes_{name}.py"), module_parent="comfy_extras"))
     custom_nodes = tmp_path_factory.mktemp("custom_nodes")
     (custom_nodes / PACK).symlink_to(REPO, target_is_directory=True)
@@ -96,3 +96,12 @@ def run_node(rlg: SimpleNamespace) -> Callable[..., tuple]:
         return getattr(node(), node.FUNCTION)(**inputs)
 
     return run
+
+
+@pytest.fixture
+def reward_models(rlg: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The host's folder for the weights of rewards, empty."""
+    path = tmp_path / "reward_models"
+    path.mkdir()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "reward_models", ([str(path)], set()))
+    return path

@@ -53,7 +53,8 @@ def test_every_input_and_node_is_explained(rlg) -> None:
 
 
 def _modules() -> list[Path]:
-    return [REPO / "__init__.py", *sorted((REPO / "nodes").glob("*.py")), *sorted((REPO / "rlg_sampler").glob("*.py"))]
+    packages = ("nodes", "rewards", "rlg_sampler")
+    return [REPO / "__init__.py", *(path for name in packages for path in sorted((REPO / name).glob("*.py")))]
 
 
 def _imports(path: Path) -> tuple[set[str], int]:
@@ -70,21 +71,40 @@ def _imports(path: Path) -> tuple[set[str], int]:
 
 
 def test_imports_go_one_way() -> None:
-    """nodes → rlg_sampler, by relative imports alone, so that a folder of any name works."""
+    """nodes → rewards and rlg_sampler, by relative imports alone, so that a folder of any name works."""
     for path in _modules():
         roots, level = _imports(path)
-        assert not roots & {"rlg_sampler", "demo", "tests"}, path
-        if path.parent.name == "rlg_sampler":
+        assert not roots & {"rewards", "rlg_sampler", "demo", "tests"}, path
+        if path.parent.name in ("rewards", "rlg_sampler"):
             assert "nodes" not in roots and "comfy_api" not in roots and level <= 1, path
+        if path.parent.name == "rewards" and path.stem != "host":
+            assert not roots & {"comfy", "folder_paths"}, path
 
 
 def test_runtime_needs_nothing_that_the_host_does_not_install() -> None:
     host = {"comfy", "comfy_api", "folder_paths", "latent_preview", "nodes"}
-    allowed = {*host, "PIL", "torch", "tqdm", *sys.stdlib_module_names}
+    brought = {"PIL", "numpy", "safetensors", "scipy", "tokenizers", "torch", "tqdm", "transformers"}
+    allowed = {*host, *brought, *sys.stdlib_module_names}
+    optional = {
+        "lpips_distance.py": {"lpips"},
+        "diversity.py": {"vendi_score"},
+        "text_rendering.py": {"onnxruntime", "rapidfuzz", "rapidocr"},
+    }
     forbidden = {"subprocess", "socket", "urllib", "http", "pickle"}
     for path in _modules():
         roots, _ = _imports(path)
+        roots -= optional.get(path.name, set())
         assert roots <= allowed and not roots & forbidden, f"{path}: {roots - allowed or roots & forbidden}"
+
+
+def test_start_up_does_not_wait_for_libraries_that_only_some_rewards_need() -> None:
+    """transformers' models and the optional packages are imported where a reward is loaded."""
+    for path in sorted((REPO / "rewards").glob("*.py")):
+        at_import = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if not isinstance(node, ast.If)]
+        names = {alias.name for node in at_import if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in at_import if isinstance(node, ast.ImportFrom) and node.module}
+        late = {"transformers", "tokenizers", "lpips", "vendi_score", "rapidocr", "rapidfuzz", "onnxruntime"}
+        assert not late & {name.split(".")[0] for name in names}, path
 
 
 @pytest.mark.slow

@@ -1,0 +1,162 @@
+"""CLIP as transformers builds it, from a Hugging Face folder or a file of open_clip."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import host
+from .pixels import Prepare
+from .weights import StateDict, from_transformers, read
+
+if TYPE_CHECKING:
+    from transformers import CLIPConfig
+
+_TOKENS = 77
+_BEGIN, _END = 49406, 49407
+
+# open_clip's names and transformers'.
+_TOWERS = {"visual.": "vision_model.", "": "text_model."}
+_PARTS = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.ln_pre.": "vision_model.pre_layrnorm.",  # as transformers spells it
+    "visual.ln_post.": "vision_model.post_layernorm.",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.": "text_model.final_layer_norm.",
+}
+_PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+_BLOCK = re.compile(r"^(?P<tower>visual\.|)transformer\.resblocks\.(?P<number>\d+)\.(?P<rest>.+)$")
+_IN_BLOCK = {
+    "ln_1.": "layer_norm1.",
+    "ln_2.": "layer_norm2.",
+    "attn.out_proj.": "self_attn.out_proj.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
+
+
+class Clip:
+    """Unit vectors of images and texts, from one model."""
+
+    def __init__(self, path: Path) -> None:
+        """Args:
+            path: a Hugging Face folder, or a file with the weights of a ViT-H/14 (or of anything with its activation).
+
+        Raises:
+            ValueError: it cannot be read or is not a CLIP.
+        """
+        from transformers import CLIPModel, CLIPTokenizer
+
+        if path.is_dir():
+            self._model = from_transformers(CLIPModel, path)
+        else:
+            state = from_open_clip(read(path))
+            self._model = from_transformers(CLIPModel, path, config_of(state, path), state)
+        self.side: int = self._model.config.vision_config.image_size
+        self.width: int = self._model.config.projection_dim
+        self.logit_scale: float = self._model.logit_scale.exp().item()
+        self._managed = host.Managed(self._model)
+        self._tokenizer = CLIPTokenizer.from_pretrained(host.clip_vocabulary(), local_files_only=True)
+
+    @torch.inference_mode()
+    def images(self, images: torch.Tensor, prepare: Prepare) -> torch.Tensor:
+        """(batch, width) float32 on the CPU, each of length 1."""
+        found = [torch.zeros(0, self.width)]
+        for part in self._managed.batches(len(images)):
+            pixels = prepare(images[part]).to(self._managed.device)
+            found.append(self._model.visual_projection(self._model.vision_model(pixels).pooler_output).cpu())
+        return torch.nn.functional.normalize(torch.cat(found), dim=-1)
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """(batch, width) float32 on the CPU, each of length 1. What exceeds 77 tokens is cut off, as CLIP does."""
+        found = [torch.zeros(0, self.width)]
+        different = list(dict.fromkeys(texts))
+        for part in self._managed.batches(len(different)):
+            # All of one length, so that the result does not depend on what else is in the batch.
+            tokens = self._tokenizer(
+                different[part], padding="max_length", truncation=True, max_length=_TOKENS, return_tensors="pt"
+            ).input_ids.to(self._managed.device)
+            found.append(self._model.text_projection(self._model.text_model(tokens).pooler_output).cpu())
+        vectors = torch.nn.functional.normalize(torch.cat(found), dim=-1)
+        return vectors[[different.index(text) for text in texts]]
+
+    def cosines(self, images: torch.Tensor, texts: Sequence[str], prepare: Prepare) -> torch.Tensor:
+        """(batch,) float32 on the CPU: of each image with its text."""
+        return (self.images(images, prepare) * self.texts(texts)).sum(-1)
+
+
+def from_open_clip(state: StateDict) -> StateDict:
+    """Weights under transformers' names; those that have them already are left alone."""
+    if "visual.conv1.weight" not in state:
+        return state
+    renamed: StateDict = {}
+    for key, value in state.items():
+        if block := _BLOCK.match(key):
+            prefix = f"{_TOWERS[block['tower']]}encoder.layers.{block['number']}."
+            if block["rest"].startswith("attn.in_proj_"):
+                kind = block["rest"].removeprefix("attn.in_proj_")
+                for name, third in zip("qkv", value.chunk(3), strict=True):
+                    renamed[f"{prefix}self_attn.{name}_proj.{kind}"] = third
+            else:
+                renamed[prefix + _renamed(block["rest"], _IN_BLOCK)] = value
+        elif key in _PROJECTIONS:
+            renamed[_PROJECTIONS[key]] = value.T
+        elif key != "attn_mask":
+            renamed[_renamed(key, _PARTS)] = value
+    return renamed
+
+
+def _renamed(key: str, names: dict[str, str]) -> str:
+    old = next((name for name in names if key == name or (name.endswith(".") and key.startswith(name))), None)
+    return key if old is None else names[old] + key.removeprefix(old)
+
+
+def config_of(state: StateDict, path: Path) -> CLIPConfig:
+    """What the shapes say; the activation is GELU, as in all of LAION's ViT-H and bigG.
+
+    Raises:
+        ValueError: they are not those of a CLIP.
+    """
+    from transformers import CLIPConfig
+
+    try:
+        patches = state["vision_model.embeddings.patch_embedding.weight"]
+        positions = state["vision_model.embeddings.position_embedding.weight"]
+        words = state["text_model.embeddings.token_embedding.weight"]
+        projection = state["visual_projection.weight"].shape[0]
+        towers = {f"{name}_config": _tower(state, f"{name}_model.") for name in ("vision", "text")}
+    except (KeyError, StopIteration):
+        raise ValueError(f"file: '{path.name}' holds another model's weights: it is no CLIP.") from None
+    towers["vision_config"] |= {
+        "patch_size": patches.shape[-1],
+        "image_size": patches.shape[-1] * round((positions.shape[0] - 1) ** 0.5),
+        "projection_dim": projection,
+    }
+    towers["text_config"] |= {
+        "vocab_size": words.shape[0],
+        "max_position_embeddings": state["text_model.embeddings.position_embedding.weight"].shape[0],
+        "bos_token_id": _BEGIN,
+        "eos_token_id": _END,
+        "projection_dim": projection,
+    }
+    return CLIPConfig(**towers, projection_dim=projection)
+
+
+def _tower(state: StateDict, prefix: str) -> dict[str, int | str]:
+    layers = {key.removeprefix(f"{prefix}encoder.layers.").split(".")[0] for key in state if f"{prefix}encoder." in key}
+    intermediate, width = state[f"{prefix}encoder.layers.0.mlp.fc1.weight"].shape
+    return {
+        "hidden_size": width,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": 16 if width == 1280 else width // 64,  # ViT-H has heads of 80
+        "hidden_act": "gelu",
+    }

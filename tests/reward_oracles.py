@@ -1,0 +1,123 @@
+"""The published reward models written out from their papers' code, on state dicts under the published names.
+
+Only torch's functional layers: nothing of transformers, so that a wrong key, order or epsilon there shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+StateDict = Mapping[str, Tensor]
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """IMAGE of the model's own size, so that nothing has to be resized → (batch, 3, side, side)."""
+    bytes_ = (images * 255).to(torch.uint8).float() / 255
+    return (bytes_.movedim(-1, 1) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def open_clip_cosines(state: StateDict, images: Tensor, tokens: Tensor, heads: int) -> Tensor:
+    """(batch,): open_clip's `CLIP` (model.py), image with its text."""
+    image, text = open_clip_image(state, images, heads), open_clip_text(state, tokens, heads)
+    return F.cosine_similarity(image, text)
+
+
+def open_clip_image(state: StateDict, images: Tensor, heads: int) -> Tensor:
+    x = F.conv2d(pixels(images), state["visual.conv1.weight"], stride=state["visual.conv1.weight"].shape[-1])
+    x = x.flatten(2).mT
+    x = torch.cat([state["visual.class_embedding"].expand(len(x), 1, -1), x], 1) + state["visual.positional_embedding"]
+    x = _norm(state, "visual.ln_pre", x, 1e-5)
+    x = _residual_blocks(state, "visual.transformer.resblocks", x, heads, None)
+    return _norm(state, "visual.ln_post", x[:, 0], 1e-5) @ state["visual.proj"]
+
+
+def open_clip_text(state: StateDict, tokens: Tensor, heads: int) -> Tensor:
+    x = F.embedding(tokens, state["token_embedding.weight"]) + state["positional_embedding"][: tokens.shape[1]]
+    causal = torch.full((x.shape[1], x.shape[1]), float("-inf")).triu(1)
+    x = _norm(state, "ln_final", _residual_blocks(state, "transformer.resblocks", x, heads, causal), 1e-5)
+    return x[torch.arange(len(x)), tokens.argmax(-1)] @ state["text_projection"]
+
+
+def _residual_blocks(state: StateDict, prefix: str, x: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    for number in range(_count(state, prefix)):
+        block = f"{prefix}.{number}"
+        y = _norm(state, f"{block}.ln_1", x, 1e-5)
+        joint = [state[f"{block}.attn.in_proj_{kind}"] for kind in ("weight", "bias")]
+        x = x + _linear(state, f"{block}.attn.out_proj", _attention(y, y, *joint, heads, mask))
+        y = F.gelu(_linear(state, f"{block}.mlp.c_fc", _norm(state, f"{block}.ln_2", x, 1e-5)))
+        x = x + _linear(state, f"{block}.mlp.c_proj", y)
+    return x
+
+
+def image_reward(state: StateDict, images: Tensor, tokens: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """(batch,): ImageReward's `score` (ImageReward.py), with BLIP's vit.py and med.py."""
+    eyes, mind = "blip.visual_encoder", "blip.text_encoder"
+    patch = state[f"{eyes}.patch_embed.proj.weight"]
+    x = F.conv2d(pixels(images), patch, state[f"{eyes}.patch_embed.proj.bias"], stride=patch.shape[-1]).flatten(2).mT
+    x = torch.cat([state[f"{eyes}.cls_token"].expand(len(x), -1, -1), x], 1) + state[f"{eyes}.pos_embed"]
+    for number in range(_count(state, f"{eyes}.blocks")):
+        block = f"{eyes}.blocks.{number}"
+        y = _norm(state, f"{block}.norm1", x, 1e-6)
+        joint = [state[f"{block}.attn.qkv.{kind}"] for kind in ("weight", "bias")]
+        x = x + _linear(state, f"{block}.attn.proj", _attention(y, y, *joint, heads, None))
+        y = F.gelu(_linear(state, f"{block}.mlp.fc1", _norm(state, f"{block}.norm2", x, 1e-6)))
+        x = x + _linear(state, f"{block}.mlp.fc2", y)
+    seen = _norm(state, f"{eyes}.norm", x, 1e-6)
+
+    words = F.embedding(tokens, state[f"{mind}.embeddings.word_embeddings.weight"])
+    places = state[f"{mind}.embeddings.position_embeddings.weight"][: tokens.shape[1]]
+    y = _norm(state, f"{mind}.embeddings.LayerNorm", words + places, 1e-12)
+    hidden = torch.zeros(mask.shape).masked_fill(mask == 0, float("-inf"))[:, None, None]
+    for number in range(_count(state, f"{mind}.encoder.layer")):
+        layer = f"{mind}.encoder.layer.{number}"
+        for kind, looked_at, bias in (("attention", y, hidden), ("crossattention", seen, None)):
+            parts = [f"{layer}.{kind}.self.{part}" for part in ("query", "key", "value")]
+            weights, biases = ([state[f"{part}.{w}"] for part in parts] for w in ("weight", "bias"))
+            z = _linear(state, f"{layer}.{kind}.output.dense", _attention(y, looked_at, weights, biases, heads, bias))
+            y = _norm(state, f"{layer}.{kind}.output.LayerNorm", y + z, 1e-12)
+        z = F.gelu(_linear(state, f"{layer}.intermediate.dense", y))
+        y = _norm(state, f"{layer}.output.LayerNorm", y + _linear(state, f"{layer}.output.dense", z), 1e-12)
+    return (linear_head(state, "mlp.layers", y[:, 0]) - 0.16717362830052426) / 1.0333394966054072
+
+
+def linear_head(state: StateDict, prefix: str, x: Tensor) -> Tensor:
+    for number in (0, 2, 4, 6, 7):
+        x = _linear(state, f"{prefix}.{number}", x)
+    return x.squeeze(-1)
+
+
+def _attention(
+    x: Tensor,
+    looked_at: Tensor,
+    weights: Tensor | Sequence[Tensor],
+    biases: Tensor | Sequence[Tensor],
+    heads: int,
+    mask: Tensor | None,
+) -> Tensor:
+    wq, wk, wv = weights.chunk(3) if isinstance(weights, Tensor) else weights
+    bq, bk, bv = biases.chunk(3) if isinstance(biases, Tensor) else biases
+
+    def split(y: Tensor) -> Tensor:
+        return y.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    q, k, v = split(F.linear(x, wq, bq)), split(F.linear(looked_at, wk, bk)), split(F.linear(looked_at, wv, bv))
+    weight = q @ k.mT / q.shape[-1] ** 0.5
+    return ((weight if mask is None else weight + mask).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def _linear(state: StateDict, name: str, x: Tensor) -> Tensor:
+    return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+
+def _norm(state: StateDict, name: str, x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps)
+
+
+def _count(state: StateDict, prefix: str) -> int:
+    return 1 + max(int(key.removeprefix(f"{prefix}.").split(".")[0]) for key in state if key.startswith(f"{prefix}."))
