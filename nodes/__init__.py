@@ -5,10 +5,12 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .branching import RLGBranch, RLGSamplerFlowGRPO
+from .curves import RLGDiversity, RLGPlot
 from .guidance import RLGGuiderNode, RLGModel
 from .loaders import RLGLoadLora, RLGLoadModels
 from .sampling import RLGKSampler
 from .schedules import RLGCombinedGeneration, RLGKeyframes, RLGRamp, RLGScale
+from .scoring import RLGLoadReward, RLGPickBest, RLGScore
 from .sweep import RLGGrid, RLGSweep
 
 
@@ -30,4 +32,9 @@ class RLGExtension(ComfyExtension):
             RLGGrid,
             RLGBranch,
             RLGSamplerFlowGRPO,
+            RLGLoadReward,
+            RLGScore,
+            RLGDiversity,
+            RLGPlot,
+            RLGPickBest,
         ]

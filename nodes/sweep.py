@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import TypeVar
 
 import comfy.sample
 import latent_preview
@@ -16,8 +15,7 @@ from ..rlg_sampler.schedule import constant
 from ..rlg_sampler.several_runs import labels
 from ..rlg_sampler.sweep import cells, sweep
 from . import inputs
-
-T = TypeVar("T")
+from .lists import as_list, only
 
 
 class RLGSweep(io.ComfyNode):
@@ -127,11 +125,5 @@ class RLGGrid(io.ComfyNode):
         columns: int | list[int],
         title: str | list[str],
     ) -> io.NodeOutput:
-        # A node that takes one list gets lists for all inputs from the host; scripts pass plain values.
-        batches = images if isinstance(images, list) else [images]
-        pictures = [picture for batch in batches for picture in batch]
-        return io.NodeOutput(labelled_grid(pictures, labels, _only(columns), _only(title)))
-
-
-def _only(value: T | list[T]) -> T:
-    return value[0] if isinstance(value, list) else value
+        pictures = [picture for batch in as_list(images) for picture in batch]
+        return io.NodeOutput(labelled_grid(pictures, labels, only(columns), only(title)))

@@ -7,13 +7,20 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-# A package of another name, so that relative imports work and the one the host loads stays apart.
-_package = ModuleType("pure_rlg_sampler")
-_package.__path__ = [str(Path(__file__).resolve().parent.parent / "rlg_sampler")]
-sys.modules[_package.__name__] = _package
+for _name in ("rewards", "rlg_sampler"):
+    # A package of another name, so that relative imports work and the one the host loads stays apart.
+    _package = ModuleType(f"pure_{_name}")
+    _package.__path__ = [str(Path(__file__).resolve().parent.parent / _name)]
+    sys.modules[_package.__name__] = _package
 
 mixing = importlib.import_module("pure_rlg_sampler.mixing")
 grid = importlib.import_module("pure_rlg_sampler.grid")
 peft_config = importlib.import_module("pure_rlg_sampler.peft_config")
 plan = importlib.import_module("pure_rlg_sampler.plan")
 schedule = importlib.import_module("pure_rlg_sampler.schedule")
+
+curve = importlib.import_module("pure_rewards.curve")
+curve_plot = importlib.import_module("pure_rewards.curve_plot")
+labels = importlib.import_module("pure_rewards.labels")
+pick = importlib.import_module("pure_rewards.pick")
+pixels = importlib.import_module("pure_rewards.pixels")

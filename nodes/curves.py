@@ -1,0 +1,150 @@
+"""Nodes that show what a scale does to reward and diversity."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.v0_0_2 import io, ui
+
+from ..rewards import curve_plot
+from ..rewards import diversity as diversities
+from ..rewards.curve import curve
+from ..rewards.labels import settings
+from ..rlg_sampler.image_tensor import to_tensor
+from .lists import as_list, only, per_image
+from .scoring import AUTO, file_input
+
+
+class RLGDiversity(io.ComfyNode):
+    """How different the pictures of one prompt and setting are."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGDiversity",
+            display_name="RLG Diversity",
+            category="RLG/evaluation",
+            description="How different pictures of the same prompt and scale are: what strong guidance costs. It takes "
+            "two or more of each, such as a latent batch of 4.",
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures; also a list of batches, such as one per prompt."),
+                _labels_input("One label per picture, from RLG Sweep or RLG Branch: it says which belong together."),
+                io.Combo.Input(
+                    "measure",
+                    options=list(diversities.MEASURES),
+                    default="pixels",
+                    tooltip="Mean distance of two pictures: pixels = root mean square difference, no weights needed; "
+                    "clip and dino = 1 - cosine of features; lpips (needs pip install lpips). vendi_* = how many "
+                    "different pictures there are (needs pip install vendi-score).",
+                ),
+                file_input("CLIP, DINO or AlexNet"),
+                io.String.Input(
+                    "prompts",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Where there are several: one per batch or per picture (RLG Score gives them). Only "
+                    "pictures of one prompt are compared.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(
+                    display_name="diversity",
+                    is_output_list=True,
+                    tooltip="One per picture: its mean distance to the others of its group, for RLG Plot.",
+                ),
+                io.Float.Output(display_name="mean", tooltip="Of all pictures."),
+                io.String.Output(
+                    display_name="text", tooltip="The diversity of each scale. Connect Preview Any to read it."
+                ),
+            ],
+            is_input_list=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor | list[torch.Tensor],
+        labels: str | list[str],
+        measure: str | list[str],
+        file: str | list[str],
+        prompts: str | list[str] | None = None,
+    ) -> io.NodeOutput:
+        batches = as_list(images)
+        pictures = [picture for batch in batches for picture in batch]
+        of_settings = settings(as_list(labels))
+        if len(of_settings) != len(pictures):
+            raise ValueError(
+                f"labels: there are {len(of_settings)} of them for {len(pictures)} images; connect images and labels "
+                "of one sweep."
+            )
+        of_prompts = per_image(prompts or "", batches)
+        groups = [", ".join(filter(None, both)) for both in zip(of_prompts, of_settings, strict=True)]
+        name, file = only(measure), only(file)
+        found = diversities.diversity(diversities.measure(name, None if file == AUTO else file), pictures, groups)
+        mean = sum(found) / len(found)
+        lines = [f"{name}: mean {mean:.4f} of {len(found)} pictures"]
+        for setting in dict.fromkeys(of_settings):
+            of_setting = [value for value, other in zip(found, of_settings, strict=True) if other == setting]
+            lines.append(f"{setting or 'all'}: {sum(of_setting) / len(of_setting):.4f}")
+        return io.NodeOutput(found, mean, "\n".join(lines))
+
+
+class RLGPlot(io.ComfyNode):
+    """Reward and diversity against the scale, and against each other."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGPlot",
+            display_name="RLG Plot",
+            category="RLG/evaluation",
+            description="What each scale of a sweep is worth: reward with its 95 % confidence interval; with diversity "
+            "also that, and which scales give the most of both (the Pareto front).",
+            inputs=[
+                io.Float.Input("scores", force_input=True, tooltip="One score per picture, from RLG Score."),
+                _labels_input("One label per picture, from RLG Sweep: it says the scale."),
+                io.Combo.Input(
+                    "theme", options=list(curve_plot.THEMES), default="light", tooltip="Colours: light or dark."
+                ),
+                io.String.Input("reward_name", default="reward", tooltip="What the scores are called in the plot."),
+                io.String.Input(
+                    "title", default="", tooltip="A line above the plots, such as model and LoRA. Empty = none."
+                ),
+                io.Float.Input(
+                    "diversity", optional=True, force_input=True, tooltip="One per picture, from RLG Diversity."
+                ),
+                io.String.Input(
+                    "prompts",
+                    optional=True,
+                    force_input=True,
+                    tooltip="One per picture, from RLG Score: with several prompts the interval is over prompts, since "
+                    "pictures of one prompt are alike.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="IMAGE", tooltip="For Save Image, which keeps the workflow in it."),
+                io.String.Output(display_name="csv", tooltip="The numbers, a line per scale, separated by commas."),
+            ],
+            is_input_list=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        scores: float | list[float],
+        labels: str | list[str],
+        theme: str | list[str],
+        reward_name: str | list[str],
+        title: str | list[str],
+        diversity: float | list[float] | None = None,
+        prompts: str | list[str] | None = None,
+    ) -> io.NodeOutput:
+        scores = as_list(scores)
+        if prompts is not None:
+            prompts = as_list(prompts) * (len(scores) if len(as_list(prompts)) == 1 else 1)
+        found = curve(as_list(labels), scores, None if diversity is None else as_list(diversity), prompts)
+        picture = to_tensor(curve_plot.plot(found, only(theme), only(title), only(reward_name)))
+        return io.NodeOutput(picture, found.csv(), ui=ui.PreviewImage(picture))
+
+
+def _labels_input(tooltip: str) -> io.String.Input:
+    return io.String.Input("labels", force_input=True, tooltip=tooltip)
