@@ -61,8 +61,8 @@ class Clip:
             self._model = from_transformers(CLIPModel, path, config_of(state, path), state)
         self.side: int = self._model.config.vision_config.image_size
         self.width: int = self._model.config.projection_dim
-        self.logit_scale: float = self._model.logit_scale.exp().item()
         self._managed = host.Managed(self._model)
+        self.logit_scale: float = self._model.logit_scale.exp().item()
         self._tokenizer = CLIPTokenizer.from_pretrained(host.clip_vocabulary(), local_files_only=True)
 
     @torch.inference_mode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from .pixels import pictures
@@ -48,7 +47,7 @@ class TextRendering:
         """
         check_inputs(images, prompts)
         asked = [_letters(_quoted(prompt)) for prompt in prompts]
-        read = [_letters("".join(self._ocr(np.array(picture)).txts or ())) for picture in pictures(images)]
+        read = [_letters("".join(self._ocr(picture).txts or ())) for picture in pictures(images)]
         return torch.tensor([self._likeness(*pair) for pair in zip(read, asked, strict=True)], dtype=torch.float32)
 
     def _likeness(self, read: str, asked: str) -> float:

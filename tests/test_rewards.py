@@ -374,11 +374,11 @@ def test_text_rendering_reads_what_is_written(registry: Any) -> None:
     for library in ("rapidocr", "onnxruntime", "rapidfuzz"):
         pytest.importorskip(library)
     image = Image.new("RGB", (320, 120), "white")
-    ImageDraw.Draw(image).text((30, 30), "OPEN NOW", "black", ImageFont.load_default(48))
+    ImageDraw.Draw(image).text((30, 30), "STOP HERE", "black", ImageFont.load_default(48))
     images = torch.from_numpy(np.array(image)).float().div(255).expand(4, -1, -1, -1)
     reward = registry.load("text_rendering", None)
-    prompts = ['a sign "Open Now"', "a sign \u201copen\u201d", 'a sign "OPEN COW"', 'a sign "#####"']
-    torch.testing.assert_close(reward.score(images, prompts), torch.tensor([1.0, 1.0, 6 / 7, 0.0]))
+    prompts = ['a sign "Stop here"', "a sign \u201cstop\u201d", 'a sign "STEP HERE"', 'a sign "#####"']
+    torch.testing.assert_close(reward.score(images, prompts), torch.tensor([1.0, 1.0, 7 / 8, 0.0]))
     with pytest.raises(ValueError, match="no text in double quotes in 'a sign'"):
         reward.score(images[:1], ["a sign"])
 

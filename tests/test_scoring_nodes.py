@@ -196,6 +196,21 @@ def test_the_vendi_score_counts_different_pictures(run_node: Callable, reward_mo
     assert 1.0 < run_node("RLGDiversity", images=[pictures(4)], **inputs)[1] <= 4.0
 
 
+def test_lpips_is_that_of_its_package(run_node: Callable, reward_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an AlexNet of random weights; the package would download its own."""
+    lpips = pytest.importorskip("lpips")
+    import torchvision
+
+    alexnet = torchvision.models.alexnet(weights=None)
+    torch.save(alexnet.state_dict(), reward_models / "alexnet-owt-7be5be79.pth")
+    images = pictures(3, 80, 96)
+    _, mean, _ = run_node("RLGDiversity", images=[images], labels=["a"] * 3, measure=["lpips"], file=["auto"])
+    monkeypatch.setattr(lpips.pretrained_networks.tv, "alexnet", lambda **_: alexnet)
+    published = lpips.LPIPS(net="alex", verbose=False).eval()
+    expected = _pairwise_mean(lambda one, two: published(one[None], two[None]), images.movedim(-1, 1) * 2 - 1)
+    assert mean == pytest.approx(expected, rel=1e-4) and expected > 0
+
+
 def test_the_best_come_first_with_their_labels_and_places(run_node: Callable) -> None:
     images = pictures(4)
     best, labels, indices = run_node(
