@@ -21,13 +21,13 @@ from PIL import Image
 
 from demo import report
 from demo.client import ComfyClient, Json, PromptError
-from demo.files import replacing
 from demo.measure import CFG, STEPS, Measured, Setting, measure
 from demo.scenes import SIDE, prompts
 from demo.server import REPO, ServerError, comfy_server
 from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models
 from demo.ui_to_api import WorkflowError, node_info, set_widget, to_prompt
 from dev import cache_folder
+from sets.files import replacing
 
 WORKFLOW = REPO / "workflows" / "rlg_text_to_image.json"
 PROMPT = "a red star to the left of a blue circle"

@@ -11,6 +11,7 @@ from .loaders import RLGLoadLora, RLGLoadModels
 from .sampling import RLGKSampler
 from .schedules import RLGCombinedGeneration, RLGKeyframes, RLGRamp, RLGScale
 from .scoring import RLGLoadReward, RLGPickBest, RLGScore
+from .sets import RLGLoadPrompts, RLGSaveSet
 from .sweep import RLGGrid, RLGSweep
 
 
@@ -37,4 +38,6 @@ class RLGExtension(ComfyExtension):
             RLGDiversity,
             RLGPlot,
             RLGPickBest,
+            RLGLoadPrompts,
+            RLGSaveSet,
         ]

@@ -51,6 +51,11 @@ class Schedule:
             fraction = fraction**self.power
         return scale + (next_scale - scale) * fraction
 
+    @property
+    def constant_scale(self) -> float | None:
+        """The scale where it never changes, else None."""
+        return self.points[0][1] if len(self.points) == 1 else None
+
     def per_step(self, steps: int) -> tuple[float, ...]:
         """The scale at each of `steps` steps."""
         return tuple(self.at(i / steps) for i in range(steps))
@@ -63,8 +68,8 @@ class Schedule:
         return [scale for (_, scale), a, b in zip(self.points, starts, starts[1:], strict=False) if a >= b]
 
     def __str__(self) -> str:
-        if len(self.points) == 1:
-            return _text(self.points[0][1])
+        if self.constant_scale is not None:
+            return _text(self.constant_scale)
         pairs = ", ".join(f"{_text(p)}:{_text(s)}" for p, s in self.points)
         if self.curve == "step":
             return pairs

@@ -53,7 +53,7 @@ def test_every_input_and_node_is_explained(rlg) -> None:
 
 
 def _modules() -> list[Path]:
-    packages = ("nodes", "rewards", "rlg_sampler")
+    packages = ("nodes", "rewards", "rlg_sampler", "sets")
     return [REPO / "__init__.py", *(path for name in packages for path in sorted((REPO / name).glob("*.py")))]
 
 
@@ -71,11 +71,11 @@ def _imports(path: Path) -> tuple[set[str], int]:
 
 
 def test_imports_go_one_way() -> None:
-    """nodes → rewards and rlg_sampler, by relative imports alone, so that a folder of any name works."""
+    """nodes → rewards, rlg_sampler and sets, by relative imports alone, so that a folder of any name works."""
     for path in _modules():
         roots, level = _imports(path)
-        assert not roots & {"rewards", "rlg_sampler", "demo", "tests"}, path
-        if path.parent.name in ("rewards", "rlg_sampler"):
+        assert not roots & {"rewards", "rlg_sampler", "sets", "evaluation", "demo", "tests"}, path
+        if path.parent.name in ("rewards", "rlg_sampler", "sets"):
             assert "nodes" not in roots and "comfy_api" not in roots and level <= 1, path
         if path.parent.name == "rewards" and path.stem != "host":
             assert not roots & {"comfy", "folder_paths"}, path

@@ -20,7 +20,6 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.files import replacing
 from demo.rewards import REWARDS
 from demo.scenes import prompts
 from demo.train import base, vae
@@ -29,6 +28,7 @@ from demo.train.flow_grpo import Task, train_lora
 from demo.train.text import encoded
 from demo.trained_pair import PAIR
 from dev import cache_folder
+from sets.files import replacing
 
 PROMPTS = 512
 """Different prompts that a LoRA is trained on."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from demo.files import replacing
+from sets.files import replacing
 
 SAVE_EVERY = 60.0  # seconds
 SAY_EVERY = 10.0

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from demo.files import replacing
 from demo.tiny_encoders import CLIP_POSITIONS, clip_l_state_dict
+from sets.files import replacing
 
 BATCH = 32
 

@@ -1,0 +1,244 @@
+"""Nodes that read prompt sets and write picture sets."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import folder_paths
+import torch
+from comfy.cli_args import args
+from comfy_api.v0_0_2 import io
+from PIL.PngImagePlugin import PngInfo
+
+from ..rlg_sampler.schedule import Schedule, combined_generation, constant
+from ..sets.pictures import Entry, PictureSet, to_bytes
+from ..sets.prompts import SUFFIXES, read_prompts
+from . import inputs
+
+T = TypeVar("T")
+
+
+class RLGLoadPrompts(io.ComfyNode):
+    """The prompts of a file, one after another."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGLoadPrompts",
+            display_name="RLG Load Prompts",
+            category="RLG",
+            description="Prompts from a file in ComfyUI's input folder. What is connected runs once for each of them.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=_prompt_files(),
+                    tooltip="A file in ComfyUI's input folder, in UTF-8: .txt with one prompt a line, .csv with a "
+                    "header, or .jsonl with one object a line. Put it there and press R.",
+                ),
+                io.String.Input(
+                    "column", default="prompt", tooltip="Where the prompts stand in a CSV or JSON Lines file."
+                ),
+                io.Int.Input(
+                    "start",
+                    default=0,
+                    min=0,
+                    max=10**9,
+                    tooltip="The first prompt to take, counted from 0 (after the shuffle).",
+                ),
+                io.Int.Input("count", default=0, min=0, max=10**9, tooltip="How many to take. 0 = all that follow."),
+                io.Int.Input(
+                    "shuffle_seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="0 = in the order of the file. Any other number: shuffled, always the same way.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="prompts", is_output_list=True, tooltip="One text after another."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
+        status = _prompt_path(file).stat()
+        return status.st_mtime_ns, status.st_size
+
+    @classmethod
+    def execute(cls, file: str, column: str, start: int, count: int, shuffle_seed: int) -> io.NodeOutput:
+        return io.NodeOutput(read_prompts(_prompt_path(file), column, start, count, shuffle_seed))
+
+
+class RLGSaveSet(io.ComfyNode):
+    """Pictures in a folder for each scale, with a table of how they were made."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGSaveSet",
+            display_name="RLG Save Set",
+            category="RLG",
+            description="Saves pictures by scale, in the layout of the RLG reference: scale_1.6/00000.png …, with a "
+            "metadata.csv. Pictures that are there already are not saved again.",
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures: a batch, or several."),
+                io.String.Input(
+                    "prompt",
+                    force_input=True,
+                    tooltip="What the pictures show: one text for all, one for each batch or one for each picture.",
+                ),
+                io.String.Input(
+                    "folder",
+                    default="rlg_set",
+                    tooltip="In ComfyUI's output folder; what is in it stays, and new pictures go behind.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="The seed they were sampled with.",
+                ),
+                inputs.scale_input(tooltip="The scale they were sampled at; it names their folder."),
+                io.String.Input("model", default="", tooltip="Name of the base model, for the table."),
+                io.String.Input("lora", default="", tooltip="Name of the LoRA or tuned model, for the table."),
+                inputs.Schedule.Input(
+                    "schedule",
+                    optional=True,
+                    tooltip="The schedule they were sampled with, where it was one; it replaces scale.",
+                ),
+                io.String.Input(
+                    "labels",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Labels of RLG Sweep, one for each picture; they replace seed, scale and schedule.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="report", tooltip="How many were saved, and where.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_input_list=True,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: list[torch.Tensor],
+        prompt: list[str],
+        folder: list[str],
+        seed: list[int],
+        scale: list[float],
+        model: list[str],
+        lora: list[str],
+        schedule: list[Schedule] | None = None,
+        labels: list[str] | None = None,
+    ) -> io.NodeOutput:
+        pictures = [to_bytes(picture.cpu().numpy()) for batch in images for picture in batch]
+        sizes = [len(batch) for batch in images]
+        if labels is None:
+            seeds = _spread("seed", seed, sizes)
+            schedules = _spread("schedule", schedule or [constant(value) for value in scale], sizes)
+        else:
+            _check_number(labels, len(pictures))
+            schedules, seeds = zip(*(_from_label(label) for label in labels), strict=True)
+        of_each = (_spread(name, values, sizes) for name, values in (("model", model), ("lora", lora)))
+        entries = [
+            Entry(text, number, plan.constant_scale, "" if plan.constant_scale is not None else str(plan), *names)
+            for text, number, plan, *names in zip(
+                _spread("prompt", prompt, sizes), seeds, schedules, *of_each, strict=True
+            )
+        ]
+        root = _set_folder(folder[0], entries)
+        files = PictureSet(root).add(pictures, entries, cls._workflow())
+        report = f"{len(files)} pictures saved in {root}"
+        if held := len(pictures) - len(files):
+            report += f"; {held} were there already"
+        output = Path(folder_paths.get_output_directory()).resolve()
+        shown = [
+            {"filename": file.name, "subfolder": str(file.parent.relative_to(output)), "type": "output"}
+            for file in files
+        ]
+        return io.NodeOutput(f"{report}.", ui={"images": shown})
+
+    @classmethod
+    def _workflow(cls) -> PngInfo | None:
+        """What the host's SaveImage writes into its files, so that they can be dropped on the canvas."""
+        if args.disable_metadata or cls.hidden is None:
+            return None
+        info = PngInfo()
+        if cls.hidden.prompt is not None:
+            info.add_text("prompt", json.dumps(cls.hidden.prompt))
+        for name, value in (cls.hidden.extra_pnginfo or {}).items():
+            info.add_text(name, json.dumps(value))
+        return info
+
+
+def _prompt_files() -> list[str]:
+    root = Path(folder_paths.get_input_directory())
+    # Links are followed to their file, as the host does, but not out of the folder.
+    found = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    return sorted(
+        file.relative_to(root).as_posix()
+        for file in found
+        if file.suffix.lower() in SUFFIXES and file.resolve().is_relative_to(root.resolve())
+    )
+
+
+def _prompt_path(name: str) -> Path:
+    root = Path(folder_paths.get_input_directory()).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(f"file: '{name}' is not inside ComfyUI's input folder; put the file there and choose it.")
+    if not path.is_file():
+        raise ValueError(
+            f"file: '{name}' is not in ComfyUI's input folder; put it there, press R, and choose it again."
+        )
+    return path
+
+
+def _set_folder(name: str, entries: Sequence[Entry]) -> Path:
+    """The set's folder; it and the folders in it that are written to are inside the host's output folder."""
+    output = Path(folder_paths.get_output_directory()).resolve()
+    root = (output / name.strip()).resolve()
+    for path in {root, *((root / entry.folder).resolve() for entry in entries)}:
+        if not path.is_relative_to(output):
+            raise ValueError(f"folder: '{name}' leads out of ComfyUI's output folder; give a name without .. and /.")
+    return root
+
+
+def _spread(name: str, values: Sequence[T], sizes: Sequence[int]) -> list[T]:
+    """One value for each picture, from one for all, one for each batch of `sizes`, or one for each picture."""
+    if len(values) == 1:
+        return list(values) * sum(sizes)
+    if len(values) == sum(sizes):
+        return list(values)
+    if len(values) == len(sizes):
+        return [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
+    raise ValueError(
+        f"{name}: there are {len(values)} of them for {sum(sizes)} images in {len(sizes)} batches; give one for all, "
+        "one for each batch or one for each image."
+    )
+
+
+def _check_number(labels: Sequence[str], pictures: int) -> None:
+    if len(labels) != pictures:
+        raise ValueError(f"labels: there are {len(labels)} of them for {pictures} images; connect both from one sweep.")
+
+
+_LABEL = re.compile(r"(?:switch (?P<switch>\S+), )?scale (?P<scale>\S+),(?: picture \d+,)? seed (?P<seed>\d+)")
+
+
+def _from_label(label: str) -> tuple[Schedule, int]:
+    """Schedule and seed of a picture of RLG Sweep."""
+    found = _LABEL.fullmatch(label)
+    if found is None:
+        raise ValueError(f"labels: '{label}' is no label of RLG Sweep; connect its labels, or seed and scale instead.")
+    scale = float(found["scale"])
+    plan = constant(scale) if found["switch"] is None else combined_generation(float(found["switch"]), scale)
+    return plan, int(found["seed"])
