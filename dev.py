@@ -3,6 +3,7 @@
 
     python dev.py demo  [options]          pictures of the bundled workflow, made by a real ComfyUI
     python dev.py test  [pytest options]   the tests, in a real ComfyUI
+    python dev.py evaluate [PLAN] [options]   pictures and scores of a plan; without one, of the demo's pair
     python dev.py bench [options]          the benchmarks
     python dev.py train STAGE [options]    one of the demo's models, trained anew
 
@@ -36,7 +37,13 @@ from pathlib import Path
 HERE = Path(__file__).absolute().parent  # symbolic links kept: the extension may be linked into custom_nodes
 REPO = HERE.resolve()
 REQUIREMENTS = REPO / "requirements-dev.txt"
-MODULES = {"demo": "demo.run", "test": "pytest", "bench": "benchmarks.run", "train": "demo.train"}
+MODULES = {
+    "demo": "demo.run",
+    "test": "pytest",
+    "evaluate": "demo.evaluate",
+    "bench": "benchmarks.run",
+    "train": "demo.train",
+}
 
 OLDEST_HOST = "0.3.75"
 HOST_FILES = ("main.py", "nodes.py", "comfy", "comfyui_version.py", "requirements.txt")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .host import HOST_ARGUMENTS, host_version
+from evaluation.host import CPU_ARGUMENTS, host_version
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -22,7 +22,7 @@ def describe_machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ComfyUI": host_version(),
-        "ComfyUI's arguments": " ".join(HOST_ARGUMENTS),
+        "ComfyUI's arguments": " ".join(CPU_ARGUMENTS),
         "dtype": "float32",
     }
 

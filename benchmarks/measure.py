@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from evaluation.host import Extension
+
 from . import diffusers_loop, methods, models
 from .evaluations import counted, idle
-from .host import Extension
 from .names import DIFFUSERS, ONE_BATCH, OUR_CHECKPOINTS, OURS, PLAIN, TWO_LOADED, TWO_PASSES
 from .task import Method, Task, make_task
 from .timing import Timings, interleaved

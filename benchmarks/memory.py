@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import psutil
 import torch
 
+from evaluation.host import Extension, open_host
+
 from . import diffusers_loop, methods, models
 from .evaluations import at_evaluations
-from .host import Extension, open_host
 from .models import Files
 from .names import DIFFUSERS, OURS, PLAIN
 from .task import make_task

@@ -10,7 +10,8 @@ import comfy.k_diffusion.sampling
 import comfy.samplers
 import torch
 
-from .host import Extension
+from evaluation.host import Extension
+
 from .task import CFG, SCALE, Elapsed, Method, Sample, Task
 
 

@@ -11,8 +11,7 @@ import folder_paths
 import torch
 
 from demo.tiny_model import TinySD3, write_checkpoint, write_peft_adapter
-
-from .host import Extension
+from evaluation.host import Extension
 
 # Flow-GRPO trains rank 32 on SD3.5 medium, which is 1536 wide: the same share of the width here.
 _WIDTH_PER_RANK = 1536 // 32

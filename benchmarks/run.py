@@ -43,7 +43,7 @@ def _count(text: str) -> int:
 def main() -> None:
     arguments = parse_arguments()
     sys.path.insert(0, str(HERE.parent))
-    from benchmarks.host import open_host
+    from evaluation.host import open_host
 
     open_host(arguments.host)
     from benchmarks.session import Session

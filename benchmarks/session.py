@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from evaluation.host import Extension
+
 from . import report
-from .host import Extension
 from .machine import describe_machine
 from .measure import Cell, Result, load_methods, measure_cell, measure_overhead
 from .memory import measure_memory

@@ -12,7 +12,7 @@ from PIL import Image
 
 from demo.measure import Measured, Setting
 from demo.picture import grid
-from demo.statistics import Estimate, estimate
+from evaluation.statistics import Estimate, estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import replacing
+from sets.files import replacing
+
 from .tiny_encoders import CLIP_WIDTH, LATENT_CHANNELS, clip_l_in_checkpoint, vae_state_dict
 
 HEAD_DIM = 64

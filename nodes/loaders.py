@@ -43,7 +43,7 @@ class RLGLoadLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: io.Model.Type, lora_name: str, strength: float) -> io.NodeOutput:
-        return io.NodeOutput(*load_lora(model, _lora_path(lora_name), lora_name, strength))
+        return io.NodeOutput(*load_lora(model, lora_path(lora_name), lora_name, strength))
 
 
 class RLGLoadModels(io.ComfyNode):
@@ -78,7 +78,7 @@ class RLGLoadModels(io.ComfyNode):
     @classmethod
     def execute(cls, ckpt_name: str, lora_name: str, lora_strength: float) -> io.NodeOutput:
         base, clip, vae = comfy_nodes.CheckpointLoaderSimple().load_checkpoint(ckpt_name)
-        tuned, report = load_lora(base, _lora_path(lora_name), lora_name, lora_strength)
+        tuned, report = load_lora(base, lora_path(lora_name), lora_name, lora_strength)
         return io.NodeOutput(base, tuned, clip, vae, report)
 
 
@@ -115,7 +115,7 @@ def _lora_names() -> list[str]:
     return sorted(files + folders)
 
 
-def _lora_path(name: str) -> Path:
+def lora_path(name: str) -> Path:
     inside = folder_paths.get_full_path("loras", str(Path(name) / WEIGHTS_NAME))
     path = inside or folder_paths.get_full_path("loras", name)
     if path is None:

@@ -83,9 +83,9 @@ def png(picture: np.ndarray, info: PngInfo | None = None) -> bytes:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
-    """Write a table as a whole or not at all."""
+    """Write a table as a whole or not at all, as the reference does: with \\r\\n, so that a lone \\r is quoted too."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(rows)
 

@@ -47,6 +47,8 @@ def _read(file: Path, column: str) -> Iterator[str]:
         # Only \n, \r\n and \r end a line here: str.splitlines would also split at U+2028 and others within a prompt.
         with file.open(encoding="utf-8-sig", newline="" if reader is _csv_column else None) as text:
             for prompt in reader(text, file.name, column):
+                if "\0" in prompt:
+                    raise ValueError(f"file: {file.name} holds a NUL character in a prompt; take it out.")
                 if stripped := prompt.strip():
                     yield stripped
     except UnicodeDecodeError as error:

@@ -284,7 +284,7 @@ def test_environments_of_different_hosts_are_apart(dev: ModuleType, tmp_path: Pa
 
 
 @scripts
-@pytest.mark.parametrize("command", ["test", "demo", "bench"])
+@pytest.mark.parametrize("command", ["test", "demo", "evaluate", "bench"])
 def test_command_gets_the_host_and_its_arguments(project: Project, tmp_path: Path, command: str) -> None:
     host = make_host(tmp_path / "host")
     options = ["-k", "a name", "-x", "--seed=1"]

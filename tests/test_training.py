@@ -13,9 +13,9 @@ from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demo.statistics import diversity, estimate
 from demo.train import base, flow_grpo, loop
 from demo.train.export import host_state_dict
+from evaluation.statistics import estimate, pixel_distance
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +168,6 @@ def test_intervals_cover_the_mean_about_as_often_as_they_say(seed: int) -> None:
 
 def test_diversity_of_pictures() -> None:
     black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
-    assert diversity(np.stack([black, black, black])) == 0
-    assert diversity(np.stack([black, white])) == pytest.approx(1)
-    assert diversity(np.stack([black, white, black])) == pytest.approx(2 / 3)
+    assert pixel_distance(np.stack([black, black, black])) == 0
+    assert pixel_distance(np.stack([black, white])) == pytest.approx(1)
+    assert pixel_distance(np.stack([black, white, black])) == pytest.approx(2 / 3)

@@ -4,36 +4,74 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
-# Without the second the host's attention on a CPU is another one than diffusers' and a comparison would say nothing.
-HOST_ARGUMENTS = ["--cpu", "--use-pytorch-cross-attention"]
+# Without the second the host's attention on a CPU is slow, and another one than diffusers'.
+CPU_ARGUMENTS = ("--cpu", "--use-pytorch-cross-attention")
 
 
-def open_host(path: Path) -> None:
+@dataclass(frozen=True)
+class HostSettings:
+    """Which ComfyUI, and how.
+
+    Attributes:
+        path: the folder of its main.py.
+        arguments: as its command line takes them.
+        models: folders laid out like its `models` folder, which it looks into first.
+    """
+
+    path: Path
+    arguments: tuple[str, ...] = ()
+    models: tuple[Path, ...] = ()
+
+
+def check_host(path: Path) -> Path:
+    """Raises SystemExit: there is no ComfyUI at `path`."""
+    if not (path / "comfy" / "samplers.py").is_file():
+        raise SystemExit(f"--host: there is no ComfyUI in {path}; give the folder that holds its main.py.")
+    return path
+
+
+def open_host(path: Path, arguments: Sequence[str] = CPU_ARGUMENTS) -> None:
     """Make ComfyUI at `path` importable and configured. Call it before anything of `comfy` is imported.
 
     The host comes first on the path and this repository last, because both have a module named `nodes`.
 
     Raises:
-        SystemExit: there is no ComfyUI at `path`.
+        SystemExit: there is no ComfyUI at `path`, or it does not know an argument.
     """
-    if not (path / "comfy" / "samplers.py").is_file():
-        raise SystemExit(f"--host: there is no ComfyUI in {path}; give the folder that holds its main.py.")
+    check_host(path)
     ours = {REPO, REPO / "benchmarks"}
     sys.path[:] = [str(path), *(p for p in sys.path if Path(p or ".").resolve() not in ours), str(REPO)]
-    sys.argv[1:] = HOST_ARGUMENTS
+    sys.argv[1:] = arguments
     import comfy.options
 
     comfy.options.enable_args_parsing()
     import comfy.cli_args  # noqa: F401  (reads sys.argv once, here)
 
     logging.getLogger().setLevel(logging.WARNING)
+
+
+def add_model_folders(host: Path, folders: Sequence[Path]) -> None:
+    """The folders that main.py would add (extra_model_paths.yaml, --extra-model-paths-config), and then `folders`."""
+    import folder_paths
+    from comfy.cli_args import args
+    from utils.extra_config import load_extra_path_config
+
+    own = host / "extra_model_paths.yaml"
+    for config in [*([own] if own.is_file() else []), *itertools.chain(*(args.extra_model_paths_config or []))]:
+        load_extra_path_config(str(config))
+    for folder in folders:
+        for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
+            folder_paths.add_model_folder_path(kind.name, str(kind), is_default=True)
 
 
 class Extension:

@@ -1,0 +1,295 @@
+"""The plan of an evaluation: a YAML file, and what its words mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from evaluation.errors import EvaluationError
+from rlg_sampler import schedule as schedules
+from sets.pictures import folder_name
+from sets.prompts import read_prompts
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[int, Field(strict=True, ge=1)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
+Pixels = Annotated[int, Field(strict=True, ge=16, le=16384, multiple_of=8)]
+Cfg = Annotated[float, Field(strict=True, ge=0, le=100)]
+Text = Annotated[str, Field(min_length=1)]
+
+_FORBIDDEN_IN_NAMES = set('/\\:*?"<>|')
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Pair(_Part):
+    """A base model and its tuned version."""
+
+    checkpoint: Text
+    lora: Text | None = None
+    lora_strength: Number = 1.0
+    tuned_checkpoint: Text | None = None
+    name: str = ""
+    """Of its folder; the tuned model's name where there is none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_from_the_tuned_model(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("name"):
+            tuned = str(values.get("lora") or values.get("tuned_checkpoint") or "")
+            return {**values, "name": Path(tuned.replace("\\", "/")).name.removesuffix(".safetensors")}
+        return values
+
+    @model_validator(mode="after")
+    def _one_tuned_model(self) -> Pair:
+        if (self.lora is None) == (self.tuned_checkpoint is None):
+            raise ValueError("give either lora or tuned_checkpoint")
+        name = self.name
+        if set(name) & _FORBIDDEN_IN_NAMES or name.strip(". ") != name or not name.isprintable() or len(name) > 100:
+            raise ValueError(f"its name {name!r} cannot be that of a folder; give it another with name:")
+        return self
+
+    @property
+    def tuned(self) -> str:
+        return self.lora or self.tuned_checkpoint or ""
+
+
+class PromptFile(_Part):
+    """As the inputs of RLG Load Prompts; the file's path is relative to the plan."""
+
+    file: Path
+    column: str = "prompt"
+    start: Count = 0
+    count: Count = 0
+    shuffle_seed: Seed = 0
+
+
+class ModelFile(_Part):
+    """A reward or a measure of diversity by its name, and the file of its weights where the host has several."""
+
+    name: Text
+    file: Text | None = None
+
+
+class InRange(_Part):
+    scale: Number
+    start_percent: Number = 0.0
+    end_percent: Number = 1.0
+    outside: Number = 1.0
+
+
+class CombinedGeneration(_Part):
+    switch_percent: Number
+    scale: Number = 1.0
+
+
+class Ramp(_Part):
+    start_scale: Number = 0.0
+    end_scale: Number = 1.0
+    curve: str = Field("linear", pattern="^(linear|cosine|power)$")
+    power: Number = 2.0
+
+
+class Keyframes(_Part):
+    keyframes: Text
+    interpolation: str = Field("step", pattern="^(step|linear)$")
+
+
+class ScheduleChoice(_Part):
+    """One of the schedule nodes, with its inputs."""
+
+    range: InRange | None = None
+    combined_generation: CombinedGeneration | None = None
+    ramp: Ramp | None = None
+    keyframes: Keyframes | None = None
+
+    @model_validator(mode="after")
+    def _one_that_can_be_used(self) -> ScheduleChoice:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+        self.schedule()
+        return self
+
+    def schedule(self) -> schedules.Schedule:
+        if self.range:
+            r = self.range
+            return schedules.in_range(r.scale, r.start_percent, r.end_percent, r.outside)
+        if self.combined_generation:
+            c = self.combined_generation
+            return schedules.combined_generation(c.switch_percent, c.scale)
+        if self.ramp:
+            return schedules.ramp(self.ramp.start_scale, self.ramp.end_scale, self.ramp.curve, self.ramp.power)
+        return schedules.keyframes(self.keyframes.keyframes, self.keyframes.interpolation)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One of the things to compare: a scale or a schedule."""
+
+    schedule: schedules.Schedule
+
+    @property
+    def scale(self) -> float | None:
+        return self.schedule.constant_scale
+
+    @property
+    def schedule_text(self) -> str:
+        return "" if self.scale is not None else str(self.schedule)
+
+    @property
+    def folder(self) -> str:
+        return folder_name(self.scale, self.schedule_text)
+
+    def __str__(self) -> str:
+        return f"s = {self.scale:g}" if self.scale is not None else str(self.schedule)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts of one pair that are worked on together; what is lost at most when a worker dies."""
+
+    pair: int
+    first: int
+    """Number of the first prompt."""
+    prompts: tuple[str, ...]
+
+
+class Plan(_Part):
+    """What to sample and to score. Paths are absolute."""
+
+    output: Path
+    pairs: tuple[Pair, ...] = Field(min_length=1)
+    prompts: PromptFile
+    seeds: tuple[Seed, ...] = Field(min_length=1)
+    scales: tuple[Number, ...] = ()
+    schedules: tuple[ScheduleChoice, ...] = ()
+    steps: Positive = 28
+    cfg: Cfg = 4.5
+    tuned_cfg: Cfg | None = None
+    sampler: Text = "euler"
+    scheduler: Text = "normal"
+    width: Pixels = 512
+    height: Pixels = 512
+    negative: str = ""
+    rewards: tuple[ModelFile, ...] = ()
+    diversity: ModelFile = ModelFile(name="pixels")
+    batch: Positive = 4
+    """Prompts in a batch."""
+    threads: Positive = 1
+    """CPU threads of a worker. Part of the plan because the last bits of a sum depend on it."""
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _rewards_by_name(cls, values: Any) -> Any:
+        return [_by_name(value) for value in values] if isinstance(values, list) else values
+
+    @field_validator("diversity", mode="before")
+    @classmethod
+    def _measure_by_name(cls, value: Any) -> Any:
+        return _by_name(value)
+
+    @field_validator("scales")
+    @classmethod
+    def _usable_scales(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        for value in values:
+            schedules.constant(value)
+        return values
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Plan:
+        if not self.cells:
+            raise ValueError("scales: there are none, and no schedules; give what to compare, such as [0, 1, 2]")
+        for what, names in (
+            ("pairs", [pair.name.lower() for pair in self.pairs]),
+            ("seeds", list(self.seeds)),
+            ("scales and schedules", [str(cell) for cell in self.cells]),
+            ("rewards", [reward.name for reward in self.rewards]),
+        ):
+            if doubled := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{what}: {doubled[0]!s} is there twice; take one out")
+        if "shards" in (pair.name.lower() for pair in self.pairs):
+            raise ValueError("pairs: shards is the name of a folder of ours; give the pair another with name:")
+        return self
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        return (
+            *(Cell(schedules.constant(scale)) for scale in self.scales),
+            *(Cell(choice.schedule()) for choice in self.schedules),
+        )
+
+    def read_prompts(self) -> list[str]:
+        """Raises EvaluationError: the file does not hold them."""
+        source = self.prompts
+        try:
+            return read_prompts(source.file, source.column, source.start, source.count, source.shuffle_seed)
+        except ValueError as error:
+            raise EvaluationError(f"prompts: {error}") from None
+
+    def batches(self, prompts: Sequence[str]) -> Iterator[Batch]:
+        for pair in range(len(self.pairs)):
+            for first in range(0, len(prompts), self.batch):
+                yield Batch(pair, first, tuple(prompts[first : first + self.batch]))
+
+
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def load_plan(file: Path) -> Plan:
+    """Read a plan; relative paths in it start at its folder.
+
+    Raises:
+        EvaluationError: it cannot be read, or says what cannot be.
+    """
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{file} cannot be read ({error}); name the plan, a YAML file in UTF-8.") from None
+    except yaml.YAMLError as error:
+        text = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise EvaluationError(f"{file} is no YAML ({text}); correct it.") from None
+    if not isinstance(values, dict):
+        raise EvaluationError(f"{file} holds no plan; write names and values, such as scales: [0, 1, 2].")
+    try:
+        plan = Plan.model_validate(values)
+    except ValidationError as error:
+        raise EvaluationError(f"{file}: {_sentence(error)}") from None
+    folder = file.resolve().parent
+    prompts = plan.prompts.model_copy(update={"file": folder / plan.prompts.file})
+    return plan.model_copy(update={"output": folder / plan.output, "prompts": prompts})
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose later keys do not silently replace earlier ones of the same name."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                mark = node.value[number][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", mark)
+        return super().construct_mapping(node, deep)
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first of the mistakes, and where it is."""
+    first = error.errors(include_url=False)[0]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    if first["type"] == "missing":
+        return f"{place} is missing; add it."
+    if first["type"] == "extra_forbidden":
+        return f"{place} is not known here; check its spelling, or take it out."
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    if first["type"] != "value_error":
+        message = f"{message[0].lower()}{message[1:]} (it is {first['input']!r})".replace("tuple", "list")
+    return f"{place}: {message}." if place else f"{message}."

@@ -1,0 +1,125 @@
+"""Workers on a Ray cluster: an actor for each GPU, or for every few cores where there is none.
+
+Needs the extra `ray` (`pip install ray`) here and on every node, and the same ComfyUI, models and extension at the same
+paths on each. Files are written by the process that is started, so nodes need not share a disk.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from evaluation import worker
+from evaluation.errors import EvaluationError
+from evaluation.host import REPO
+from evaluation.pictures import Picture
+from evaluation.plan import Batch
+from evaluation.worker import Job
+from evaluation.workers import WorkerLost
+
+try:
+    import ray
+    from ray.exceptions import ObjectLostError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
+except ImportError as error:
+    raise EvaluationError("--ray: Ray is not installed; run `pip install ray` in this Python environment.") from error
+
+_AHEAD = 2
+"""Batches that an actor has: one runs and one waits."""
+_LOST = (RayActorError, WorkerCrashedError, ObjectLostError, RaySystemError)
+
+
+class _Actor:
+    """One process of the cluster."""
+
+    def describe(self, job: Job) -> dict[str, Any]:
+        return worker.describe(job)
+
+    def render(self, job: Job, batch: Batch) -> list[Picture]:
+        return worker.render(job, batch)
+
+
+class RayWorkers:
+    """Actors that are replaced when they, or the machines they are on, die.
+
+    Args:
+        job: what they work on.
+        address: of the cluster, "auto", or "local" for one of this machine's own.
+        count: of actors; None takes one for each GPU, or all cores at the plan's threads for each.
+
+    Raises:
+        EvaluationError: there is no such cluster, or it is too small.
+    """
+
+    def __init__(self, job: Job, address: str, count: int | None) -> None:
+        _connect(job, address, count)
+        threads = job.plan.threads
+        cluster = ray.cluster_resources()
+        gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 0))
+        available = gpus or cpus // threads
+        if not available:
+            raise EvaluationError(f"threads: no worker with {threads} fits the cluster of {cpus} cores; lower it.")
+        if count is not None and count > available:
+            ray.shutdown()
+            raise EvaluationError(f"--workers: the cluster has room for {available}, not for {count}; ask for fewer.")
+        # A GPU's host threads share the cores that there are; without one, threads are what computes.
+        needs = {"num_gpus": 1, "num_cpus": min(threads, cpus // gpus)} if gpus else {"num_cpus": threads}
+        self._make = ray.remote(_Actor).options(max_restarts=0, **needs).remote
+        self._job = ray.put(job)
+        self._actors = [self._make() for _ in range(count or available)]
+        self._out: dict[ray.ObjectRef, tuple[int, Batch]] = {}
+
+    @property
+    def slots(self) -> int:
+        return _AHEAD * len(self._actors)
+
+    def describe(self) -> dict[str, Any]:
+        try:
+            return ray.get(self._actors[0].describe.remote(self._job))
+        except _LOST:
+            self._actors[0] = self._make()
+            raise WorkerLost([]) from None
+        except RayTaskError as error:
+            raise _cause(error) from None
+
+    def submit(self, batch: Batch) -> None:
+        load = [index for index, _ in self._out.values()]
+        index = min(range(len(self._actors)), key=load.count)
+        self._out[self._actors[index].render.remote(self._job, batch)] = index, batch
+
+    def wait(self) -> tuple[Batch, list[Picture]]:
+        (done,), _ = ray.wait(list(self._out), num_returns=1)
+        index, batch = self._out.pop(done)
+        try:
+            return batch, ray.get(done)
+        except _LOST:
+            lost = [reference for reference, (of_actor, _) in self._out.items() if of_actor == index]
+            batches = [batch, *(self._out.pop(reference)[1] for reference in lost)]
+            ray.kill(self._actors[index])
+            self._actors[index] = self._make()
+            raise WorkerLost(batches) from None
+        except RayTaskError as error:
+            raise _cause(error) from None
+
+    def close(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+        ray.shutdown()
+
+
+def _connect(job: Job, address: str, count: int | None) -> None:
+    # Where the package is found, also by processes that Ray starts in other folders.
+    options: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": str(REPO)}}, "logging_level": logging.WARNING}
+    if address == "local":
+        options["include_dashboard"] = False
+        if count is not None:
+            options["num_cpus"] = count * job.plan.threads
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        text = str(error).split("\n")[0].rstrip(".")
+        raise EvaluationError(f"--ray: no cluster at '{address}' ({text}); start one, or give its address.") from None
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """Our own refusals as they were raised; anything else with the worker's traceback."""
+    return error.cause if isinstance(error.cause, EvaluationError) else error

@@ -1,0 +1,118 @@
+"""What an evaluation found, as a table for people and one for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluation.plan import Cell, Plan
+from evaluation.statistics import Estimate, estimates, wins
+
+BASELINES = (0.0, 1.0)
+"""Scales that win rates are against: the base and the tuned model."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one cell of one pair is worth in one reward.
+
+    Attributes:
+        reward: its name, "" where the plan has none.
+        mean: of the scores, None where the plan has no reward.
+        win_rates: by baseline, over prompts and seeds; without those that are not among the plan's scales.
+        diversity: mean distance of two pictures of a prompt; None with one seed.
+    """
+
+    pair: str
+    cell: Cell
+    reward: str
+    mean: Estimate | None
+    win_rates: dict[float, Estimate]
+    diversity: Estimate | None
+
+
+def points(plan: Plan, pair: str, values: np.ndarray) -> list[Point]:
+    """Those of a pair, reward by reward, with 95 % bootstrap intervals over prompts.
+
+    Args:
+        values: (cells, prompts, seeds, rewards + 1), as Store.collect gives them.
+    """
+    scales = [cell.scale for cell in plan.cells]
+    baselines = {scale: scales.index(scale) for scale in BASELINES if scale in scales}
+    quantities: dict[tuple[str, int, str | float], np.ndarray] = {}
+    rewards = [reward.name for reward in plan.rewards]
+    for cell in range(len(plan.cells)):
+        for number, name in enumerate(rewards):
+            scores = values[..., number]
+            quantities[name, cell, "mean"] = scores[cell].mean(axis=1)
+            for scale, baseline in baselines.items():
+                if baseline != cell:
+                    quantities[name, cell, scale] = wins(scores[cell], scores[baseline]).mean(axis=1)
+        if len(plan.seeds) > 1:
+            quantities["", cell, "diversity"] = values[cell, :, 0, -1]
+    found: dict[tuple[str, int, str | float], Estimate] = {}
+    if quantities:
+        found = dict(zip(quantities, estimates(np.stack(list(quantities.values()), axis=1)), strict=True))
+    return [
+        Point(
+            pair=pair,
+            cell=cell,
+            reward=name,
+            mean=found.get((name, index, "mean")),
+            win_rates={scale: found[name, index, scale] for scale in baselines if (name, index, scale) in found},
+            diversity=found.get(("", index, "diversity")),
+        )
+        for name in rewards or [""]
+        for index, cell in enumerate(plan.cells)
+    ]
+
+
+def to_csv(found: Sequence[Point]) -> str:
+    """A line for each point; of each quantity mean and the ends of its interval."""
+    names = ["mean", *(f"win_rate_vs_{scale:g}" for scale in BASELINES), "diversity"]
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator="\n")
+    ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    table.writerow(["pair", "reward", "scale", "schedule", *ends])
+    for point in found:
+        of_point = [point.mean, *(point.win_rates.get(scale) for scale in BASELINES), point.diversity]
+        numbers = [text for value in of_point for text in _three(value)]
+        scale = "" if point.cell.scale is None else f"{point.cell.scale:g}"
+        table.writerow([point.pair, point.reward, scale, point.cell.schedule_text, *numbers])
+    return file.getvalue()
+
+
+def to_markdown(plan: Plan, prompts: int, found: Sequence[Point]) -> str:
+    """A table for each pair and reward."""
+    pictures = f"{prompts} prompts × {len(plan.seeds)} seeds"
+    lines = [f"{pictures} at every scale; mean [95 % interval, bootstrap over prompts].", ""]
+    shown = [scale for scale in BASELINES if scale in [cell.scale for cell in plan.cells]]
+    for pair, reward in dict.fromkeys((point.pair, point.reward) for point in found):
+        rows = [["", *([reward] if reward else []), *(f"wins against s = {s:g}" for s in shown if reward), "diversity"]]
+        for point in (p for p in found if (p.pair, p.reward) == (pair, reward)):
+            cells = [_text(point.mean)] if reward else []
+            cells += [_text(point.win_rates.get(scale)) for scale in shown if reward]
+            rows.append([str(point.cell), *cells, _text(point.diversity)])
+        lines += [f"**{pair}**", "", *_aligned(rows), ""]
+    return "\n".join(lines)
+
+
+def _three(value: Estimate | None) -> tuple[str, str, str]:
+    return ("", "", "") if value is None else (f"{value.mean:.6g}", f"{value.low:.6g}", f"{value.high:.6g}")
+
+
+def _text(value: Estimate | None) -> str:
+    return "" if value is None else f"{value.mean:.4g} [{value.low:.4g}, {value.high:.4g}]"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown that also reads well in a console."""
+    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

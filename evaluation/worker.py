@@ -1,0 +1,53 @@
+"""What a worker process does: make a renderer once, then render batches. The same code runs locally and on Ray."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from evaluation.host import HostSettings
+from evaluation.pictures import Picture
+from evaluation.plan import Batch, Plan
+
+
+class Renderer(Protocol):
+    """Pictures and scores that depend on the plan and on the batch's prompts alone, to the last bit."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the pictures depend on beside the plan, such as versions and model files; JSON."""
+        ...
+
+    def render(self, batch: Batch) -> list[Picture]:
+        """Raises EvaluationError: the plan asks for what this host does not have."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to know; it is sent along with every batch, and says nothing of the prompts."""
+
+    plan: Plan
+    host: HostSettings
+    make_renderer: Callable[[Plan, HostSettings], Renderer]
+
+
+def comfy_renderer(plan: Plan, host: HostSettings) -> Renderer:
+    """ComfyUI in this process; only here anything of it, or of torch, is imported."""
+    from evaluation.comfy_renderer import make_renderer
+
+    return make_renderer(plan, host)
+
+
+def describe(job: Job) -> dict[str, Any]:
+    return _renderer(job).describe()
+
+
+def render(job: Job, batch: Batch) -> list[Picture]:
+    return _renderer(job).render(batch)
+
+
+@functools.lru_cache(maxsize=1)
+def _renderer(job: Job) -> Renderer:
+    return job.make_renderer(job.plan, job.host)

@@ -1,0 +1,144 @@
+"""What an evaluation samples and scores is what the nodes give for the same inputs, whatever it is computed next to."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from demo.tiny_model import TinySD3, write_checkpoint, write_peft_adapter
+from evaluation.comfy_renderer import ComfyRenderer
+from evaluation.errors import EvaluationError
+from evaluation.pictures import Picture
+from evaluation.plan import Batch, Plan, load_plan
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = ("a red circle", "")
+KEYS = ("prompt", "seed", "cell")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(models_dir: Path) -> Iterator[None]:
+    path = write_checkpoint(models_dir / "checkpoints" / "evaluated.safetensors", TinySD3(), dtype=torch.float32)
+    write_peft_adapter(models_dir / "loras" / "evaluated", TinySD3())
+    yield
+    path.unlink()
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Callable[..., Plan]:
+    def make(**changes: Any) -> Plan:
+        settings = {
+            "output": "out",
+            "pairs": [{"checkpoint": "evaluated.safetensors", "lora": "evaluated"}],
+            "prompts": {"file": "prompts.txt"},
+            "seeds": [3, 5],
+            "scales": [0, 1.6],
+            "schedules": [{"combined_generation": {"switch_percent": 0.5, "scale": 1}}],
+            "steps": 2,
+            "cfg": 3.0,
+            "width": 64,
+            "height": 48,
+            "negative": "blurry",
+            "rewards": ["jpeg_compressibility", "jpeg_incompressibility"],
+            **changes,
+        }
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump(settings))
+        return load_plan(tmp_path / "plan.yaml")
+
+    return make
+
+
+@pytest.fixture
+def extension(rlg: SimpleNamespace, run_node: Callable[..., tuple]) -> SimpleNamespace:
+    return SimpleNamespace(run_node=run_node, module=rlg.module)
+
+
+def _key(picture: Picture) -> tuple[int, int, int]:
+    return picture.prompt, picture.seed, picture.cell
+
+
+def _pixels(picture: Picture) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture.png)))
+
+
+def test_pictures_and_scores_are_those_of_the_nodes(plan: Callable, extension: Any, run_node: Callable) -> None:
+    wanted = plan()
+    pictures = {_key(p): p for p in ComfyRenderer(wanted, extension).render(Batch(0, 4, PROMPTS))}
+    assert pictures.keys() == {(prompt, seed, cell) for prompt in (4, 5) for seed in (0, 1) for cell in (0, 1, 2)}
+
+    base, tuned, clip, vae, _ = run_node(
+        "RLGLoadModels", ckpt_name="evaluated.safetensors", lora_name="evaluated", lora_strength=1.0
+    )
+    (negative,) = run_node("CLIPTextEncode", clip=clip, text="blurry")
+    (latent,) = run_node("EmptyLatentImage", width=64, height=48, batch_size=1)
+    (switch,) = run_node("RLGCombinedGeneration", switch_percent=0.5, scale=1.0)
+    for (prompt, seed, cell), picture in pictures.items():
+        (positive,) = run_node("CLIPTextEncode", clip=clip, text=PROMPTS[prompt - 4])
+        schedule = {"schedule": switch} if cell == 2 else {}
+        (sampled,) = run_node(
+            "RLGKSampler", base=base, tuned=tuned, seed=wanted.seeds[seed], steps=2, cfg=3.0, sampler_name="euler",
+            scheduler="normal", positive=positive, negative=negative, latent_image=latent, denoise=1.0,
+            scale=(0.0, 1.6, 0.0)[cell], **schedule,
+        )  # fmt: skip
+        (images,) = run_node("VAEDecode", samples=sampled, vae=vae)
+        apart = np.abs(_pixels(picture).astype(int) - (images[0] * 255).numpy())
+        assert apart.max() < 1.5  # cut to whole numbers, and sampled up to rounding
+        file = io.BytesIO()
+        Image.fromarray(_pixels(picture)).save(file, "JPEG", quality=95)
+        assert picture.scores[1] == pytest.approx(len(file.getvalue()) / 1000) == -picture.scores[0]
+    assert len({picture.png for picture in pictures.values()}) == len(pictures)
+
+
+def test_pictures_do_not_depend_on_the_batch_they_came_in(plan: Callable, extension: Any) -> None:
+    """To the last bit: so any number of workers, and any rerun, gives the same files."""
+    pairs = [{"checkpoint": "evaluated.safetensors", "lora": "evaluated", "name": name} for name in ("one", "two")]
+    wanted = plan(pairs=pairs)
+    together = ComfyRenderer(wanted, extension).render(Batch(0, 0, PROMPTS))
+    other = ComfyRenderer(wanted, extension)
+    other.render(Batch(1, 1, PROMPTS[1:]))
+    alone = [*other.render(Batch(0, 1, PROMPTS[1:])), *other.render(Batch(0, 0, PROMPTS[:1]))]
+    assert sorted(alone, key=_key) == sorted(together, key=_key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairs": [{"checkpoint": "gone", "lora": "evaluated"}]}, r"pairs\[0\]: checkpoint: 'gone' is not in models/"),
+        ({"pairs": [{"checkpoint": "evaluated.safetensors", "lora": "gone"}]}, r"pairs\[0\]: lora_name: 'gone' is not"),
+        ({"sampler": "eule"}, "sampler: there is no 'eule'"),
+        ({"scheduler": "eule"}, "scheduler: there is no 'eule'"),
+        ({"rewards": ["eule"]}, r"rewards\[0\]: reward: there is no 'eule'"),
+    ],
+)
+def test_what_the_host_does_not_have_is_one_sentence(
+    plan: Callable, extension: Any, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(EvaluationError, match=f"^{message}") as caught:
+        ComfyRenderer(plan(**changes), extension)
+    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
+def test_the_same_model_twice_is_no_pair(plan: Callable, extension: Any) -> None:
+    same = {"checkpoint": "evaluated.safetensors", "tuned_checkpoint": "evaluated.safetensors"}
+    with pytest.raises(EvaluationError, match=r"^pairs\[0\]: tuned: it has the same weights as base"):
+        ComfyRenderer(plan(pairs=[same]), extension).render(Batch(0, 0, PROMPTS))
+
+
+def test_it_says_which_files_it_was_made_with(plan: Callable, extension: Any, models_dir: Path) -> None:
+    description = ComfyRenderer(plan(), extension).describe()
+    assert description["bytes of files"] == {
+        "checkpoints/evaluated.safetensors": (models_dir / "checkpoints" / "evaluated.safetensors").stat().st_size,
+        "evaluated/adapter_model.safetensors": (
+            models_dir / "loras" / "evaluated" / "adapter_model.safetensors"
+        ).stat().st_size,
+    }  # fmt: skip
