@@ -13,16 +13,16 @@ from rewards import curve, curve_plot, labels
 
 def plots(plan: Plan, prompts: int, found: Sequence[Point]) -> dict[str, Image.Image]:
     """A picture for each reward, with a series for each pair, and for each schedule the scale that it ends with."""
-    title = f"{prompts} prompts × {len(plan.seeds)} seeds at every point; bars: 95 % intervals over prompts"
+    title = f"{prompts} prompts x {len(plan.seeds)} seeds at every point; bars: 95 % intervals over prompts"
     return {
-        reward.name: curve_plot.plot(
-            curve.Curve("scale", tuple(_drawn(plan, prompts, point) for point in found if point.reward == reward.name)),
-            "light",
-            title,
-            reward.name,
-        )
+        reward.name: curve_plot.plot(_curve(plan, prompts, found, reward.name), "light", title, reward.name)
         for reward in plan.rewards
     }
+
+
+def _curve(plan: Plan, prompts: int, found: Sequence[Point], reward: str) -> curve.Curve:
+    drawn = [_drawn(plan, prompts, point) for point in found if point.reward == reward]
+    return curve.Curve("scale", tuple(sorted(drawn, key=lambda point: (point.place.series, point.place.x))))
 
 
 def _drawn(plan: Plan, prompts: int, point: Point) -> curve.Point:

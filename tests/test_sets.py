@@ -159,7 +159,7 @@ def test_the_host_runs_what_follows_once_for_each_prompt(input_folder: Path, out
     server = SimpleNamespace(
         client_id="test", last_node_id=None, last_prompt_id=None, send_sync=lambda *event: events.append(event[:2])
     )
-    executor = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0.0})
+    executor = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0.0, "ram_inactive": 0.0})
     asyncio.run(executor.execute_async(graph, "id", {"client_id": "test"}, ["s"]))
     assert executor.success, [event for event in events if "error" in event[0]]
     rows = _table(output_folder / "set" / "scale_1.0")
