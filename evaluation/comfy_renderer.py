@@ -52,6 +52,7 @@ class ComfyRenderer:
         self._check()
         # The extension's own classes, not those of the plan's package.
         schedules = extension.module("rlg_sampler.schedule")
+        self._constant = schedules.constant
         self._cells = [
             self._sweep.Cell(schedules.Schedule(**dataclasses.asdict(cell.schedule)), str(cell)) for cell in plan.cells
         ]
@@ -115,8 +116,8 @@ class ComfyRenderer:
             else:
                 tuned, *_ = run_node("CheckpointLoaderSimple", ckpt_name=pair.tuned_checkpoint)
             try:
-                # The cells bring their own schedules.
-                model = self._guider.guided_model(base, tuned, self._cells[0].schedule, self._plan.tuned_cfg)
+                # Any schedule that needs guidance: the cells bring their own.
+                model = self._guider.guided_model(base, tuned, self._constant(1.0), self._plan.tuned_cfg)
             except ValueError as error:
                 raise EvaluationError(f"pairs[{index}]: {error}") from None
             (negative,) = run_node("CLIPTextEncode", clip=clip, text=self._plan.negative)
