@@ -77,12 +77,14 @@ def set_widget(node: Json, info: Json, name: str, value: Any) -> None:
 
 def _inputs(node: Json, info: Json, sources: Mapping[int, list]) -> Json:
     slots, values = widget_slots(info), node.get("widgets_values") or []
-    if len(values) != len(slots):
+    required = info["input"].get("required", {})
+    # Optional widgets that came with a newer version of the node keep their defaults.
+    if len(values) > len(slots) or any(name in required for name, _ in slots[len(values) :]):
         raise WorkflowError(
             f"{_name(node)}: it has {len(values)} widget values and this server's node {len(slots)} widgets; "
             "the workflow was saved with another version of the node."
         )
-    widgets = {name: value for (name, control), value in zip(slots, values, strict=True) if not control}
+    widgets = {name: value for (name, control), value in zip(slots, values, strict=False) if not control}
     linked = {socket["name"]: socket["link"] for socket in node["inputs"] if socket["link"] is not None}
 
     inputs: Json = {}
@@ -93,7 +95,7 @@ def _inputs(node: Json, info: Json, sources: Mapping[int, list]) -> Json:
             inputs[name] = sources[linked.pop(name)]
         elif name in widgets:
             inputs[name] = widgets[name]
-        elif name in info["input"].get("required", {}):
+        elif name in required:
             raise WorkflowError(f"{_name(node)}: input '{name}' is not connected.")
     if linked:
         raise WorkflowError(f"{_name(node)}: this server's node has no input '{next(iter(linked))}'.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
+from ..rlg_sampler.guided_run import AUTO
 from ..rlg_sampler.guider import RLGGuider, guided_model
 from ..rlg_sampler.schedule import Schedule
 from . import inputs
@@ -20,15 +21,26 @@ class RLGModel(io.ComfyNode):
             category="RLG",
             description="Makes one MODEL of two, for any sampler: base + scale × (tuned − base) at every step. "
             "To add another tuned model, connect the output to 'base' of a second RLG Model.",
-            inputs=[inputs.base_input(), inputs.tuned_input(), inputs.scale_input(), inputs.schedule_input()],
+            inputs=[
+                inputs.base_input(),
+                inputs.tuned_input(),
+                inputs.scale_input(),
+                inputs.schedule_input(),
+                inputs.batching_input(),
+            ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="Use it like any MODEL.")],
         )
 
     @classmethod
     def execute(
-        cls, base: io.Model.Type, tuned: io.Model.Type, scale: float, schedule: Schedule | None = None
+        cls,
+        base: io.Model.Type,
+        tuned: io.Model.Type,
+        scale: float,
+        schedule: Schedule | None = None,
+        batching: str = AUTO,
     ) -> io.NodeOutput:
-        return io.NodeOutput(guided_model(base, tuned, inputs.schedule_of(scale, schedule)))
+        return io.NodeOutput(guided_model(base, tuned, inputs.schedule_of(scale, schedule), batching=batching))
 
 
 class RLGGuiderNode(io.ComfyNode):
@@ -50,6 +62,7 @@ class RLGGuiderNode(io.ComfyNode):
                 inputs.scale_input(),
                 inputs.schedule_input(),
                 inputs.tuned_cfg_input(),
+                inputs.batching_input(),
             ],
             outputs=[io.Guider.Output(display_name="GUIDER", tooltip="For 'guider' of SamplerCustomAdvanced.")],
         )
@@ -65,8 +78,9 @@ class RLGGuiderNode(io.ComfyNode):
         scale: float,
         schedule: Schedule | None = None,
         tuned_cfg: float | None = None,
+        batching: str = AUTO,
     ) -> io.NodeOutput:
-        guider = RLGGuider(guided_model(base, tuned, inputs.schedule_of(scale, schedule), tuned_cfg))
+        guider = RLGGuider(guided_model(base, tuned, inputs.schedule_of(scale, schedule), tuned_cfg, batching))
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
         return io.NodeOutput(guider)

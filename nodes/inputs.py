@@ -6,6 +6,7 @@ import comfy.samplers
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler import schedule as schedules
+from ..rlg_sampler.guided_run import AUTO, BATCHING
 
 Schedule = io.Custom("RLG_SCHEDULE")
 
@@ -83,6 +84,18 @@ def tuned_cfg_input() -> io.Float.Input:
         max=100.0,
         tooltip="CFG of the tuned model alone; connect a Float node. Not connected: the same as cfg. "
         "1.0 = no CFG for the tuned model, usual where it was RL-tuned without CFG.",
+    )
+
+
+def batching_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "batching",
+        options=list(BATCHING),
+        default=AUTO,
+        optional=True,
+        tooltip="How base and tuned model are computed where they share their weights; the picture is the same. "
+        "auto = whichever is faster here; one batch = together, split only where memory asks for it; "
+        "two passes = one after the other, with the least memory.",
     )
 
 

@@ -6,6 +6,7 @@ import comfy.sample
 import nodes as comfy_nodes
 from comfy_api.v0_0_2 import io
 
+from ..rlg_sampler.guided_run import AUTO
 from ..rlg_sampler.guider import check_latent, guided_model
 from ..rlg_sampler.schedule import Schedule
 from . import inputs
@@ -27,6 +28,7 @@ class RLGKSampler(io.ComfyNode):
                 inputs.scale_input(),
                 inputs.schedule_input(),
                 inputs.tuned_cfg_input(),
+                inputs.batching_input(),
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="The picture as latent, for VAE Decode.")],
         )
@@ -48,8 +50,9 @@ class RLGKSampler(io.ComfyNode):
         scale: float,
         schedule: Schedule | None = None,
         tuned_cfg: float | None = None,
+        batching: str = AUTO,
     ) -> io.NodeOutput:
-        model = guided_model(base, tuned, inputs.schedule_of(scale, schedule), tuned_cfg)
+        model = guided_model(base, tuned, inputs.schedule_of(scale, schedule), tuned_cfg, batching)
         check_latent(model, comfy.sample.fix_empty_latent_channels(model, latent_image["samples"]))
         (latent,) = comfy_nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise

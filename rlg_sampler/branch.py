@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
@@ -16,6 +17,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from .branch_options import KEY, Options, added_options, sampling_options, with_wrapper_first
 from .deltas import ALL_ROWS, Deltas
+from .kept_matrices import kept_matrices
 from .pair import ModelPair
 from .schedule import Schedule
 
@@ -74,6 +76,21 @@ class TunedBranch:
     def model(self) -> BaseModel:
         return self.patcher.model
 
+    def make_deltas(self, device: torch.device) -> None:
+        """Build the deltas, where weights are shared and the run has none yet.
+
+        Args:
+            device: where the model will compute; its weights need not be there.
+        """
+        pair = self.tuned.pair
+        if pair.changes is None or self.deltas is not None:
+            return
+        dtype = _compute_dtype(self.model)
+        if not comfy.model_management.is_device_cpu(device):
+            comfy.model_management.free_memory(Deltas.memory_of(pair.changes, self.model, dtype), device)
+        kept = kept_matrices(pair.base, pair.tuned, dtype)
+        self.deltas = Deltas.from_changes(pair.changes, self.patcher, device, dtype, kept)
+
     @contextmanager
     def ready(self, conds: Conds, inputs: RunInputs) -> Iterator[None]:
         """Prepare for sampling; undone at the end, however that comes.
@@ -92,8 +109,7 @@ class TunedBranch:
                 self.patcher.pre_run()
                 stack.callback(self.patcher.cleanup)
             else:
-                device, dtype = inputs.noise.device, _compute_dtype(self.model)
-                self.deltas = Deltas.from_changes(self.tuned.pair.changes, self.patcher, device, dtype)
+                self.make_deltas(inputs.noise.device)
                 stack.enter_context(self.deltas.attached(self.model))
             if self.has_own_options:
                 stack.enter_context(self._own_patches_on(inputs.noise.device))

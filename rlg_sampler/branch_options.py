@@ -61,11 +61,11 @@ def added_options(current: Mapping[str, Any], before: Mapping[str, Any]) -> Opti
 
 
 def with_wrapper_first(options: Mapping[str, Any], kind: str, key: str, wrapper: Any) -> Options:
-    """A copy of `options` in which `wrapper` is the outermost of its kind."""
-    options = create_model_options_clone(dict(options))
-    wrappers = options.setdefault("transformer_options", {}).setdefault("wrappers", {})
-    wrappers[kind] = {key: [wrapper], **{k: v for k, v in wrappers.get(kind, {}).items() if k != key}}
-    return options
+    """A copy of `options` in which `wrapper` is the outermost of its kind; what it does not change is not copied."""
+    transformer = options.get("transformer_options", {})
+    wrappers = transformer.get("wrappers", {})
+    of_kind = {key: [wrapper], **{k: v for k, v in wrappers.get(kind, {}).items() if k != key}}
+    return {**options, "transformer_options": {**transformer, "wrappers": {**wrappers, kind: of_kind}}}
 
 
 def _empty(value: Any) -> bool:

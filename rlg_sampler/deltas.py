@@ -55,15 +55,18 @@ class ModuleDelta:
         """Add the change to `out` = module(x), in place."""
         if self.low_rank is not None:
             down, up = self.low_rank.down.to(x.dtype), self.low_rank.up.to(out.dtype)
-            hidden = F.linear(x, down).to(out.dtype)
-            if out.is_contiguous():
+            if _is_conv(module):
+                # A convolution's own forward knows its stride, padding and padding mode.
+                hidden = module._conv_forward(x, down.view(-1, *module.weight.shape[1:]), None).to(out.dtype)
+                out += torch.einsum("or,br...->bo...", up, hidden)
+            elif out.is_contiguous():
+                hidden = F.linear(x, down).to(out.dtype)
                 # One fused multiply-add instead of a product and a second pass over the output.
                 out.view(-1, out.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), up.t())
             else:
-                out += F.linear(hidden, up)
+                out += F.linear(F.linear(x, down).to(out.dtype), up)
         if self.dense is not None:
             weight = self.dense.to(x.dtype)
-            # A convolution's own forward knows its stride, groups and padding mode.
             out += module._conv_forward(x, weight, None) if _is_conv(module) else F.linear(x, weight)
         if self.bias is not None:
             channels = (-1, *[1] * (out.ndim - 2)) if _is_conv(module) else (-1,)
@@ -86,14 +89,20 @@ class Deltas:
 
     @classmethod
     def from_changes(
-        cls, changes: Mapping[str, WeightChange], patcher: ModelPatcher, device: torch.device, dtype: torch.dtype
+        cls,
+        changes: Mapping[str, WeightChange],
+        patcher: ModelPatcher,
+        device: torch.device,
+        dtype: torch.dtype,
+        kept: dict[str, LowRank],
     ) -> Deltas:
         """Build the corrections for the model of `patcher`, one module after another to keep the peak low.
 
         Args:
             changes: weight → what the tuned model changes in it.
-            patcher: a clone of the model, which knows the unpatched weights.
+            patcher: a clone of the model, which knows the unpatched weights, loaded or not.
             device, dtype: where and in which dtype the model computes.
+            kept: weight → matrices of earlier runs in main memory; those made here are added.
 
         Raises:
             ValueError: a changed weight is neither weight nor bias of a linear or convolution module.
@@ -104,16 +113,30 @@ class Deltas:
             name, kind = checked_module(patcher.model, key)
             delta = modules.setdefault(name, ModuleDelta())
             module = comfy.utils.get_attr(patcher.model, name)
-            if kind == "weight" and change.terms is not None and not _is_conv(module):
-                low_rank = low_rank_change(change, module.weight.shape)
-                delta.low_rank = LowRank(low_rank.down.to(device, dtype), low_rank.up.to(device, dtype))
+            if _stays_low_rank(module, kind, change):
+                if key not in kept:
+                    kept[key] = low_rank_change(change, module.weight.shape).to("cpu", dtype)
+                delta.low_rank = kept[key].to(device, dtype)
                 continue
             if originals is None:
                 originals = patcher.get_key_patches("diffusion_model.")
             weight, convert = originals[key][0]
-            difference = dense_change(change, convert(weight.to(torch.float32, copy=True), inplace=True), key)
+            unpatched = convert(weight.to(device, torch.float32, copy=True), inplace=True)
+            difference = dense_change(change, unpatched, key)
             setattr(delta, "dense" if kind == "weight" else "bias", difference.to(device, dtype))
         return cls(modules)
+
+    @staticmethod
+    def memory_of(changes: Mapping[str, WeightChange], model: torch.nn.Module, dtype: torch.dtype) -> int:
+        """Bytes that the corrections for `model` will take on its device."""
+        numbers = 0
+        for key, change in changes.items():
+            name, kind = checked_module(model, key)
+            module = comfy.utils.get_attr(model, name)
+            shape = getattr(module, kind).shape
+            low_rank = change.rank * (shape[0] + shape[1:].numel())
+            numbers += low_rank if _stays_low_rank(module, kind, change) else shape.numel()
+        return numbers * dtype.itemsize
 
     @contextmanager
     def attached(self, model: torch.nn.Module) -> Iterator[None]:
@@ -173,15 +196,26 @@ def checked_module(model: torch.nn.Module, key: str) -> tuple[str, str]:
         ValueError: its change cannot be added to a module's output.
     """
     name, _, kind = key.rpartition(".")
-    module = comfy.utils.get_attr(model, name) if name else model
-    weight = getattr(module, "weight", None)
-    linear = weight is not None and weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
-    if kind not in ("weight", "bias") or not (linear or _is_conv(module)):
+    if not can_be_changed(model, key):
         raise ValueError(
             f"tuned: it changes {key}, which cannot be changed on the fly; save the tuned MODEL as a checkpoint of its "
             "own (Save Checkpoint) and load that, so that the pair is two checkpoints."
         )
     return name, kind
+
+
+def can_be_changed(model: torch.nn.Module, key: str) -> bool:
+    """Whether a weight is that or the bias of a linear or convolution module, so that its change can be added on."""
+    name, _, kind = key.rpartition(".")
+    module = comfy.utils.get_attr(model, name) if name else model
+    weight = getattr(module, "weight", None)
+    linear = weight is not None and weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
+    return kind in ("weight", "bias") and (linear or _is_conv(module))
+
+
+def _stays_low_rank(module: torch.nn.Module, kind: str, change: WeightChange) -> bool:
+    """Whether two small products do: a convolution in groups has a set of kernels for each of them."""
+    return kind == "weight" and change.terms is not None and getattr(module, "groups", 1) == 1
 
 
 def _is_conv(module: torch.nn.Module) -> bool:

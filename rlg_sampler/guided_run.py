@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import comfy.samplers
@@ -22,16 +23,28 @@ from .mixing import base_coefficient, mix
 from .plan import SharedEvaluations
 from .prediction import Prediction
 from .schedule import step_index
-from .shared_call import Part, can_share_a_call, predict_together
+from .shared_call import Part, SharedCalls, can_share_a_call
 
 if TYPE_CHECKING:
     from comfy.samplers import CFGGuider
 
 logger = logging.getLogger(__name__)
 
+# How the branches that share weights are evaluated. "auto" puts them into one batch where that is faster; in each case
+# the host splits a batch that does not fit into memory.
+BATCHING = AUTO, ONE_BATCH, TWO_PASSES = "auto", "one batch", "two passes"
+
 # On a CPU a larger batch no longer fills idle cores and only spills the caches: measured, see benchmarks/.
-_CPU_ONE_BATCH_LATENT_PIXELS = 4 * 32 * 32
+_CPU_ONE_BATCH_LATENT_PIXELS = 8 * 32 * 32
 _BASE = -1  # index of the base model among the branches
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Scale of each tuned model at one step, and the branches that the mix then depends on."""
+
+    scales: tuple[float, ...]
+    needed: tuple[int, ...]
 
 
 class GuidedRun:
@@ -44,6 +57,7 @@ class GuidedRun:
         latent_shapes: as the host passes it to `outer_sample`.
         shared: predictions in common with other runs of a sweep.
         whole: sigmas of the run that this one is a part of; None where it is whole.
+        batching: one of `BATCHING`.
     """
 
     def __init__(
@@ -54,13 +68,18 @@ class GuidedRun:
         latent_shapes: Any,
         shared: SharedEvaluations | None = None,
         whole: Sequence[float] | None = None,
+        batching: str = AUTO,
     ) -> None:
         self._guider = guider
         self._branches = list(branches)
         self._base_wrappers = list(base_wrappers)
         self._shared = shared
         self._whole = whole
+        self._batching = batching
         self._sigmas: Sequence[float] = []
+        self._steps: list[_Step] = []
+        self._steps_differ = False
+        self._calls = SharedCalls()
         self._latent_shapes = latent_shapes
         # The host prepares the guider's own dictionaries for the base model; the tuned branches start from these.
         self._raw_conds = {name: [c.copy() for c in conds] for name, conds in guider.conds.items()}
@@ -78,7 +97,17 @@ class GuidedRun:
         later = [w for w in present if not any(w is own for own in self._base_wrappers)]
         wrappers = options["transformer_options"]["wrappers"]
         wrappers[WrappersMP.PREDICT_NOISE] = {KEY: [*later, self.predict_noise]}
+        wrappers.setdefault(WrappersMP.PREPARE_SAMPLING, {})[KEY] = [self.prepare_sampling]
         wrappers.setdefault(WrappersMP.SAMPLER_SAMPLE, {})[KEY] = [self.sampler_sample]
+
+    def prepare_sampling(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Any:
+        """PREPARE_SAMPLING wrapper: the host is about to load the models.
+
+        The deltas take their place first. It then finds that much less memory free, and loads fewer weights if need be.
+        """
+        for branch in self._branches:
+            branch.make_deltas(self._guider.model_patcher.load_device)
+        return executor(*args, **kwargs)
 
     def sampler_sample(
         self,
@@ -102,7 +131,10 @@ class GuidedRun:
             for conds in guider.conds.values():
                 comfy.samplers.pre_run_control(guider.inner_model, conds)
             self._sigmas = self._whole or sigmas.tolist()
-            self._announce(len(self._shared_parts(extra_args["model_options"], noise, self._at_most_needed())))
+            self._steps = self._plan_steps()
+            self._steps_differ = len(set(self._steps)) > 1
+            most_needed = max((step.needed for step in self._steps), key=len, default=())
+            self._announce(len(self._shared_parts(extra_args["model_options"], noise, most_needed)))
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
 
     def predict_noise(
@@ -116,13 +148,13 @@ class GuidedRun:
         """PREDICT_NOISE wrapper: the guided x0 at this step, shaped like `x`."""
         options, sampler_hooks = self._without_sampler_hooks(model_options or {})
         record = bool(sampler_hooks)
-        step = step_index(float(timestep.max()), self._sigmas)
-        scales = self._scales_at(step)
+        step = self._step_at(timestep)
+        scales, needed = self._steps[step].scales, self._steps[step].needed
         predictions = self._shared.at(step, x, timestep) if self._shared else {}
-        missing = [branch for branch in _needed(scales) if branch not in predictions]
+        missing = [branch for branch in needed if branch not in predictions]
         if parts := self._shared_parts(options, x, missing):
             try:
-                predictions.update(predict_together(parts, self._guider, options, x, timestep, seed, record))
+                predictions.update(self._calls.predict(parts, self._guider, options, x, timestep, seed, record))
             except RowsNotSeparable as error:
                 logger.info("RLG: rows cannot share a call (%s); the branches run one after another.", error)
                 self._rows_separable = False
@@ -137,7 +169,7 @@ class GuidedRun:
                 predictions[index] = self._predict(
                     branch.predict_wrappers, branch.options(options), x, timestep, seed, record
                 )
-        predictions = {branch: predictions[branch] for branch in _needed(scales)}
+        predictions = {branch: predictions[branch] for branch in needed}
         mixed = _mixed(predictions, scales, "x0")
         if self._shared:
             mixed = mixed.clone()  # a sampler may work in place on what it gets
@@ -145,16 +177,22 @@ class GuidedRun:
             return mixed
         return self._through_sampler_hooks(sampler_hooks, mixed, predictions, scales, options, x, timestep)
 
-    def _scales_at(self, step: int) -> list[float]:
-        progress = step / (len(self._sigmas) - 1)
-        return [branch.tuned.schedule.at(progress) for branch in self._branches]
+    def _plan_steps(self) -> list[_Step]:
+        count = len(self._sigmas) - 1
+        scales = zip(*(branch.tuned.schedule.per_step(count) for branch in self._branches), strict=True)
+        return [_Step(of_step, tuple(_needed(of_step))) for of_step in scales]
 
-    def _at_most_needed(self) -> list[int]:
-        return max((_needed(self._scales_at(step)) for step in range(len(self._sigmas) - 1)), key=len, default=[])
+    def _step_at(self, timestep: torch.Tensor) -> int:
+        # Reading the noise level makes the processor wait for a GPU: only where steps differ.
+        if self._steps_differ or self._shared:
+            return step_index(float(timestep.max()), self._sigmas)
+        return 0
 
     def _shared_parts(self, options: Options, x: torch.Tensor, needed: Sequence[int]) -> dict[int, Part]:
         """The branches among `needed` that can and should be one model call; empty where none should."""
-        if not self._rows_separable or self._base_wrappers or not can_share_a_call(self._guider, options):
+        if self._batching == TWO_PASSES or not self._rows_separable or self._base_wrappers:
+            return {}
+        if not can_share_a_call(self._guider, options):
             return {}
         conds, cfg = self._guider.conds, self._guider.cfg
         parts = {}
@@ -165,9 +203,9 @@ class GuidedRun:
                 own_cfg = cfg if branch.tuned.cfg is None else branch.tuned.cfg
                 positive, negative = branch.conds.get("positive"), branch.conds.get("negative")
                 parts[index] = Part(positive, negative, own_cfg, branch.options(options), branch.deltas)
-        latent_pixels = 2 * len(parts) * x.shape[0] * x[0, 0].numel()
-        fills_cpu = x.device.type == "cpu" and latent_pixels > _CPU_ONE_BATCH_LATENT_PIXELS
-        return {} if fills_cpu or len(parts) < 2 else parts
+        if len(parts) < 2 or (self._batching == AUTO and _fills_cpu(len(parts), x)):
+            return {}
+        return parts
 
     def _predict(
         self,
@@ -249,6 +287,10 @@ class GuidedRun:
                     "RLG: none of the %d steps takes scale %s of the schedule %s; widen its range or use more steps.",
                     steps, ", ".join(f"{s:g}" for s in unreached), schedule,
                 )  # fmt: skip
+
+
+def _fills_cpu(branches: int, x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and 2 * branches * x.shape[0] * x[0, 0].numel() > _CPU_ONE_BATCH_LATENT_PIXELS
 
 
 def _needed(scales: Sequence[float]) -> list[int]:

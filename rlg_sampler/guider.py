@@ -22,7 +22,7 @@ from comfy.samplers import CFGGuider
 
 from .branch import TunedBranch, TunedModel
 from .branch_options import KEY, Options, same_options, sampling_options
-from .guided_run import GuidedRun
+from .guided_run import AUTO, GuidedRun
 from .pair import ModelPair, check_nothing_added
 from .plan import SharedEvaluations
 from .schedule import Schedule, constant
@@ -40,6 +40,7 @@ class Guidance:
         tuned: one entry per chained tuned model.
         shared, whole: as GuidedRun takes them, for one run among several that belong together; such a guidance never
             leaves the node that makes these runs.
+        batching: as GuidedRun takes it.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Guidance:
         tuned: tuple[TunedModel, ...],
         shared: SharedEvaluations | None = None,
         whole: Sequence[float] | None = None,
+        batching: str = AUTO,
     ) -> None:
         self.tuned = tuned
+        self.batching = batching
         self._shared = shared
         self._whole = whole
 
@@ -64,7 +67,9 @@ class Guidance:
         base_options = merge_nested_dicts(guider.model_options[_BASE_OPTIONS], _wrappers_of(self.tuned[0].pair.base))
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
         branches = self._branches(guider, base_options)
-        GuidedRun(guider, branches, base_wrappers, kwargs.get("latent_shapes"), self._shared, self._whole).install()
+        GuidedRun(
+            guider, branches, base_wrappers, kwargs.get("latent_shapes"), self._shared, self._whole, self.batching
+        ).install()
         return executor(noise, *args, **kwargs)
 
     def _branches(self, guider: CFGGuider, base_options: Options) -> list[TunedBranch]:
@@ -82,7 +87,11 @@ class Guidance:
 
 
 def guided_model(
-    base: ModelPatcher, tuned: ModelPatcher, schedule: Schedule, tuned_cfg: float | None = None
+    base: ModelPatcher,
+    tuned: ModelPatcher,
+    schedule: Schedule,
+    tuned_cfg: float | None = None,
+    batching: str = AUTO,
 ) -> ModelPatcher:
     """A MODEL whose x0 is x0_base + s · (x0_tuned − x0_base), s as scheduled, each with its own CFG.
 
@@ -92,6 +101,7 @@ def guided_model(
         tuned: the RL-tuned MODEL; a clone of the base with other weight patches shares its weights.
         schedule: s over the run; 0 throughout leaves the base as it is and does not even load `tuned`.
         tuned_cfg: CFG of the tuned branch; None takes the sampler's.
+        batching: one of `BATCHING`, for all branches; in a chain the last one counts.
 
     Raises:
         ValueError: the two MODELs are no pair.
@@ -107,7 +117,8 @@ def guided_model(
     before = Guidance.on(base)
     if before is None:
         model.model_options[_BASE_OPTIONS] = copy_nested_dicts(model.model_options)
-    guidance = Guidance((*(before.tuned if before else ()), TunedModel(pair, schedule, tuned_cfg)))
+    tuned_models = (*(before.tuned if before else ()), TunedModel(pair, schedule, tuned_cfg))
+    guidance = Guidance(tuned_models, batching=batching)
     _guide(model, guidance)
     separate = [t.pair.tuned for t in guidance.tuned if not t.pair.shares_weights]
     if any(a.is_clone(b) for i, a in enumerate(separate) for b in separate[:i]):
@@ -132,9 +143,10 @@ def on_schedule(model: ModelPatcher, schedule: Schedule, shared: SharedEvaluatio
         schedule: s over the run.
         shared: predictions in common with other runs.
     """
-    *others, last = Guidance.on(model).tuned
+    before = Guidance.on(model)
+    *others, last = before.tuned
     model = model.clone()
-    _guide(model, Guidance((*others, replace(last, schedule=schedule)), shared=shared))
+    _guide(model, Guidance((*others, replace(last, schedule=schedule)), shared=shared, batching=before.batching))
     return model
 
 
@@ -149,7 +161,7 @@ def as_part_of(model: ModelPatcher, whole: Sequence[float]) -> ModelPatcher:
     if guidance is None:
         return model
     model = model.clone()
-    _guide(model, Guidance(guidance.tuned, whole=whole))
+    _guide(model, Guidance(guidance.tuned, whole=whole, batching=guidance.batching))
     return model
 
 

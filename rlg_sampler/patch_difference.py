@@ -34,6 +34,11 @@ class WeightChange:
     tuned: tuple[Patch, ...]
     terms: tuple[tuple[float, Patch], ...] | None
 
+    @property
+    def rank(self) -> int:
+        """Of the matrices that `low_rank_change` stacks."""
+        return sum(adapter.weights[1].shape[0] for _, (_, adapter, *_) in self.terms or ())
+
 
 def patch_difference(base: WeightPatches, tuned: WeightPatches) -> dict[str, WeightChange]:
     """The weights whose patches differ, with what separates them; empty when nothing does."""
@@ -61,15 +66,16 @@ def low_rank_change(change: WeightChange, shape: torch.Size) -> LowRank:
 
     Args:
         change: one whose `terms` are not None.
-        shape: (out_features, in_features) of the weight.
+        shape: of the weight, (out_features, in_features) or a convolution's (out, in, ...).
     """
     downs, ups = [], []
     for sign, (strength, adapter, _, part, _) in change.terms or ():
-        up, down, alpha, *_ = adapter.weights
+        up, down, alpha, mid, *_ = adapter.weights
         scale = sign * strength * (1.0 if alpha is None else alpha / down.shape[0])
         # Fold the scale in float32: half-precision factors are then rounded once, not twice.
         up = up.flatten(1).float() * scale
-        down = down.flatten(1).float()
+        down = down.float() if mid is None else _with_mid(down.float(), mid.float())
+        down = down.flatten(1)
         if part is not None:
             dim, start, length = part
             after = shape[dim] - start - length
@@ -98,10 +104,21 @@ def dense_change(change: WeightChange, weight: torch.Tensor, key: str) -> torch.
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change `up @ down` of a weight: down is (rank, in_features), up is (out_features, rank)."""
+    """The change `up @ down` of a weight: down is (rank, in_features), up is (out_features, rank).
+
+    For a convolution in_features are the numbers under its kernel, in · height · width.
+    """
 
     down: torch.Tensor
     up: torch.Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> LowRank:
+        return LowRank(self.down.to(device, dtype), self.up.to(device, dtype))
+
+
+def _with_mid(down: torch.Tensor, mid: torch.Tensor) -> torch.Tensor:
+    """The kernels (rank, in, ...) of a convolution by `down` (rank, in, 1, ...) and one by `mid` (rank, rank, ...)."""
+    return torch.einsum("rs...,si->ri...", mid, down.flatten(1))
 
 
 def _without(patches: tuple[Patch, ...], others: tuple[Patch, ...]) -> tuple[Patch, ...]:
@@ -136,5 +153,5 @@ def _is_low_rank(patch: Patch) -> bool:
     _, adapter, strength_model, _, function = patch
     if not isinstance(adapter, LoRAAdapter) or strength_model != 1.0 or function is not None:
         return False
-    _, _, _, mid, dora_scale, reshape = adapter.weights
-    return mid is None and dora_scale is None and reshape is None
+    _, _, _, _, dora_scale, reshape = adapter.weights
+    return dora_scale is None and reshape is None

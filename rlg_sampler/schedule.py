@@ -168,8 +168,8 @@ def step_index(sigma: float, sigmas: Sequence[float]) -> int:
         sigma: noise level of the evaluation.
         sigmas: σ_0 … σ_n of the steps that run.
     """
-    steps = len(sigmas) - 1
-    return max((i for i in range(steps) if sigmas[i] >= sigma * (1.0 - _SIGMA_TOLERANCE)), default=0)
+    lowest = sigma * (1.0 - _SIGMA_TOLERANCE)
+    return next((i for i in range(len(sigmas) - 2, -1, -1) if sigmas[i] >= lowest), 0)
 
 
 def check_position(position: float, name: str) -> float:

@@ -176,6 +176,43 @@ def test_attention_patch_on_both(base, other, run_node, attention_patch, rlg, mo
     assert relative(got, two_models(ours, tuned_other, 1.6, **task())) < CLOSE
 
 
+def test_patches_read_what_a_stock_run_tells_them(base, run_node) -> None:
+    """Which rows are whose, the ids of the conds and the noise level: for two branches as for one, twice."""
+    told: list[dict] = []
+
+    def note(execute: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        told.append({"rows": len(x), **args[-1]})
+        return execute(x, t, *args, **kwargs)
+
+    noted = base.clone()
+    noted.add_wrapper(WrappersMP.APPLY_MODEL, note)
+    tuned = run_node("RLGLoadLora", model=noted, lora_name="surroundings", strength=1.0)[0]
+    run_node("KSampler", model=noted, **task(batch=2))
+    stock, told = told, []
+    run_node("RLGKSampler", base=noted, tuned=tuned, scale=1.6, batching="one batch", **task(batch=2))
+    assert len(told) == len(stock)
+    for ours, theirs in zip(told, stock, strict=True):
+        assert ours["rows"] == 2 * theirs["rows"] == 8
+        assert ours["cond_or_uncond"] == 2 * theirs["cond_or_uncond"]
+        assert torch.equal(ours["sigmas"], theirs["sigmas"])
+        assert len(set(ours["uuids"])) == len(ours["uuids"]) == 4
+
+
+def test_patch_that_writes_into_the_text(base, other, run_node) -> None:
+    """A stock sampler makes the batch of texts anew at every step, so that what a patch does to one is gone."""
+
+    def weaken(execute: Any, x: Any, t: Any, c_concat: Any, text: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        text.mul_(0.7)
+        return execute(x, t, c_concat, text, *args, **kwargs)
+
+    models = [model.clone() for model in (base, other)]
+    for model in models:
+        model.add_wrapper(WrappersMP.APPLY_MODEL, weaken)
+    tuned, tuned_other = (run_node("RLGLoadLora", model=m, lora_name="surroundings", strength=1.0)[0] for m in models)
+    got = run_node("RLGKSampler", base=models[0], tuned=tuned, scale=1.6, batching="one batch", **task())[0]["samples"]
+    assert relative(got, two_models(models[0], tuned_other, 1.6, **task())) < CLOSE
+
+
 def test_attention_patch_after_rlg_model_acts_on_both(base, other, run_node, attention_patch) -> None:
     (tuned, tuned_other) = (
         run_node("RLGLoadLora", model=m, lora_name="surroundings", strength=1.0)[0] for m in (base, other)
