@@ -40,6 +40,7 @@ _PEFT_PREFIX = "base_model.model."
 _DIFFUSERS_PREFIXES = ("transformer.", "unet.")
 # Suffixes that the host reads besides the matrices its adapter classes claim.
 _PLAIN_SUFFIXES = (".diff", ".diff_b", ".set_weight", ".w_norm", ".b_norm")
+_TEXT_ENCODER_PREFIXES = ("lora_te", "text_encoder", "text_model", "base_model.model.text_model", "clip_")
 _SHOWN_KEYS = 8
 
 
@@ -251,13 +252,22 @@ def _report(lora: LoraFile, patches: Mapping[Target, Any], left_out: list[str], 
     lines = [f"{lora.name}: {len(patches)} modules of {family} matched, strength {strength:g}"]
     if ranks:
         lines.append(f"rank {_spread(ranks)}, alpha {_spread(alphas)}, scale {_spread(scales)} ({lora.scale_source})")
-    if left_out:
-        shown = ", ".join(left_out[:_SHOWN_KEYS])
-        more = f" and {len(left_out) - _SHOWN_KEYS} more" if len(left_out) > _SHOWN_KEYS else ""
-        lines.append(f"left out, because this model has no place for them, {len(left_out)} keys: {shown}{more}")
-    else:
+    of_text = [key for key in left_out if key.startswith(_TEXT_ENCODER_PREFIXES)]
+    if rest := [key for key in left_out if key not in of_text]:
+        lines.append(f"left out, because this model has no place for them, {len(rest)} keys: {_shown(rest)}")
+    if of_text:
+        lines.append(
+            f"left out, because base and tuned model share the prompt, {len(of_text)} keys for the text encoder: "
+            f"{_shown(of_text)}"
+        )
+    if not left_out:
         lines.append("nothing left out")
     return "; ".join(lines) + "."
+
+
+def _shown(keys: list[str]) -> str:
+    more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
+    return ", ".join(keys[:_SHOWN_KEYS]) + more
 
 
 def _spread(values: set[float]) -> str:

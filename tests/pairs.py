@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import comfy.model_base
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
 import torch
+from comfy.ldm.flux.model import FluxParams
 from safetensors.torch import load_file, save_file
 
 from demo.tiny_model import TinySD3, write_checkpoint, write_peft_adapter
@@ -52,24 +53,97 @@ def load_checkpoint(path: Path) -> Any:
     return model
 
 
-def tiny_unet() -> Any:
-    """An SD1.5-type MODEL (eps prediction) with random weights, as tiny as the host's configuration allows."""
-    config = comfy.supported_models.SD15(
+@dataclass(frozen=True)
+class Family:
+    """A model family as tiny as the host's configuration for it allows.
+
+    Attributes:
+        config: name of the host's class for the family.
+        unet_config: what its model is built with.
+        latent: shape of one empty latent.
+        text, pooled: widths of its prompts; no pooled one where 0.
+        marks: weights by which the host tells a kind of the family in a checkpoint.
+    """
+
+    config: str
+    unet_config: dict[str, Any]
+    latent: tuple[int, ...]
+    text: int
+    pooled: int = 0
+    marks: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def load(self, seed: int = 0) -> Any:
+        """A MODEL with random weights: a new set of weights at each call."""
+        unet_config = dict(self.unet_config)
+        if "txt_ids_dims" in {f.name for f in fields(FluxParams)} and self.config == "Flux":
+            unet_config["txt_ids_dims"] = []  # newer hosts ask for it
+        config = getattr(comfy.supported_models, self.config)(unet_config)
+        config.set_inference_dtype(torch.float32, None)
+        model = config.get_model(dict(self.marks))
+        generator = torch.Generator().manual_seed(seed)
+        for weight in model.diffusion_model.parameters():
+            weight.data = torch.randn(weight.shape, generator=generator) / (weight[0].numel() ** 0.5 + 1)
+        cpu = torch.device("cpu")
+        return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
+
+    def task(self, **changes: Any) -> dict[str, Any]:
+        """As `task`, with prompts and latents of this family."""
+        generator = torch.Generator().manual_seed(3)
+
+        def prompt() -> list:
+            pooled = {"pooled_output": torch.randn(1, self.pooled, generator=generator)} if self.pooled else {}
+            return [[torch.randn(1, 8, self.text, generator=generator), pooled]]
+
+        inputs = {"positive": prompt(), "negative": prompt(), "latent_image": {"samples": torch.zeros(1, *self.latent)}}
+        return task(**{**inputs, **changes})
+
+
+_UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "num_res_blocks": [1], "channel_mult": [1],
+    "transformer_depth": [1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1], "context_dim": 32,
+    "use_spatial_transformer": True, "use_temporal_attention": False, "disable_self_attentions": None,
+}  # fmt: skip
+_FLUX = {
+    "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 48, "context_in_dim": 64,
+    "hidden_size": 128, "mlp_ratio": 4.0, "num_heads": 1, "depth": 1, "depth_single_blocks": 1,
+    "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
+}  # fmt: skip
+_QWEN = {
+    "image_model": "qwen_image", "in_channels": 64, "num_layers": 1, "attention_head_dim": 128,
+    "num_attention_heads": 1, "joint_attention_dim": 64,
+}  # fmt: skip
+FAMILIES = {
+    "SD1.5": Family(
+        "SD15",
+        {**_UNET, "model_channels": 32, "use_linear_in_transformer": False, "adm_in_channels": None},
+        (4, SIZE, SIZE),
+        text=32,
+    ),
+    "SD2.x, v-prediction": Family(
+        "SD20",
+        {**_UNET, "model_channels": 64, "use_linear_in_transformer": True, "adm_in_channels": None},
+        (4, SIZE, SIZE),
+        text=32,
+        marks={"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.linspace(-1, 1, 8)},
+    ),
+    "SDXL": Family(
+        "SDXL",
         {
-            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1],
-            "channel_mult": [1], "transformer_depth": [1], "transformer_depth_middle": 1,
-            "transformer_depth_output": [1, 1],
-            "context_dim": 32, "num_heads": 4, "use_spatial_transformer": True, "adm_in_channels": None,
-            "use_linear_in_transformer": False, "use_temporal_attention": False, "disable_self_attentions": None,
-        }
-    )  # fmt: skip
-    config.set_inference_dtype(torch.float32, None)
-    unet = comfy.model_base.BaseModel(config)
-    generator = torch.Generator().manual_seed(0)
-    for weight in unet.diffusion_model.parameters():
-        weight.data = torch.randn(weight.shape, generator=generator) / (weight[0].numel() ** 0.5 + 1)
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(unet, cpu, cpu)
+            **_UNET, "model_channels": 64, "use_linear_in_transformer": True, "adm_in_channels": 2816,
+            "num_classes": "sequential",
+        },
+        (4, SIZE, SIZE),
+        text=32,
+        pooled=1280,
+    ),
+    "Flux": Family("Flux", _FLUX, (16, SIZE, SIZE), text=64, pooled=48),
+    "Qwen-Image": Family("QwenImage", _QWEN, (16, 1, SIZE, SIZE), text=64),
+}  # fmt: skip
+
+
+def tiny_unet() -> Any:
+    """An SD1.5-type MODEL (eps prediction)."""
+    return FAMILIES["SD1.5"].load()
 
 
 def conds(seed: int, batch: int = 1, **extra: Any) -> list:
