@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .branching import RLGBranch, RLGSamplerFlowGRPO
 from .curves import RLGDiversity, RLGPlot
+from .extraction import RLGExtractLora
 from .guidance import RLGGuiderNode, RLGModel
 from .loaders import RLGLoadLora, RLGLoadModels
 from .sampling import RLGKSampler
@@ -40,4 +41,5 @@ class RLGExtension(ComfyExtension):
             RLGPickBest,
             RLGLoadPrompts,
             RLGSaveSet,
+            RLGExtractLora,
         ]

@@ -17,6 +17,7 @@ mixing = importlib.import_module("pure_rlg_sampler.mixing")
 grid = importlib.import_module("pure_rlg_sampler.grid")
 peft_config = importlib.import_module("pure_rlg_sampler.peft_config")
 plan = importlib.import_module("pure_rlg_sampler.plan")
+svd = importlib.import_module("pure_rlg_sampler.svd")
 schedule = importlib.import_module("pure_rlg_sampler.schedule")
 
 curve = importlib.import_module("pure_rewards.curve")

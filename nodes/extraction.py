@@ -1,0 +1,72 @@
+"""A node that saves the difference of two models as a LoRA."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from comfy_api.v0_0_2 import io
+
+from ..rlg_sampler.extraction import extract_lora
+from . import inputs
+
+
+class RLGExtractLora(io.ComfyNode):
+    """A LoRA file that approximates a fully tuned model, for a pair with one copy of the weights."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGExtractLora",
+            display_name="RLG Extract LoRA (approximate)",
+            category="RLG",
+            description="Saves tuned − base as a LoRA of the given rank. Two checkpoints as a pair are exact and take "
+            "twice the memory; this is an approximation that takes little.",
+            inputs=[
+                inputs.base_input(),
+                io.Model.Input("tuned", tooltip="A fully tuned version of the base model, from its own checkpoint."),
+                io.Int.Input(
+                    "rank",
+                    default=32,
+                    min=1,
+                    max=1024,
+                    tooltip="Size of the LoRA: more captures more of the tuning. The report says how much.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="loras/rlg_extracted",
+                    tooltip="File below ComfyUI's output folder. In output/loras it is offered by the LoRA loaders.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="report",
+                    tooltip="The file's name and how much of the change each module has captured. Connect Preview Any.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, base: io.Model.Type, tuned: io.Model.Type, rank: int, filename_prefix: str) -> io.NodeOutput:
+        bar = comfy.utils.ProgressBar(1)
+
+        def done(number: int, total: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            bar.update_absolute(number, total)
+
+        lora = extract_lora(base, tuned, rank, done)
+        output = folder_paths.get_output_directory()
+        folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, output)
+        path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+        temporary = path.with_suffix(".tmp")
+        try:
+            metadata = {"approximates": "tuned - base", "captured": f"{lora.captured:.4f}", "rank": str(rank)}
+            comfy.utils.save_torch_file(lora.weights, str(temporary), metadata)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return io.NodeOutput(lora.report(str(path.relative_to(output))))
