@@ -9,9 +9,10 @@ from typing import Any
 import comfy.sd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from oracle import two_models
-from pairs import load_checkpoint, relative, task, write_lora, write_model
+from pairs import CLOSE, load_checkpoint, relative, task, write_lora, write_model
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +42,52 @@ def test_low_precision_weights(checkpoint: Path, run_node: Callable, dtype: torc
     merged = relative(two_models(load(), tune(load()), 1.6, **task()), expected)
     assert torch.equal(weight.view(torch.uint8), before.view(torch.uint8))
     assert error < 2 * merged
+
+
+# How weights are stored → how far ours may be from float32, as part of the largest latent. Weights are widened to the
+# dtype that the CPU computes in, float32, and deltas are added there: nothing but the order of sums may differ.
+STORED = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "plain float8 e4m3": torch.float8_e4m3fn,
+    "plain float8 e5m2": torch.float8_e5m2,
+}
+TOLERANCE = dict.fromkeys(STORED, CLOSE)
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_delta_is_not_rounded_to_the_dtype_of_the_weights(checkpoint, models_dir, run_node, kind) -> None:
+    """The same weights, stored in few bits and in 32. Merging a LoRA rounds it to the few bits; a delta stays whole."""
+    dtype, scaled = STORED[kind], kind.startswith("scaled")
+    stored, exact, weights = {}, {}, load_file(checkpoint)
+    for key, weight in weights.items():
+        # In a scaled file linear layers are in few bits, biases without a scale, and everything else is whole.
+        module, _, part = key.rpartition(".")
+        is_linear = part in ("weight", "bias") and weights[f"{module}.weight"].ndim == 2
+        has_scale = scaled and is_linear and part == "weight"
+        scale = weight.abs().max() / 400 if has_scale else torch.tensor(1.0)
+        few_bits = weight if scaled and not is_linear else (weight / scale).to(dtype)
+        stored[key], exact[key] = few_bits, few_bits.float() * scale
+        if has_scale:
+            stored[f"{module}.scale_weight"] = scale
+    if scaled:
+        stored["model.diffusion_model.scaled_fp8"] = torch.zeros(2, dtype=dtype)
+    paths = [models_dir / "checkpoints" / f"stored-{name}.safetensors" for name in ("few-bits", "whole")]
+    for path, file in zip(paths, (stored, exact), strict=True):
+        save_file({k: w.contiguous() for k, w in file.items()}, path)
+
+    def load() -> Any:
+        options = {} if scaled else {"dtype": dtype}
+        return comfy.sd.load_diffusion_model(str(paths[0]), model_options=options)
+
+    def tune(model: Any) -> Any:
+        return run_node("RLGLoadLora", model=model, lora_name="precision", strength=1.0)[0]
+
+    whole = load_checkpoint(paths[1])
+    expected = two_models(whole, tune(load_checkpoint(paths[1])), 1.6, **task(steps=3))
+    base = load()
+    assert base.model.diffusion_model.joint_blocks[0].x_block.attn.qkv.weight.dtype != torch.float32 or scaled
+    ours = run_node("RLGKSampler", base=base, tuned=tune(base), scale=1.6, **task(steps=3))[0]["samples"]
+    merged = two_models(load(), tune(load()), 1.6, **task(steps=3))
+    assert relative(ours, expected) < TOLERANCE[kind]
+    assert relative(merged, expected) > 3 * TOLERANCE[kind]
