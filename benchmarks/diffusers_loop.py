@@ -11,6 +11,8 @@ from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoi
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from evaluation.host import device
+
 from .task import CFG, SCALE, Elapsed, Method, Sample, Task
 
 _HEAD_DIM = 64
@@ -36,16 +38,17 @@ def load_transformer(checkpoint: Path, adapter: Path) -> PeftModel:
             qk_norm=qk_norm,
         )
     transformer.load_state_dict(weights, assign=True)
-    return PeftModel.from_pretrained(transformer, str(adapter)).eval()
+    return PeftModel.from_pretrained(transformer, str(adapter)).eval().to(device())
 
 
 def diffusers_peft(model: PeftModel) -> Method:
     """Two forward passes a step, adapter on and off, each with the CFG batch of two."""
 
     def sample(task: Task) -> Sample:
-        batch = task.noise.shape[0]
-        text = torch.cat([p[0].expand(batch, -1, -1) for p in (task.negative, task.positive)])
-        pooled = torch.cat([p[1].expand(batch, -1) for p in (task.negative, task.positive)])
+        batch, where = task.noise.shape[0], device()
+        text = torch.cat([p[0].expand(batch, -1, -1) for p in (task.negative, task.positive)]).to(where)
+        pooled = torch.cat([p[1].expand(batch, -1) for p in (task.negative, task.positive)]).to(where)
+        sigmas = task.sigmas.to(where)
 
         def velocity(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             timestep = (1000 * sigma).expand(2 * batch)
@@ -58,13 +61,13 @@ def diffusers_peft(model: PeftModel) -> Method:
             )[0].chunk(2)
             return uncond + CFG * (cond - uncond)
 
-        x = task.noise
+        x = task.noise.to(where)
         with Elapsed() as steps:
-            for sigma, following in zip(task.sigmas[:-1], task.sigmas[1:], strict=True):
+            for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
                 tuned = velocity(x, sigma)
                 with model.disable_adapter():
                     base = velocity(x, sigma)
                 x = x + (following - sigma) * (base + SCALE * (tuned - base))
-        return Sample(comfy.latent_formats.SD3().process_out(x), steps, set_up=0.0)
+        return Sample(comfy.latent_formats.SD3().process_out(x).cpu(), steps, set_up=0.0)
 
     return Method(sample, (model,))

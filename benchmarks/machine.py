@@ -9,20 +9,26 @@ from pathlib import Path
 
 import torch
 
-from evaluation.host import CPU_ARGUMENTS, host_version
+from evaluation.host import CPU_ARGUMENTS, device, host_arguments, host_version
+
+
+def host_options(on_cpu: bool) -> tuple[str, ...]:
+    """For the host: the same attention on every machine, or a comparison with diffusers would say nothing."""
+    return CPU_ARGUMENTS if on_cpu or not torch.cuda.is_available() else CPU_ARGUMENTS[1:]
 
 
 def describe_machine() -> dict[str, str | int]:
     """Processor, threads and versions."""
     return {
         "processor": _processor(),
+        "device": torch.cuda.get_device_name(device()) if device().type == "cuda" else device().type,
         "cores": os.cpu_count() or 0,
         "torch threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ComfyUI": host_version(),
-        "ComfyUI's arguments": " ".join(CPU_ARGUMENTS),
+        "ComfyUI's arguments": host_arguments(),
         "dtype": "float32",
     }
 

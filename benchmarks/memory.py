@@ -15,12 +15,13 @@ from types import SimpleNamespace
 import psutil
 import torch
 
-from evaluation.host import Extension, open_host
+from evaluation.host import Extension, device, open_host
 
 from . import diffusers_loop, methods, models
 from .evaluations import at_evaluations
+from .machine import host_options
 from .models import Files
-from .names import DIFFUSERS, OURS, PLAIN
+from .names import DIFFUSERS, HOOKS, OURS, PLAIN
 from .task import make_task
 
 _STEPS = 2
@@ -33,22 +34,24 @@ class Memory:
 
     Attributes:
         weights: tensors held while the network runs, besides its inputs: parameters, patches, deltas, backups.
-        resident: peak of the process's resident memory while sampling, activations included.
+        peak: most that the process held while sampling, activations included: resident memory, or the GPU's own.
     """
 
     weights: int
-    resident: int
+    peak: int
 
 
-def measure_memory(name: str, host: Path, files: Files, latent: int) -> Memory:
+def measure_memory(name: str, host: Path, on_cpu: bool, files: Files, latent: int) -> Memory:
     """`Memory` of one method, from a fresh process.
 
     Args:
-        name: `PLAIN`, `OURS`, `TWO_LOADED` or `DIFFUSERS`.
+        name: `PLAIN`, `OURS`, `TWO_LOADED`, `HOOKS` or `DIFFUSERS`.
+        host: its folder.
+        on_cpu: leave a GPU alone.
         latent: side of the latents.
     """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=open_host, initargs=(host,)) as pool:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=open_host, initargs=(host, host_options(on_cpu))) as pool:
         return pool.submit(_measure_here, name, files, latent).result()
 
 
@@ -58,7 +61,7 @@ def _measure_here(name: str, files: Files, latent: int) -> Memory:
     task = make_task(latent, 1, _STEPS)
     with torch.inference_mode():
         before = _storages(gc.get_objects()).keys()
-        resident_before = psutil.Process().memory_info().rss
+        used_before = _used()
         if name == DIFFUSERS:
             transformer = diffusers_loop.load_transformer(files.base, files.adapter)
             method = diffusers_loop.diffusers_peft(transformer)
@@ -68,6 +71,8 @@ def _measure_here(name: str, files: Files, latent: int) -> Memory:
                 method = methods.plain_cfg(base)
             elif name == OURS:
                 method = methods.rlg_guider(base, models.load_tuned(base, files.adapter, extension), extension)
+            elif name == HOOKS:
+                method = methods.core_hooks(base, models.lora_weights(files.adapter, extension))
             else:
                 method = methods.two_stock_guiders(base, models.load_model(files.merged))
         held = []
@@ -78,27 +83,40 @@ def _measure_here(name: str, files: Files, latent: int) -> Memory:
 
         with at_evaluations(method, note):
             method.sample(task)
-        with _resident_peak() as peak:
+        with _peak() as peak:
             method.sample(task)
-    return Memory(max(held), peak.bytes - resident_before)
+    return Memory(max(held), peak.bytes - used_before)
 
 
 def _storages(objects: Sequence[object]) -> dict[int, int]:
-    """Address → bytes of the memory behind the tensors among `objects`; views share one entry."""
+    """Address → bytes of the device's memory behind the tensors among `objects`; views share one entry."""
+    where = device().type
     # By type alone: asking lazy modules for their class would import them.
-    tensors = [o for o in objects if issubclass(type(o), torch.Tensor) and o.device.type == "cpu"]
+    tensors = [o for o in objects if issubclass(type(o), torch.Tensor) and o.device.type == where]
     storages = [t.untyped_storage() for t in tensors if t.layout is torch.strided]
     return {s.data_ptr(): s.nbytes() for s in storages}
 
 
+def _used() -> int:
+    """Bytes in use now: of the GPU, or of main memory by this process."""
+    if device().type == "cuda":
+        return torch.cuda.memory_allocated()
+    return psutil.Process().memory_info().rss
+
+
 @contextmanager
-def _resident_peak() -> Iterator[SimpleNamespace]:
-    """Watch this process's resident memory; `bytes` of the result is its peak inside the block."""
-    process, peak, stop = psutil.Process(), SimpleNamespace(bytes=0), threading.Event()
+def _peak() -> Iterator[SimpleNamespace]:
+    """Watch `_used`; `bytes` of the result is its peak inside the block."""
+    peak, stop = SimpleNamespace(bytes=0), threading.Event()
+    if device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        yield peak
+        peak.bytes = torch.cuda.max_memory_allocated()
+        return
 
     def watch() -> None:
         while not stop.wait(_SAMPLING_INTERVAL):
-            peak.bytes = max(peak.bytes, process.memory_info().rss)
+            peak.bytes = max(peak.bytes, _used())
 
     thread = threading.Thread(target=watch)
     thread.start()

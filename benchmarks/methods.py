@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
+import comfy.hooks
 import comfy.k_diffusion.sampling
 import comfy.samplers
 import torch
@@ -24,29 +24,16 @@ def plain_cfg(base: Any) -> Method:
     return Method(sample, _networks(base))
 
 
-def rlg_guider(base: Any, tuned: Any, extension: Extension) -> Method:
-    """Our RLGGuider node on any pair of MODELs."""
+def rlg_guider(base: Any, tuned: Any, extension: Extension, batching: str = "auto") -> Method:
+    """Our RLGGuider node on any pair of MODELs; `batching` is its input of that name."""
 
     def sample(task: Task) -> Sample:
         prompts = {"positive": task.conditioning(task.positive), "negative": task.conditioning(task.negative)}
-        (guider,) = extension.run_node("RLGGuider", base=base, tuned=tuned, cfg=CFG, scale=SCALE, **prompts)
+        options = {"cfg": CFG, "scale": SCALE, "batching": batching}
+        (guider,) = extension.run_node("RLGGuider", base=base, tuned=tuned, **prompts, **options)
         return _run(guider, task)
 
     return Method(sample, _networks(base, tuned))
-
-
-def forced(method: Method, one_batch: bool, extension: Extension) -> Method:
-    """`method` with both branches in one model call, or one after another, whatever the pair would choose."""
-
-    def sample(task: Task) -> Sample:
-        with _attribute(
-            extension.module("rlg_sampler.guided_run"),
-            "_CPU_ONE_BATCH_LATENT_PIXELS",
-            float("inf") if one_batch else -1,
-        ):
-            return method.sample(task)
-
-    return Method(sample, method.networks)
 
 
 def two_stock_guiders(base: Any, tuned: Any) -> Method:
@@ -75,6 +62,36 @@ def two_stock_guiders(base: Any, tuned: Any) -> Method:
         return Sample(inner[0].latents, inner[0].steps, outer.steps.wall - inner[0].steps.wall + outer.set_up)
 
     return Method(sample, _networks(base, tuned))
+
+
+class _HookedGuider(comfy.samplers.CFGGuider):
+    """The mix of stock parts on one MODEL: the tuned conds carry the LoRA as a hook, which swaps weights every step."""
+
+    def predict_noise(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed: int | None = None
+    ) -> torch.Tensor:
+        conds = [self.conds[name] for name in ("positive", "negative", "tuned positive", "tuned negative")]
+        outputs = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options or {})
+        base, tuned = (uncond + CFG * (cond - uncond) for cond, uncond in (outputs[:2], outputs[2:]))
+        return base + SCALE * (tuned - base)
+
+
+def core_hooks(base: Any, lora: dict[str, torch.Tensor]) -> Method:
+    """ComfyUI's own way to a LoRA on some conds only (Create Hook LoRA), asked for the same mix.
+
+    Args:
+        lora: the weights of its file, with alpha tensors.
+    """
+
+    def sample(task: Task) -> Sample:
+        guider = _HookedGuider(base)
+        hooks = comfy.hooks.create_hook_lora(lora, 1.0, 0.0)
+        conds = {name: task.conditioning(getattr(task, name)) for name in ("positive", "negative")}
+        hooked = {f"tuned {k}": comfy.hooks.set_hooks_for_conditioning(c, hooks) for k, c in conds.items()}
+        guider.inner_set_conds({**conds, **hooked})
+        return _run(guider, task)
+
+    return Method(sample, _networks(base))
 
 
 def _networks(*models: Any) -> tuple[torch.nn.Module, ...]:
@@ -109,13 +126,3 @@ def _run(guider: Any, task: Task, solver: Callable = _euler) -> Sample:
             seed=0,
         )
     return Sample(latents, steps, run.wall - steps.wall)
-
-
-@contextmanager
-def _attribute(target: object, name: str, value: Any) -> Iterator[None]:
-    before = getattr(target, name)
-    setattr(target, name, value)
-    try:
-        yield
-    finally:
-        setattr(target, name, before)

@@ -26,14 +26,14 @@ class Files:
     merged: Path
 
 
-def write_files(folder: Path, depth: int, extension: Extension) -> Files:
-    """Write the models of `depth` blocks, in float32."""
-    config = TinySD3(depth=depth, dual_attention_blocks=depth // 2)
+def write_files(folder: Path, depth: int, extension: Extension, dtype: torch.dtype = torch.float32) -> Files:
+    """Write the models of `depth` blocks; depth 24 is SD3.5 medium's shape."""
+    config = TinySD3(depth=depth, dual_attention_blocks=(depth + 2) // 2)
     add_lora_folder(folder)
     rank = max(4, config.hidden // _WIDTH_PER_RANK)
     base = folder / f"base-{depth}.safetensors"
     files = Files(
-        write_checkpoint(base, config, with_clip=False, with_vae=False, dtype=torch.float32),
+        write_checkpoint(base, config, with_clip=False, with_vae=False, dtype=dtype),
         write_peft_adapter(folder / f"adapter-{depth}", config, rank=rank, alpha=2 * rank),
         folder / f"merged-{depth}.safetensors",
     )
@@ -44,6 +44,12 @@ def write_files(folder: Path, depth: int, extension: Extension) -> Files:
 def add_lora_folder(folder: Path) -> None:
     """Let the host's LoRA lists include `folder`."""
     folder_paths.add_model_folder_path("loras", str(folder), is_default=True)
+
+
+def lora_weights(adapter: Path, extension: Extension) -> dict[str, torch.Tensor]:
+    """The adapter's tensors, with the scale of its config as alpha tensors, which the host reads."""
+    read_lora = extension.module("rlg_sampler.adapters").read_lora
+    return read_lora(adapter / "adapter_model.safetensors", adapter.name).weights
 
 
 def load_model(checkpoint: Path) -> Any:

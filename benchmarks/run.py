@@ -1,9 +1,10 @@
-"""Benchmarks: an RLG step against a plain CFG step, two loaded models and diffusers + PEFT, interleaved on the CPU.
+"""Benchmarks: an RLG step against plain CFG, two loaded models, core LoRA hooks and diffusers + PEFT, interleaved.
 
-    python dev.py bench            the whole table, some ten minutes on two cores
+    python dev.py bench            all tables, some ten minutes on two cores
     python dev.py bench --quick    one small model, about a minute
+    python dev.py bench --memory   only what weights take, at SD3.5 medium's shape in bfloat16 (14 GB of memory)
 
-Prints the tables and writes them to benchmarks/results/, as Markdown and as JSON.
+Prints the tables and writes them to benchmarks/results/, as Markdown, JSON and plots. With a GPU it runs there.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__.split("\n")[0])
     parser.add_argument("--host", type=Path, required=True, help="ComfyUI's folder")
     parser.add_argument("--quick", action="store_true", help="depth 4 and 32 × 32 latents only")
+    parser.add_argument("--memory", action="store_true", help="only measure memory, at depth 24 in bfloat16")
     parser.add_argument("--batching", action="store_true", help="only compare one batch with two passes")
     parser.add_argument("--depth", type=_count, nargs="+", help="blocks of the model; its width is 64 × depth (4 12)")
     parser.add_argument("--latent", type=_count, nargs="+", help="sides of the latents (32 64)")
-    parser.add_argument("--batch", type=_count, nargs="+", default=[1], help="images a run (1)")
+    parser.add_argument("--batch", type=_count, nargs="+", help="images a run (1, and 2, 4, 8 for the smallest)")
+    parser.add_argument("--cpu", action="store_true", help="run on the processor even where there is a GPU")
     parser.add_argument("--rounds", type=_count, default=11, help="rounds of each cell at most (11)")
-    parser.add_argument("--minutes", type=float, help="time for all rounds together (6; with --quick 0.5)")
+    parser.add_argument("--minutes", type=float, help="time for all rounds together (4; with --quick 0.5)")
     parser.add_argument("--threads", type=_count, help="torch's threads (its own choice)")
     arguments = parser.parse_args()
-    arguments.depth = arguments.depth or ([4] if arguments.quick else [4, 12])
+    arguments.more_batches = [] if arguments.batch or arguments.quick or arguments.batching else [2, 4, 8]
+    arguments.batch = arguments.batch or [1]
+    arguments.depth = arguments.depth or ([24] if arguments.memory else [4] if arguments.quick else [4, 12])
     arguments.latent = arguments.latent or ([32] if arguments.quick else [32, 64])
     arguments.host = arguments.host.resolve()
-    arguments.minutes = arguments.minutes or (0.5 if arguments.quick else 6.0)
+    arguments.minutes = arguments.minutes or (0.5 if arguments.quick else 4.0)
     return arguments
 
 
@@ -43,9 +48,10 @@ def _count(text: str) -> int:
 def main() -> None:
     arguments = parse_arguments()
     sys.path.insert(0, str(HERE.parent))
+    from benchmarks.machine import host_options
     from evaluation.host import open_host
 
-    open_host(arguments.host)
+    open_host(arguments.host, host_options(arguments.cpu))
     from benchmarks.session import Session
 
     session = Session(arguments)

@@ -19,13 +19,16 @@ from evaluation.host import Extension
 from . import report
 from .machine import describe_machine
 from .measure import Cell, Result, load_methods, measure_cell, measure_overhead
-from .memory import measure_memory
+from .memory import Memory, measure_memory
 from .models import Files, write_files
-from .names import DIFFUSERS, ONE_BATCH, OURS, PLAIN, TWO_LOADED, TWO_PASSES
+from .names import DIFFUSERS, HOOKS, ONE_BATCH, OURS, PLAIN, TWO_LOADED, TWO_PASSES
+from .plots import draw
 from .progress import Progress
+from .sweeps import measure_sweeps
 from .task import CFG, SCALE, TEXT_TOKENS, Method
 
 _MEMORY_LATENT = 32
+_SWEEP_DEPTH, _SWEEP_ROUNDS = 2, 2
 
 
 class Session:
@@ -39,7 +42,15 @@ class Session:
         self._arguments = arguments
         self._progress = Progress()
         self._budget = 60 * arguments.minutes
-        self._cells_left = len(arguments.depth) * len(arguments.latent) * len(arguments.batch)
+        smallest = (min(arguments.depth), min(arguments.latent))
+        self._cells = [
+            Cell(depth, latent, batch)
+            for depth in sorted(arguments.depth)
+            for latent in sorted(arguments.latent)
+            for batch in sorted(arguments.batch + (arguments.more_batches if (depth, latent) == smallest else []))
+        ]
+        self._cells_left = len(self._cells)
+        self._memory: dict[str, Memory] = {}
         self._results: list[Result] = []
         self._sections: list[str] = []
         self._values: dict[str, Any] = {}
@@ -53,9 +64,16 @@ class Session:
         with torch.inference_mode(), tempfile.TemporaryDirectory(prefix="rlg-bench-") as folder:
             extension = Extension()
             _settle_allocator()
+            if self._arguments.memory:
+                self._progress(f"writing the models of depth {max(self._arguments.depth)} in bfloat16")
+                depth = max(self._arguments.depth)
+                self._compare_memory(depth, write_files(Path(folder), depth, extension, torch.bfloat16), torch.bfloat16)
+                return
             for depth in sorted(self._arguments.depth):
                 self._progress(f"writing the models of depth {depth}")
                 self._compare_at(depth, write_files(Path(folder), depth, extension), extension)
+            if not self._arguments.batching:
+                self._compare_sweeps(write_files(Path(folder), _SWEEP_DEPTH, extension), extension)
         section = report.batching_section if self._arguments.batching else report.summary_section
         self._show(section(self._results))
         self._values["cells"] = [report.values_of(result) for result in self._results]
@@ -64,7 +82,7 @@ class Session:
         """Record what `run` showed, under a name that a later run on the same machine replaces."""
         machine = self._values["machine"]
         parts = [machine["processor"], f"{machine['torch threads']} threads", f"comfyui {machine['ComfyUI']}"]
-        parts += [mode for mode in ("quick", "batching") if getattr(self._arguments, mode)]
+        parts += [mode for mode in ("quick", "batching", "memory") if getattr(self._arguments, mode)]
         name = re.sub(r"[^a-z0-9.]+", "-", " ".join(parts).lower()).strip("-")
         folder.mkdir(exist_ok=True)
         for suffix, text in (
@@ -74,7 +92,10 @@ class Session:
             temporary = folder / f"{name}{suffix}.tmp"
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, folder / f"{name}{suffix}")
-        self._progress(f"written to {folder / name}.md and .json")
+        picture = folder / f"{name}.png.tmp"
+        draw(self._results, self._memory, picture)
+        os.replace(picture, folder / f"{name}.png")
+        self._progress(f"written to {folder / name}.md, .json and .png")
 
     def _compare_at(self, depth: int, files: Files, extension: Extension) -> None:
         if self._arguments.batching:
@@ -82,7 +103,7 @@ class Session:
             self._measure_cells(depth, {name: methods[name] for name in (TWO_PASSES, ONE_BATCH)})
             return
         if depth == max(self._arguments.depth) and not self._arguments.quick:
-            self._compare_memory(depth, files)
+            self._compare_memory(depth, files, torch.float32)
         methods = load_methods(files, extension)
         if depth == min(self._arguments.depth):
             self._progress("timing the code around networks that do nothing")
@@ -93,28 +114,35 @@ class Session:
 
     def _measure_cells(self, depth: int, methods: dict[str, Method]) -> None:
         arguments = self._arguments
-        for latent in sorted(arguments.latent):
-            for batch in sorted(arguments.batch):
-                cell = Cell(depth, latent, batch)
-                start = time.perf_counter()
-                # Cells come cheapest first, and what they leave of their share goes to the dear ones.
-                share = self._budget / self._cells_left
-                result = measure_cell(
-                    cell, methods, arguments.rounds, share, lambda text, cell=cell: self._progress(f"{cell}: {text}")
-                )
-                self._budget -= time.perf_counter() - start
-                self._cells_left -= 1
-                self._results.append(result)
-                if not arguments.batching:
-                    self._show(report.cell_section(result))
+        for cell in [cell for cell in self._cells if cell.depth == depth]:
+            start = time.perf_counter()
+            # Cells come cheapest first, and what they leave of their share goes to the dear ones.
+            share = self._budget / self._cells_left
+            result = measure_cell(
+                cell, methods, arguments.rounds, share, lambda text, cell=cell: self._progress(f"{cell}: {text}")
+            )
+            self._budget -= time.perf_counter() - start
+            self._cells_left -= 1
+            self._results.append(result)
+            if not arguments.batching:
+                self._show(report.cell_section(result))
 
-    def _compare_memory(self, depth: int, files: Files) -> None:
-        memory = {}
-        for name in (PLAIN, OURS, TWO_LOADED, DIFFUSERS):
+    def _compare_memory(self, depth: int, files: Files, dtype: torch.dtype) -> None:
+        memory = self._memory
+        # diffusers would compute in the weights' dtype, which is slow in bfloat16 on a CPU; it holds one copy as well.
+        others = [HOOKS, DIFFUSERS] if dtype == torch.float32 else [HOOKS]
+        for name in (PLAIN, OURS, TWO_LOADED, *others):
             self._progress(f"memory of a process of its own: {name}, depth {depth}")
-            memory[name] = measure_memory(name, self._arguments.host, files, _MEMORY_LATENT)
-        self._values["memory"] = {"depth": depth, **{name: asdict(m) for name, m in memory.items()}}
-        self._show(report.memory_section(depth, memory))
+            memory[name] = measure_memory(name, self._arguments.host, self._arguments.cpu, files, _MEMORY_LATENT)
+        stored = str(dtype).removeprefix("torch.")
+        of_methods = {name: asdict(m) for name, m in memory.items()}
+        self._values["memory"] = {"depth": depth, "dtype": stored, **of_methods}
+        self._show(report.memory_section(depth, stored, memory))
+
+    def _compare_sweeps(self, files: Files, extension: Extension) -> None:
+        sweeps = measure_sweeps(files, extension, 1 if self._arguments.quick else _SWEEP_ROUNDS, self._progress)
+        self._values["sweeps"] = [asdict(sweep) for sweep in sweeps]
+        self._show(report.sweep_section(sweeps))
 
     def _show(self, section: str) -> None:
         self._sections.append(section)

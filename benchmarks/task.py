@@ -27,12 +27,20 @@ class Elapsed:
     cpu: float = 0.0
 
     def __enter__(self) -> Elapsed:
+        _finish()
         self.wall, self.cpu = -time.perf_counter(), -time.process_time()
         return self
 
     def __exit__(self, *_: object) -> None:
+        _finish()
         self.wall += time.perf_counter()
         self.cpu += time.process_time()
+
+
+def _finish() -> None:
+    """Let a GPU finish what it was given."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)

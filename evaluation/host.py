@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 REPO = Path(__file__).resolve().parent.parent
 # Without the second the host's attention on a CPU is slow, and another one than diffusers'.
@@ -44,6 +47,10 @@ def open_host(path: Path, arguments: Sequence[str] = CPU_ARGUMENTS) -> None:
     """Make ComfyUI at `path` importable and configured. Call it before anything of `comfy` is imported.
 
     The host comes first on the path and this repository last, because both have a module named `nodes`.
+
+    Args:
+        path: ComfyUI's folder.
+        arguments: as its command line takes them.
 
     Raises:
         SystemExit: there is no ComfyUI at `path`, or it does not know an argument.
@@ -98,6 +105,17 @@ class Extension:
 
     def module(self, name: str) -> ModuleType:
         return importlib.import_module(f"{self._package}.{name}")
+
+
+def device() -> torch.device:
+    """Where the host computes."""
+    import comfy.model_management
+
+    return comfy.model_management.get_torch_device()
+
+
+def host_arguments() -> str:
+    return " ".join(sys.argv[1:])
 
 
 def host_version() -> str:

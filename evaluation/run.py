@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -12,6 +11,7 @@ import numpy as np
 from evaluation import summary
 from evaluation.errors import EvaluationError
 from evaluation.plan import Batch, Plan
+from evaluation.plots import plots
 from evaluation.progress import Progress
 from evaluation.store import Store
 from evaluation.workers import Workers, described, rendered
@@ -65,11 +65,8 @@ def _sum_up(plan: Plan, prompts: Sequence[str], store: Store) -> str:
     text = summary.to_markdown(plan, len(prompts), found)
     write_bytes(plan.output / "summary.md", text.encode())
     write_bytes(plan.output / "summary.csv", summary.to_csv(found).encode())
-    if importlib.util.find_spec("rewards.curve_plot"):
-        from evaluation.plots import plots
-
-        for name, picture in plots(plan, len(prompts), found).items():
-            write_bytes(plan.output / f"{name}.png", png(np.asarray(picture)))
+    for name, picture in plots(plan, len(prompts), found).items():
+        write_bytes(plan.output / f"{name}.png", png(np.asarray(picture)))
     return text
 
 

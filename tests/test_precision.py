@@ -51,6 +51,7 @@ STORED = {
     "float16": torch.float16,
     "plain float8 e4m3": torch.float8_e4m3fn,
     "plain float8 e5m2": torch.float8_e5m2,
+    "scaled float8 e4m3": torch.float8_e4m3fn,
 }
 TOLERANCE = dict.fromkeys(STORED, CLOSE)
 

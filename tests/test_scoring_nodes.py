@@ -17,7 +17,7 @@ import torch
 import reward_oracles as oracles
 import tiny_rewards as tiny
 from demo.rewards import compressibility
-from demo.statistics import diversity as demo_diversity
+from evaluation.statistics import pixel_distance as demo_diversity
 from test_rewards import pictures, run_node_saved
 
 LABELS = [f"scale {scale}, picture {n}, seed 7" for scale in ("0", "1.6") for n in (1, 2)]
