@@ -101,7 +101,7 @@ class Project:
             path.mkdir(parents=True)
         for name in ("dev.py", "requirements-dev.txt"):
             shutil.copy(REPO / name, self.repo / name)
-        for name in ("pytest.py", "demo/run.py", "benchmarks/run.py"):
+        for name in ("pytest.py", "demo/run.py", "demo/evaluate.py", "benchmarks/run.py"):
             (self.repo / name).write_text(FAKE_COMMAND)
         (folder / "pip" / "__init__.py").touch()
         (folder / "pip" / "__main__.py").write_text(FAKE_PIP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import json
 import math
@@ -268,8 +269,12 @@ def test_folder_that_is_no_host_is_one_line(tmp_path: Path) -> None:
 def test_ctrl_c_in_the_demo_leaves_no_process_behind(server: SimpleNamespace, cache: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "demo.run", "--host", str(HOST), "--output", str(tmp_path / "out")]
     output = tmp_path / "stdout"
+    # Shells start what runs in the background, these tests maybe, with Ctrl-C ignored.
+    heeds_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL) if os.name == "posix" else None
     with output.open("w") as stdout:
-        process = subprocess.Popen([*command, "--prompts", "1000"], cwd=REPO, stdout=stdout, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [*command, "--prompts", "1000"], cwd=REPO, stdout=stdout, stderr=subprocess.STDOUT, preexec_fn=heeds_ctrl_c
+        )
     demo_process = psutil.Process(process.pid)
     try:
         while "prompt " not in output.read_text():
