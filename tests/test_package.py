@@ -126,5 +126,6 @@ def test_real_start_up_takes_the_extension_quickly(folder: str, tmp_path: Path) 
     assert started.returncode == 0, log
     (line,) = [row for row in log.splitlines() if row.rstrip().endswith(folder) and "seconds" in row]
     assert "IMPORT FAILED" not in line
-    assert float(line.split("seconds")[0].split()[-1]) <= 0.2
+    # A tenth of a second on a quiet machine; transformers or a plot library alone would take several seconds.
+    assert float(line.split("seconds")[0].split()[-1]) <= 1.0
     assert "rlg" not in "".join(row for row in log.splitlines() if "WARNING" in row or "Traceback" in row).lower()
