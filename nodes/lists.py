@@ -25,14 +25,22 @@ def per_image(prompts: str | list[str], batches: Sequence[torch.Tensor]) -> list
     Raises:
         ValueError: there are other numbers of them.
     """
-    prompts, sizes = as_list(prompts), [len(batch) for batch in batches]
-    if len(prompts) == 1:
-        return prompts * sum(sizes)
-    if len(prompts) == len(batches):
-        return [prompt for prompt, size in zip(prompts, sizes, strict=True) for _ in range(size)]
-    if len(prompts) == sum(sizes):
-        return prompts
+    return spread("prompt", as_list(prompts), [len(batch) for batch in batches])
+
+
+def spread(name: str, values: Sequence[T], sizes: Sequence[int]) -> list[T]:
+    """One value of the input `name` for each image of batches of `sizes`: from one for all, one per batch or per image.
+
+    Raises:
+        ValueError: there are other numbers of them.
+    """
+    if len(values) == 1:
+        return list(values) * sum(sizes)
+    if len(values) == len(sizes):
+        return [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
+    if len(values) == sum(sizes):
+        return list(values)
     raise ValueError(
-        f"prompt: there are {len(prompts)} of them for {sum(sizes)} images in {len(batches)} batches; give one for "
-        "all, one per batch, or one per image."
+        f"{name}: there are {len(values)} of them for {sum(sizes)} images in {len(sizes)} batches; give one for all, "
+        "one per batch, or one per image."
     )

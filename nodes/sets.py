@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import folder_paths
 import torch
@@ -19,8 +19,7 @@ from ..rlg_sampler.schedule import Schedule, combined_generation, constant
 from ..sets.pictures import Entry, PictureSet, to_bytes
 from ..sets.prompts import SUFFIXES, read_prompts
 from . import inputs
-
-T = TypeVar("T")
+from .lists import spread
 
 
 class RLGLoadPrompts(io.ComfyNode):
@@ -142,16 +141,16 @@ class RLGSaveSet(io.ComfyNode):
         pictures = [to_bytes(picture.cpu().numpy()) for batch in images for picture in batch]
         sizes = [len(batch) for batch in images]
         if labels is None:
-            seeds = _spread("seed", seed, sizes)
-            schedules = _spread("schedule", schedule or [constant(value) for value in scale], sizes)
+            seeds = spread("seed", seed, sizes)
+            schedules = spread("schedule", schedule or [constant(value) for value in scale], sizes)
         else:
             _check_number(labels, len(pictures))
             schedules, seeds = zip(*(_from_label(label) for label in labels), strict=True)
-        of_each = (_spread(name, values, sizes) for name, values in (("model", model), ("lora", lora)))
+        of_each = (spread(name, values, sizes) for name, values in (("model", model), ("lora", lora)))
         entries = [
             Entry(text, number, plan.constant_scale, "" if plan.constant_scale is not None else str(plan), *names)
             for text, number, plan, *names in zip(
-                _spread("prompt", prompt, sizes), seeds, schedules, *of_each, strict=True
+                spread("prompt", prompt, sizes), seeds, schedules, *of_each, strict=True
             )
         ]
         root = _set_folder(folder[0], entries)
@@ -210,20 +209,6 @@ def _set_folder(name: str, entries: Sequence[Entry]) -> Path:
         if not path.is_relative_to(output):
             raise ValueError(f"folder: '{name}' leads out of ComfyUI's output folder; give a name without .. and /.")
     return root
-
-
-def _spread(name: str, values: Sequence[T], sizes: Sequence[int]) -> list[T]:
-    """One value for each picture, from one for all, one for each batch of `sizes`, or one for each picture."""
-    if len(values) == 1:
-        return list(values) * sum(sizes)
-    if len(values) == sum(sizes):
-        return list(values)
-    if len(values) == len(sizes):
-        return [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
-    raise ValueError(
-        f"{name}: there are {len(values)} of them for {sum(sizes)} images in {len(sizes)} batches; give one for all, "
-        "one for each batch or one for each image."
-    )
 
 
 def _check_number(labels: Sequence[str], pictures: int) -> None:
