@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 
-import comfy.sample
 import comfy.samplers
 import latent_preview
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.branch_sampling import Fork, branch_samples
 from ..rlg_sampler.flow_grpo import sample_flow_grpo
-from ..rlg_sampler.guider import check_latent, guided_model
+from ..rlg_sampler.guider import guided_model
 from ..rlg_sampler.schedule import Schedule
 from ..rlg_sampler.several_runs import labels
 from . import inputs
@@ -121,11 +120,9 @@ class RLGBranch(io.ComfyNode):
         sampler: io.Sampler.Type | None = None,
     ) -> io.NodeOutput:
         model = guided_model(base, tuned, inputs.schedule_of(scale, schedule), tuned_cfg)
-        samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
-        check_latent(model, samples)
         latent = branch_samples(
             model, Fork(branch_percent, branches, noise_level), seed, steps, cfg, sampler_name, scheduler, positive,
             negative, latent_image, denoise, functools.partial(latent_preview.prepare_callback, model), sampler,
         )  # fmt: skip
         names = [f"branch {branch + 1}" for branch in range(branches)]
-        return io.NodeOutput(latent, labels(names, samples.shape[0], seed))
+        return io.NodeOutput(latent, labels(names, len(latent_image["samples"]), seed))

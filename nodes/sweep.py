@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 
-import comfy.sample
 import latent_preview
 import torch
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.grid import labelled_grid
-from ..rlg_sampler.guider import check_latent, guided_model
+from ..rlg_sampler.guider import guided_model
 from ..rlg_sampler.schedule import constant
 from ..rlg_sampler.several_runs import labels
 from ..rlg_sampler.sweep import cells, sweep
@@ -75,13 +74,11 @@ class RLGSweep(io.ComfyNode):
     ) -> io.NodeOutput:
         wanted = cells(scales, switch_percents)
         model = guided_model(base, tuned, constant(1.0), tuned_cfg)
-        samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
-        check_latent(model, samples)
         latent = sweep(
             model, wanted, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise,
             functools.partial(latent_preview.prepare_callback, model),
         )  # fmt: skip
-        return io.NodeOutput(latent, labels([cell.label for cell in wanted], samples.shape[0], seed))
+        return io.NodeOutput(latent, labels([cell.label for cell in wanted], len(latent_image["samples"]), seed))
 
 
 class RLGGrid(io.ComfyNode):

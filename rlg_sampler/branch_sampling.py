@@ -20,7 +20,7 @@ import comfy.utils
 import torch
 from tqdm.auto import tqdm
 
-from .guider import as_part_of
+from .guider import as_part_of, check_latent
 from .several_runs import as_one_latent
 
 if TYPE_CHECKING:
@@ -90,9 +90,10 @@ def branch_samples(
         The latent with `samples` of shape (branches · batch, channels, ...), a branch's pictures next to each other.
 
     Raises:
-        ValueError: no step is left for the branches.
+        ValueError: the latent is of another kind of model, or no step is left for the branches.
     """
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    check_latent(model, samples)
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise).sigmas
     count = max(len(sigmas) - 1, 0)

@@ -13,7 +13,7 @@ import comfy.utils
 import torch
 from tqdm.auto import tqdm
 
-from .guider import on_schedule
+from .guider import check_latent, on_schedule
 from .mixing import check_scale
 from .plan import SharedEvaluations, in_turn
 from .schedule import Schedule, check_position, combined_generation, constant
@@ -80,8 +80,12 @@ def sweep(
 
     Returns:
         The latent with `samples` of shape (cells · batch, channels, ...), a cell's pictures next to each other.
+
+    Raises:
+        ValueError: the latent is of another kind of model.
     """
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    check_latent(model, samples)
     sampler = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise)
     steps_run = max(len(sampler.sigmas) - 1, 0)
     total = max(steps_run * len(cells), 1)
