@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,8 @@ import comfy.cli_args  # parses sys.argv once, here
 import comfy.utils
 import folder_paths
 import torch
+
+from pairs import load_checkpoint, write_lora, write_model
 
 # The models are tiny: a second thread costs more in waiting than it computes, above all on a busy machine.
 torch.set_num_threads(1)
@@ -96,6 +99,34 @@ def run_node(rlg: SimpleNamespace) -> Callable[..., tuple]:
         return getattr(node(), node.FUNCTION)(**inputs)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(models_dir: Path, request: pytest.FixtureRequest) -> Path:
+    """A small model with a LoRA, both called like the test module."""
+    write_lora(models_dir, _name_of(request))
+    return write_model(models_dir, _name_of(request))
+
+
+@pytest.fixture(scope="module")
+def base(checkpoint: Path) -> Any:
+    return load_checkpoint(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def other(checkpoint: Path) -> Any:
+    """The same checkpoint as a second set of weights."""
+    return load_checkpoint(checkpoint)
+
+
+@pytest.fixture
+def tune(checkpoint: Path, run_node: Callable[..., tuple]) -> Callable[[Any], Any]:
+    """The LoRA of `checkpoint` on a MODEL."""
+    return lambda model: run_node("RLGLoadLora", model=model, lora_name=checkpoint.stem, strength=1.0)[0]
+
+
+def _name_of(request: pytest.FixtureRequest) -> str:
+    return request.module.__name__.removeprefix("test_")
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -12,18 +10,7 @@ import pytest
 import torch
 
 from oracle import two_models
-from pairs import CLOSE, load_checkpoint, relative, task, write_lora, write_model
-
-
-@pytest.fixture(scope="module")
-def checkpoint(models_dir: Path) -> Path:
-    write_lora(models_dir, "devices")
-    return write_model(models_dir, "devices")
-
-
-@pytest.fixture
-def tune(run_node: Callable) -> Callable[[Any], Any]:
-    return lambda model: run_node("RLGLoadLora", model=model, lora_name="devices", strength=1.0)[0]
+from pairs import CLOSE, load_checkpoint, relative, task
 
 
 def _compiled(model: Any) -> Any:

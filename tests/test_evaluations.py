@@ -11,15 +11,9 @@ import comfy.samplers
 import pytest
 from comfy.patcher_extension import WrappersMP
 
-from pairs import load_checkpoint, task, write_lora, write_model
+from pairs import load_checkpoint, task
 
 STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def checkpoint(models_dir: Path) -> Path:
-    write_lora(models_dir, "evaluations")
-    return write_model(models_dir, "evaluations")
 
 
 class Counter:

@@ -25,11 +25,6 @@ def checkpoint(models_dir: Path) -> Path:
     return write_model(models_dir, "memory")
 
 
-@pytest.fixture(scope="module")
-def base(checkpoint: Path) -> Any:
-    return load_checkpoint(checkpoint)
-
-
 @pytest.fixture
 def tune(run_node: Callable) -> Callable[..., Any]:
     return lambda model, strength=1.0: run_node("RLGLoadLora", model=model, lora_name="memory", strength=strength)[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import comfy.samplers
@@ -13,17 +12,6 @@ import torch
 
 from demo.tiny_model import TinySD3
 from pairs import conds, load_checkpoint, picture_latent, task, tiny_unet, write_lora, write_model
-
-
-@pytest.fixture(scope="module")
-def checkpoint(models_dir: Path) -> Path:
-    write_lora(models_dir, "pairs")
-    return write_model(models_dir, "pairs")
-
-
-@pytest.fixture(scope="module")
-def base(checkpoint: Path) -> Any:
-    return load_checkpoint(checkpoint)
 
 
 @pytest.fixture

@@ -12,13 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oracle import two_models
-from pairs import CLOSE, load_checkpoint, relative, task, write_lora, write_model
-
-
-@pytest.fixture(scope="module")
-def checkpoint(models_dir: Path) -> Path:
-    write_lora(models_dir, "precision")
-    return write_model(models_dir, "precision")
+from pairs import CLOSE, load_checkpoint, relative, task
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)

@@ -11,13 +11,7 @@ import comfy.model_management
 import pytest
 import torch
 
-from pairs import load_checkpoint, task, write_lora, write_model
-
-
-@pytest.fixture(scope="module")
-def checkpoint(models_dir: Path) -> Path:
-    write_lora(models_dir, "restore")
-    return write_model(models_dir, "restore")
+from pairs import load_checkpoint, task
 
 
 @pytest.fixture(params=["shared weights", "two checkpoints"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import comfy.sample
@@ -12,29 +11,8 @@ import pytest
 import torch
 
 from oracle import two_models
-from pairs import CLOSE, conds, load_checkpoint, picture_latent, relative, task, tiny_unet, write_lora, write_model
+from pairs import CLOSE, conds, picture_latent, relative, task, tiny_unet
 from test_evaluations import Counter
-
-
-@pytest.fixture(scope="module")
-def checkpoint(models_dir: Path) -> Path:
-    write_lora(models_dir, "schedules")
-    return write_model(models_dir, "schedules")
-
-
-@pytest.fixture(scope="module")
-def base(checkpoint: Path) -> Any:
-    return load_checkpoint(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def other(checkpoint: Path) -> Any:
-    return load_checkpoint(checkpoint)
-
-
-@pytest.fixture
-def tune(run_node: Callable) -> Callable[[Any], Any]:
-    return lambda model: run_node("RLGLoadLora", model=model, lora_name="schedules", strength=1.0)[0]
 
 
 @pytest.fixture

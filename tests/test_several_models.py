@@ -25,11 +25,6 @@ def checkpoint(models_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(checkpoint: Path) -> Any:
-    return load_checkpoint(checkpoint)
-
-
-@pytest.fixture(scope="module")
 def others(checkpoint: Path) -> list[Any]:
     return [load_checkpoint(checkpoint) for _ in LORAS]
 

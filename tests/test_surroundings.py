@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import comfy.controlnet
@@ -23,24 +22,7 @@ from pairs import (
     relative,
     task,
     write_lora,
-    write_model,
 )
-
-
-@pytest.fixture(scope="module")
-def checkpoint(models_dir: Path) -> Path:
-    write_lora(models_dir, "surroundings")
-    return write_model(models_dir, "surroundings")
-
-
-@pytest.fixture(scope="module")
-def base(checkpoint: Path) -> Any:
-    return load_checkpoint(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def other(checkpoint: Path) -> Any:
-    return load_checkpoint(checkpoint)
 
 
 @pytest.fixture

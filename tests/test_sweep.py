@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -13,34 +12,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pairs import CLOSE, SIZE, conds, load_checkpoint, picture_latent, relative, task, write_lora, write_model
+from pairs import CLOSE, SIZE, conds, picture_latent, relative, task
 from test_evaluations import Counter
 
 SAMPLERS = [
     *("euler", "dpmpp_2m", "heun", "uni_pc", "res_multistep", "euler_cfg_pp", "dpm_adaptive"),
     *("euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde", "lcm", "sa_solver"),
 ]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(models_dir: Path) -> Path:
-    write_lora(models_dir, "sweep")
-    return write_model(models_dir, "sweep")
-
-
-@pytest.fixture(scope="module")
-def base(checkpoint: Path) -> Any:
-    return load_checkpoint(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def other(checkpoint: Path) -> Any:
-    return load_checkpoint(checkpoint)
-
-
-@pytest.fixture
-def tune(run_node: Callable) -> Callable[[Any], Any]:
-    return lambda model: run_node("RLGLoadLora", model=model, lora_name="sweep", strength=1.0)[0]
 
 
 def _written(numbers: list[float]) -> str:
