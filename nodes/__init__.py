@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
+from .approximation import RLGApproximate
 from .branching import RLGBranch, RLGSamplerFlowGRPO
 from .curves import RLGDiversity, RLGPlot
 from .extraction import RLGExtractLora
@@ -42,4 +43,5 @@ class RLGExtension(ComfyExtension):
             RLGLoadPrompts,
             RLGSaveSet,
             RLGExtractLora,
+            RLGApproximate,
         ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.guided_run import AUTO
+from ..rlg_sampler.approximation import EXACT, Approximation
+from ..rlg_sampler.branch_calls import AUTO
 from ..rlg_sampler.guider import RLGGuider, guided_model
 from ..rlg_sampler.schedule import Schedule
 from . import inputs
@@ -27,6 +28,7 @@ class RLGModel(io.ComfyNode):
                 inputs.scale_input(),
                 inputs.schedule_input(),
                 inputs.batching_input(),
+                inputs.approximate_input(),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="Use it like any MODEL.")],
         )
@@ -39,8 +41,10 @@ class RLGModel(io.ComfyNode):
         scale: float,
         schedule: Schedule | None = None,
         batching: str = AUTO,
+        approximate: Approximation = EXACT,
     ) -> io.NodeOutput:
-        return io.NodeOutput(guided_model(base, tuned, inputs.schedule_of(scale, schedule), batching=batching))
+        schedule = inputs.schedule_of(scale, schedule)
+        return io.NodeOutput(guided_model(base, tuned, schedule, None, batching, approximate))
 
 
 class RLGGuiderNode(io.ComfyNode):
@@ -63,6 +67,7 @@ class RLGGuiderNode(io.ComfyNode):
                 inputs.schedule_input(),
                 inputs.tuned_cfg_input(),
                 inputs.batching_input(),
+                inputs.approximate_input(),
             ],
             outputs=[io.Guider.Output(display_name="GUIDER", tooltip="For 'guider' of SamplerCustomAdvanced.")],
         )
@@ -79,8 +84,10 @@ class RLGGuiderNode(io.ComfyNode):
         schedule: Schedule | None = None,
         tuned_cfg: float | None = None,
         batching: str = AUTO,
+        approximate: Approximation = EXACT,
     ) -> io.NodeOutput:
-        guider = RLGGuider(guided_model(base, tuned, inputs.schedule_of(scale, schedule), tuned_cfg, batching))
+        schedule = inputs.schedule_of(scale, schedule)
+        guider = RLGGuider(guided_model(base, tuned, schedule, tuned_cfg, batching, approximate))
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
         return io.NodeOutput(guider)

@@ -6,9 +6,10 @@ import comfy.samplers
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler import schedule as schedules
-from ..rlg_sampler.guided_run import AUTO, BATCHING
+from ..rlg_sampler.branch_calls import AUTO, BATCHING
 
 Schedule = io.Custom("RLG_SCHEDULE")
+Approximation = io.Custom("RLG_APPROXIMATION")
 
 _SCALE = (
     "How strongly the RL tuning acts. 0 = base model, 1 = tuned model, between = weaker, above 1 = beyond what "
@@ -96,6 +97,15 @@ def batching_input() -> io.Combo.Input:
         tooltip="How base and tuned model are computed where they share their weights; the picture is the same. "
         "auto = whichever is faster here; one batch = together, split only where memory asks for it; "
         "two passes = one after the other, with the least memory.",
+    )
+
+
+def approximate_input() -> io.Input:
+    return Approximation.Input(
+        "approximate",
+        optional=True,
+        tooltip="What to leave out for speed, from RLG Approximate; it changes the picture a little. Not connected: "
+        "everything is exact.",
     )
 
 

@@ -6,7 +6,8 @@ import comfy.sample
 import nodes as comfy_nodes
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.guided_run import AUTO
+from ..rlg_sampler.approximation import EXACT, Approximation
+from ..rlg_sampler.branch_calls import AUTO
 from ..rlg_sampler.guider import check_latent, guided_model
 from ..rlg_sampler.schedule import Schedule
 from . import inputs
@@ -29,6 +30,7 @@ class RLGKSampler(io.ComfyNode):
                 inputs.schedule_input(),
                 inputs.tuned_cfg_input(),
                 inputs.batching_input(),
+                inputs.approximate_input(),
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="The picture as latent, for VAE Decode.")],
         )
@@ -51,8 +53,10 @@ class RLGKSampler(io.ComfyNode):
         schedule: Schedule | None = None,
         tuned_cfg: float | None = None,
         batching: str = AUTO,
+        approximate: Approximation = EXACT,
     ) -> io.NodeOutput:
-        model = guided_model(base, tuned, inputs.schedule_of(scale, schedule), tuned_cfg, batching)
+        schedule = inputs.schedule_of(scale, schedule)
+        model = guided_model(base, tuned, schedule, tuned_cfg, batching, approximate)
         check_latent(model, comfy.sample.fix_empty_latent_channels(model, latent_image["samples"]))
         (latent,) = comfy_nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise

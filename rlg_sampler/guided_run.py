@@ -7,8 +7,8 @@ mix comes after, so it is right for non-linear guidance too, and it is the order
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,35 +16,28 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
+from .approximation import BASE, EXACT, Approximation, Directions, lead
 from .branch import RunInputs, TunedBranch
+from .branch_calls import AUTO, BranchCalls
 from .branch_options import KEY, Options
-from .deltas import RowsNotSeparable
 from .mixing import base_coefficient, mix
 from .plan import SharedEvaluations
 from .prediction import Prediction
 from .schedule import step_index
-from .shared_call import Part, SharedCalls, can_share_a_call
 
 if TYPE_CHECKING:
     from comfy.samplers import CFGGuider
 
 logger = logging.getLogger(__name__)
 
-# How the branches that share weights are evaluated. "auto" puts them into one batch where that is faster; in each case
-# the host splits a batch that does not fit into memory.
-BATCHING = AUTO, ONE_BATCH, TWO_PASSES = "auto", "one batch", "two passes"
-
-# On a CPU a larger batch no longer fills idle cores and only spills the caches: measured, see benchmarks/.
-_CPU_ONE_BATCH_LATENT_PIXELS = 8 * 32 * 32
-_BASE = -1  # index of the base model among the branches
-
 
 @dataclass(frozen=True)
 class _Step:
-    """Scale of each tuned model at one step, and the branches that the mix then depends on."""
+    """Scale of each tuned model at one step, the branches that the mix then depends on, and whether it may be rough."""
 
     scales: tuple[float, ...]
     needed: tuple[int, ...]
+    approximate: bool
 
 
 class GuidedRun:
@@ -58,6 +51,7 @@ class GuidedRun:
         shared: predictions in common with other runs of a sweep.
         whole: sigmas of the run that this one is a part of; None where it is whole.
         batching: one of `BATCHING`.
+        approximation: what the run may leave out.
     """
 
     def __init__(
@@ -69,22 +63,23 @@ class GuidedRun:
         shared: SharedEvaluations | None = None,
         whole: Sequence[float] | None = None,
         batching: str = AUTO,
+        approximation: Approximation = EXACT,
     ) -> None:
         self._guider = guider
         self._branches = list(branches)
         self._base_wrappers = list(base_wrappers)
+        self._calls = BranchCalls(guider, self._branches, self._base_wrappers, batching)
+        self._approximation = approximation
+        self._directions = Directions(approximation.direction_every)
         self._shared = shared
         self._whole = whole
-        self._batching = batching
         self._sigmas: Sequence[float] = []
         self._steps: list[_Step] = []
         self._steps_differ = False
-        self._calls = SharedCalls()
         self._latent_shapes = latent_shapes
         # The host prepares the guider's own dictionaries for the base model; the tuned branches start from these.
         self._raw_conds = {name: [c.copy() for c in conds] for name, conds in guider.conds.items()}
         self._own_post_cfg = len(guider.model_options.get("sampler_post_cfg_function", []))
-        self._rows_separable = True
 
     def install(self) -> None:
         """Put the run's wrappers into the guider's options of this run.
@@ -132,9 +127,8 @@ class GuidedRun:
                 comfy.samplers.pre_run_control(guider.inner_model, conds)
             self._sigmas = self._whole or sigmas.tolist()
             self._steps = self._plan_steps()
-            self._steps_differ = len(set(self._steps)) > 1
-            most_needed = max((step.needed for step in self._steps), key=len, default=())
-            self._announce(len(self._shared_parts(extra_args["model_options"], noise, most_needed)))
+            self._steps_differ = len(set(self._steps)) > 1 or self._approximation.direction_every > 1
+            self._announce(extra_args["model_options"], noise)
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
 
     def predict_noise(
@@ -152,23 +146,7 @@ class GuidedRun:
         scales, needed = self._steps[step].scales, self._steps[step].needed
         predictions = self._shared.at(step, x, timestep) if self._shared else {}
         missing = [branch for branch in needed if branch not in predictions]
-        if parts := self._shared_parts(options, x, missing):
-            try:
-                predictions.update(self._calls.predict(parts, self._guider, options, x, timestep, seed, record))
-            except RowsNotSeparable as error:
-                logger.info("RLG: rows cannot share a call (%s); the branches run one after another.", error)
-                self._rows_separable = False
-        for index in missing:
-            if index in predictions:
-                continue
-            if index == _BASE:
-                predictions[_BASE] = self._predict(self._base_wrappers, options, x, timestep, seed, record)
-                continue
-            branch = self._branches[index]
-            with self._acting_for(branch):
-                predictions[index] = self._predict(
-                    branch.predict_wrappers, branch.options(options), x, timestep, seed, record
-                )
+        predictions.update(self._predict(step, missing, options, x, timestep, seed, record))
         predictions = {branch: predictions[branch] for branch in needed}
         mixed = _mixed(predictions, scales, "x0")
         if self._shared:
@@ -180,7 +158,10 @@ class GuidedRun:
     def _plan_steps(self) -> list[_Step]:
         count = len(self._sigmas) - 1
         scales = zip(*(branch.tuned.schedule.per_step(count) for branch in self._branches), strict=True)
-        return [_Step(of_step, tuple(_needed(of_step))) for of_step in scales]
+        return [
+            _Step(of_step, tuple(_needed(of_step)), self._approximation.holds_at(step, count))
+            for step, of_step in enumerate(scales)
+        ]
 
     def _step_at(self, timestep: torch.Tensor) -> int:
         # Reading the noise level makes the processor wait for a GPU: only where steps differ.
@@ -188,54 +169,31 @@ class GuidedRun:
             return step_index(float(timestep.max()), self._sigmas)
         return 0
 
-    def _shared_parts(self, options: Options, x: torch.Tensor, needed: Sequence[int]) -> dict[int, Part]:
-        """The branches among `needed` that can and should be one model call; empty where none should."""
-        if self._batching == TWO_PASSES or not self._rows_separable or self._base_wrappers:
-            return {}
-        if not can_share_a_call(self._guider, options):
-            return {}
-        conds, cfg = self._guider.conds, self._guider.cfg
-        parts = {}
-        if _BASE in needed:
-            parts[_BASE] = Part(conds.get("positive"), conds.get("negative"), cfg, options, None)
-        for index, branch in enumerate(self._branches):
-            if index in needed and branch.deltas is not None and not branch.has_own_options:
-                own_cfg = cfg if branch.tuned.cfg is None else branch.tuned.cfg
-                positive, negative = branch.conds.get("positive"), branch.conds.get("negative")
-                parts[index] = Part(positive, negative, own_cfg, branch.options(options), branch.deltas)
-        if len(parts) < 2 or (self._batching == AUTO and _fills_cpu(len(parts), x)):
-            return {}
-        return parts
-
     def _predict(
         self,
-        wrappers: Sequence[Callable],
+        step: int,
+        branches: Sequence[int],
         options: Options,
         x: torch.Tensor,
         timestep: torch.Tensor,
         seed: int | None,
         record: bool,
-    ) -> Prediction:
-        """What the guider, as it stands, predicts with these options and PREDICT_NOISE wrappers."""
-        prediction = Prediction()
-        predict = WrapperExecutor.new_class_executor(self._guider.predict_noise, self._guider, wrappers)
-        prediction.x0 = predict.execute(x, timestep, prediction.recording(options) if record else options, seed)
-        return prediction
-
-    @contextmanager
-    def _acting_for(self, branch: TunedBranch) -> Iterator[None]:
-        """Give the guider the model, conds and CFG of a branch."""
-        own = {"inner_model": branch.model, "conds": branch.conds}
-        if branch.tuned.cfg is not None:
-            own["cfg"] = branch.tuned.cfg
-        saved = {name: getattr(self._guider, name) for name in own}
-        try:
-            for name, value in own.items():
-                setattr(self._guider, name, value)
-            yield
-        finally:
-            for name, value in saved.items():
-                setattr(self._guider, name, value)
+    ) -> dict[int, Prediction]:
+        """What `branches` predict at a step, as exactly as the run asks for."""
+        scales = self._steps[step].scales
+        approximation = self._approximation if self._steps[step].approximate else EXACT
+        reuses = approximation.direction_every > 1 and len(branches) > 1
+        evaluated = list(branches)
+        if reuses and self._directions.known_at(step, branches):
+            evaluated = [lead(scales, branches)]
+        uncond_of = self._calls.uncond_for_all(scales, evaluated, options) if approximation.shared_uncond else None
+        predictions = self._calls.predict(evaluated, options, x, timestep, seed, record, uncond_of)
+        if not reuses:
+            return predictions
+        if len(evaluated) == 1:
+            return self._directions.complete(branches, evaluated[0], predictions[evaluated[0]])
+        self._directions.learn(step, predictions)
+        return predictions
 
     def _without_sampler_hooks(self, options: Options) -> tuple[Options, list[Callable]]:
         """Split off the post-CFG functions that the sampler itself put on top of the MODEL's."""
@@ -271,7 +229,9 @@ class GuidedRun:
             mixed = hook({"denoised": mixed, **arguments})
         return mixed
 
-    def _announce(self, together: int) -> None:
+    def _announce(self, options: Options, x: torch.Tensor) -> None:
+        largest = max(self._steps, key=lambda step: len(step.needed), default=_Step((), (), False))
+        together = self._calls.together(largest.needed, options, x)
         adapted = sum(len(b.deltas.modules) for b in self._branches if b.deltas)
         weights = f"shared weights, {adapted} adapted modules" if adapted else "two sets of weights"
         passes = f"{together} branches in one batch" if together else "branches one after another"
@@ -280,6 +240,13 @@ class GuidedRun:
         # Runs that belong together have a line of their own.
         level = logging.DEBUG if self._shared or self._whole else logging.INFO
         logger.log(level, "RLG: scale %s, %s, %s%s", "; ".join(map(str, schedules)), weights, passes, patches)
+        if self._approximation != EXACT:
+            logger.log(level, "RLG: approximate: %s", self._approximation)
+        of_all = self._calls.uncond_for_all(largest.scales, largest.needed, options)
+        if self._approximation.shared_uncond and of_all is None:
+            logger.info(
+                "RLG: each model keeps its own uncond: CFG is 1 for all but one, or a patch changes how it works."
+            )
         steps = len(self._sigmas) - 1
         for schedule in schedules:
             if unreached := schedule.unreached(steps):
@@ -289,20 +256,16 @@ class GuidedRun:
                 )  # fmt: skip
 
 
-def _fills_cpu(branches: int, x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and 2 * branches * x.shape[0] * x[0, 0].numel() > _CPU_ONE_BATCH_LATENT_PIXELS
-
-
 def _needed(scales: Sequence[float]) -> list[int]:
     """The branches that the mix at these scales depends on."""
-    base = [_BASE] if base_coefficient(scales) != 0.0 else []
+    base = [BASE] if base_coefficient(scales) != 0.0 else []
     return base + [index for index, scale in enumerate(scales) if scale != 0.0]
 
 
 def _mixed(predictions: Mapping[int, Prediction], scales: Sequence[float], part: str) -> torch.Tensor:
     """The mix of one part of the needed predictions."""
-    base = predictions.get(_BASE)
-    tuned = [index for index in sorted(predictions) if index != _BASE]
+    base = predictions.get(BASE)
+    tuned = [index for index in sorted(predictions) if index != BASE]
     return mix(
         base and getattr(base, part),
         [getattr(predictions[index], part) for index in tuned],

@@ -20,9 +20,11 @@ from comfy.patcher_extension import (
 )
 from comfy.samplers import CFGGuider
 
+from .approximation import EXACT, Approximation
 from .branch import TunedBranch, TunedModel
+from .branch_calls import AUTO
 from .branch_options import KEY, Options, same_options, sampling_options
-from .guided_run import AUTO, GuidedRun
+from .guided_run import GuidedRun
 from .pair import ModelPair, check_nothing_added
 from .plan import SharedEvaluations
 from .schedule import Schedule, constant
@@ -40,7 +42,7 @@ class Guidance:
         tuned: one entry per chained tuned model.
         shared, whole: as GuidedRun takes them, for one run among several that belong together; such a guidance never
             leaves the node that makes these runs.
-        batching: as GuidedRun takes it.
+        batching, approximation: as GuidedRun takes them.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class Guidance:
         shared: SharedEvaluations | None = None,
         whole: Sequence[float] | None = None,
         batching: str = AUTO,
+        approximation: Approximation = EXACT,
     ) -> None:
         self.tuned = tuned
         self.batching = batching
+        self.approximation = approximation
         self._shared = shared
         self._whole = whole
 
@@ -68,7 +72,14 @@ class Guidance:
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
         branches = self._branches(guider, base_options)
         GuidedRun(
-            guider, branches, base_wrappers, kwargs.get("latent_shapes"), self._shared, self._whole, self.batching
+            guider,
+            branches,
+            base_wrappers,
+            kwargs.get("latent_shapes"),
+            self._shared,
+            self._whole,
+            self.batching,
+            self.approximation,
         ).install()
         return executor(noise, *args, **kwargs)
 
@@ -92,6 +103,7 @@ def guided_model(
     schedule: Schedule,
     tuned_cfg: float | None = None,
     batching: str = AUTO,
+    approximation: Approximation = EXACT,
 ) -> ModelPatcher:
     """A MODEL whose x0 is x0_base + s · (x0_tuned − x0_base), s as scheduled, each with its own CFG.
 
@@ -102,6 +114,7 @@ def guided_model(
         schedule: s over the run; 0 throughout leaves the base as it is and does not even load `tuned`.
         tuned_cfg: CFG of the tuned branch; None takes the sampler's.
         batching: one of `BATCHING`, for all branches; in a chain the last one counts.
+        approximation: what may be left out, for all branches; in a chain the last one counts.
 
     Raises:
         ValueError: the two MODELs are no pair.
@@ -118,7 +131,7 @@ def guided_model(
     if before is None:
         model.model_options[_BASE_OPTIONS] = copy_nested_dicts(model.model_options)
     tuned_models = (*(before.tuned if before else ()), TunedModel(pair, schedule, tuned_cfg))
-    guidance = Guidance(tuned_models, batching=batching)
+    guidance = Guidance(tuned_models, batching=batching, approximation=approximation)
     _guide(model, guidance)
     separate = [t.pair.tuned for t in guidance.tuned if not t.pair.shares_weights]
     if any(a.is_clone(b) for i, a in enumerate(separate) for b in separate[:i]):
@@ -136,7 +149,7 @@ def guided_model(
 
 
 def on_schedule(model: ModelPatcher, schedule: Schedule, shared: SharedEvaluations) -> ModelPatcher:
-    """A guided MODEL again, with another schedule for the tuned model that was added last.
+    """A guided MODEL again, with another schedule for the tuned model that was added last, and nothing left out.
 
     Args:
         model: from `guided_model`.
@@ -161,7 +174,8 @@ def as_part_of(model: ModelPatcher, whole: Sequence[float]) -> ModelPatcher:
     if guidance is None:
         return model
     model = model.clone()
-    _guide(model, Guidance(guidance.tuned, whole=whole, batching=guidance.batching))
+    own = {"batching": guidance.batching, "approximation": guidance.approximation}
+    _guide(model, Guidance(guidance.tuned, whole=whole, **own))
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -27,3 +27,11 @@ class Prediction:
 
         functions = options.get("sampler_post_cfg_function", [])
         return {**options, "sampler_post_cfg_function": [*functions, note]}
+
+    def moved(self, start: Prediction, end: Prediction) -> Prediction:
+        """This one, moved in all its parts by what leads from `start` to `end`."""
+        parts = {}
+        for name in (field.name for field in fields(self)):
+            own, a, b = getattr(self, name), getattr(start, name), getattr(end, name)
+            parts[name] = None if own is None or a is None or b is None else own + (b - a)
+        return Prediction(**parts)

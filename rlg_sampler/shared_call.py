@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
@@ -48,16 +49,31 @@ class Part:
         return abs(self.cfg - 1.0) < 1e-9 and not self.options.get("disable_cfg1_optimization", False)
 
 
-def can_share_a_call(guider: CFGGuider, options: Options) -> bool:
-    """Whether the guider's step is the plain CFG of the host, so that branches may be evaluated together."""
+def is_plain_cfg(guider: CFGGuider, options: Options) -> bool:
+    """Whether the guider's step is the plain CFG of the host."""
     wrappers = options.get("transformer_options", {}).get("wrappers", {})
     return (
         type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
         and not any(options.get(key) is not None for key in _OWN_EVALUATION)
         and not any(wrappers.get(WrappersMP.CALC_COND_BATCH, {}).values())
-        # Control nets of other packs read cond_or_uncond before we can give them the 0 and 1 they expect.
-        and not any("control" in cond for conds in guider.conds.values() for cond in conds)
     )
+
+
+def can_share_a_call(guider: CFGGuider, options: Options) -> bool:
+    """Whether branches may be evaluated together."""
+    # Control nets of other packs read cond_or_uncond before we can give them the 0 and 1 they expect.
+    controlled = any("control" in cond for conds in guider.conds.values() for cond in conds)
+    return is_plain_cfg(guider, options) and not controlled
+
+
+def with_uncond(options: Options, uncond: torch.Tensor) -> Options:
+    """Options whose CFG evaluates the cond alone, and takes `uncond` for the x0 without the prompt."""
+
+    def evaluate(args: dict[str, Any]) -> list[torch.Tensor]:
+        model, conds = args["model"], args["conds"][:1]
+        return [*comfy.samplers.calc_cond_batch(model, conds, args["input"], args["sigma"], options), uncond]
+
+    return {**options, "sampler_calc_cond_batch_function": evaluate}
 
 
 class SharedCalls:
@@ -77,6 +93,7 @@ class SharedCalls:
         timestep: torch.Tensor,
         seed: int | None,
         record: bool,
+        uncond_of: int | None = None,
     ) -> dict[int, Prediction]:
         """Evaluate the parts in one call of the host's `calc_cond_batch`, which splits it where memory asks for that.
 
@@ -86,6 +103,7 @@ class SharedCalls:
             options: model options for the call.
             x, timestep, seed: as a guider's `predict_noise` gets them.
             record: also note the parts of CFG.
+            uncond_of: the part whose uncond all take; None where each has its own.
 
         Returns:
             index → prediction, shaped like `x`.
@@ -93,7 +111,8 @@ class SharedCalls:
         Raises:
             RowsNotSeparable: the rows of a branch cannot be told apart in this model or these conds.
         """
-        outputs = self._evaluate(parts, guider.inner_model, options, x, timestep)
+        evaluate = self._evaluate if uncond_of is None else partial(_evaluate_with_one_uncond, uncond_of)
+        outputs = evaluate(parts, guider.inner_model, options, x, timestep)
         predictions = {}
         for index, part in parts.items():
             # The host's own CFG, with these outputs in place of the model's.
@@ -124,12 +143,8 @@ class SharedCalls:
             outputs = comfy.samplers.calc_cond_batch(model, joined, *twice, routed)
             self._apart = router.was_split
             return {index: [*reversed(output.chunk(2))] for index, output in zip(parts, outputs, strict=True)}
-        conds: list[list[dict] | None] = []
-        for part in parts.values():
-            conds += [part.positive, None if part.without_negative else part.negative]
-        routed = with_wrapper_first(options, WrappersMP.APPLY_MODEL, KEY, _RowRouter(deltas))
-        outputs = comfy.samplers.calc_cond_batch(model, conds, x, timestep, routed)
-        return {index: outputs[2 * n : 2 * n + 2] for n, index in enumerate(parts)}
+        negatives = {index: None if part.without_negative else part.negative for index, part in parts.items()}
+        return _evaluate_conds(parts, negatives, model, options, x, timestep)
 
     def _all_joined(self, parts: Mapping[int, Part], model: BaseModel, x: torch.Tensor) -> list[list[dict]] | None:
         if self._apart:
@@ -143,6 +158,37 @@ class SharedCalls:
         if self._checked != x.shape:
             self._checked, self._apart = x.shape, not _fits(model, conds[0][0], x)
         return None if self._apart else conds
+
+
+def _evaluate_with_one_uncond(
+    uncond_of: int,
+    parts: Mapping[int, Part],
+    model: BaseModel,
+    options: Options,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+) -> dict[int, list[torch.Tensor]]:
+    """As `SharedCalls._evaluate`, with the negative of one part for all."""
+    negatives = {index: part.negative if index == uncond_of else None for index, part in parts.items()}
+    outputs = _evaluate_conds(parts, negatives, model, options, x, timestep)
+    _, uncond = outputs[uncond_of]
+    return {index: [cond, uncond] for index, (cond, _) in outputs.items()}
+
+
+def _evaluate_conds(
+    parts: Mapping[int, Part],
+    negatives: Mapping[int, list[dict] | None],
+    model: BaseModel,
+    options: Options,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+) -> dict[int, list[torch.Tensor]]:
+    """index → x0 of its positive and of the negative given for it, the host choosing which of them go together."""
+    conds = [cond for index, part in parts.items() for cond in (part.positive, negatives[index])]
+    router = _RowRouter([part.deltas for part in parts.values()])
+    routed = with_wrapper_first(options, WrappersMP.APPLY_MODEL, KEY, router)
+    outputs = comfy.samplers.calc_cond_batch(model, conds, x, timestep, routed)
+    return {index: outputs[2 * n : 2 * n + 2] for n, index in enumerate(parts)}
 
 
 def _fits(model: BaseModel, joined: dict, x: torch.Tensor) -> bool:

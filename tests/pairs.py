@@ -168,6 +168,18 @@ def task(batch: int = 1, **changes: Any) -> dict[str, Any]:
     return {**SAMPLING, **inputs, **changes}
 
 
+class Counter:
+    """Counts evaluated (picture, cond) pairs on a MODEL's weights, and the model calls they took."""
+
+    def __init__(self, model: Any) -> None:
+        self.rows = self.calls = 0
+        self.handle = model.model.diffusion_model.register_forward_pre_hook(self.count)
+
+    def count(self, _: Any, args: tuple) -> None:
+        self.rows += args[0].shape[0]
+        self.calls += 1
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference, relative to the largest value of `b`."""
     assert torch.isfinite(b).all()

@@ -27,7 +27,7 @@ def _compiled(model: Any) -> Any:
 def test_compiled_model_knows_its_deltas(checkpoint, tune, run_node, rlg, monkeypatch, where, together) -> None:
     """The graph of an earlier stock run has no deltas in it: it must not be used for the tuned rows."""
     limit = float("inf") if together else -1
-    monkeypatch.setattr(rlg.module("rlg_sampler.guided_run"), "_CPU_ONE_BATCH_LATENT_PIXELS", limit)
+    monkeypatch.setattr(rlg.module("rlg_sampler.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", limit)
     base, other = load_checkpoint(checkpoint), load_checkpoint(checkpoint)
     expected = two_models(base, tune(other), 1.6, **task())
     gc.collect()  # models of earlier tests take their graphs along when they go

@@ -57,7 +57,7 @@ def in_one_batch(rlg: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Calla
 
     def force(together: bool) -> None:
         limit = float("inf") if together else -1
-        monkeypatch.setattr(rlg.module("rlg_sampler.guided_run"), "_CPU_ONE_BATCH_LATENT_PIXELS", limit)
+        monkeypatch.setattr(rlg.module("rlg_sampler.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", limit)
 
     return force
 

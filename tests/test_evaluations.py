@@ -11,21 +11,9 @@ import comfy.samplers
 import pytest
 from comfy.patcher_extension import WrappersMP
 
-from pairs import load_checkpoint, task
+from pairs import Counter, load_checkpoint, task
 
 STEPS = 3
-
-
-class Counter:
-    """Counts evaluated (picture, cond) pairs on a MODEL's weights, and the model calls they took."""
-
-    def __init__(self, model: Any) -> None:
-        self.rows = self.calls = 0
-        self.handle = model.model.diffusion_model.register_forward_pre_hook(self.count)
-
-    def count(self, _: Any, args: tuple) -> None:
-        self.rows += args[0].shape[0]
-        self.calls += 1
 
 
 @pytest.fixture(params=["shared weights", "two checkpoints"])
@@ -58,7 +46,7 @@ def test_rows_per_step(counted, run_node, scale, cfg, tuned_cfg, per_step) -> No
 
 
 def test_one_batch_is_one_call_per_step(checkpoint, run_node, rlg, monkeypatch) -> None:
-    monkeypatch.setattr(rlg.module("rlg_sampler.guided_run"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
+    monkeypatch.setattr(rlg.module("rlg_sampler.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
     base = load_checkpoint(checkpoint)
     tuned, _ = run_node("RLGLoadLora", model=base, lora_name="evaluations", strength=1.0)
     counter = Counter(base)
@@ -68,7 +56,7 @@ def test_one_batch_is_one_call_per_step(checkpoint, run_node, rlg, monkeypatch) 
 
 def test_too_little_memory_for_one_batch_means_smaller_calls(checkpoint, run_node, rlg, monkeypatch) -> None:
     """The host splits a call that does not fit; rows must still find their branch."""
-    monkeypatch.setattr(rlg.module("rlg_sampler.guided_run"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
+    monkeypatch.setattr(rlg.module("rlg_sampler.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
     base = load_checkpoint(checkpoint)
     tuned, _ = run_node("RLGLoadLora", model=base, lora_name="evaluations", strength=1.0)
     whole = run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task(steps=STEPS))[0]["samples"]

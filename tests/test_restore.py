@@ -24,7 +24,7 @@ def pair(request: pytest.FixtureRequest, checkpoint: Path, run_node: Callable) -
 @pytest.fixture(params=[True, False], ids=["one batch", "two passes"], autouse=True)
 def _path(request: pytest.FixtureRequest, rlg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = float("inf") if request.param else -1
-    monkeypatch.setattr(rlg.module("rlg_sampler.guided_run"), "_CPU_ONE_BATCH_LATENT_PIXELS", limit)
+    monkeypatch.setattr(rlg.module("rlg_sampler.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", limit)
 
 
 def _cancel(_: Any) -> None:

@@ -61,7 +61,7 @@ def test_each_model_follows_its_own_schedule(
     base, others, tune, chain, run_node, rlg, monkeypatch, together, sampler_name, second_shares_weights
 ) -> None:
     limit = float("inf") if together else -1
-    monkeypatch.setattr(rlg.module("rlg_sampler.guided_run"), "_CPU_ONE_BATCH_LATENT_PIXELS", limit)
+    monkeypatch.setattr(rlg.module("rlg_sampler.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", limit)
     inputs = task(steps=5, sampler_name=sampler_name, scheduler="sgm_uniform")
     second = tune(base if second_shares_weights else others[1], LORAS[1])
     model = chain(base, (tune(base, LORAS[0]), "0:0, 0.4:1.6"), (second, "0:-0.5, 0.2:0, 0.6:1"))
@@ -92,7 +92,7 @@ def test_two_rewards_that_share_one_whole_need_no_base(base, tune, chain, run_no
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_low_rank_models_and_the_base_are_one_call(base, tune, chain, run_node, rlg, monkeypatch, number) -> None:
-    monkeypatch.setattr(rlg.module("rlg_sampler.guided_run"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
+    monkeypatch.setattr(rlg.module("rlg_sampler.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
     model = chain(base, *[(tune(base, lora), "0:0.8") for lora in LORAS[:number]])
     counter = Counter(base)
     run_node("KSampler", model=model, **task(steps=3))

@@ -149,7 +149,7 @@ def test_attention_patch_on_the_tuned_alone(check, attention_patch) -> None:
 
 def test_attention_patch_on_both(base, other, run_node, attention_patch, rlg, monkeypatch) -> None:
     """Put before the LoRA loader it sits on both MODELs, and they still share one batch."""
-    monkeypatch.setattr(rlg.module("rlg_sampler.guided_run"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
+    monkeypatch.setattr(rlg.module("rlg_sampler.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
     (ours, theirs) = (attention_patch(m) for m in (base, other))
     tuned, tuned_other = (
         run_node("RLGLoadLora", model=m, lora_name="surroundings", strength=1.0)[0] for m in (ours, theirs)

@@ -121,7 +121,7 @@ def test_evaluations_are_the_size_of_the_prefix_tree(
 
 
 def test_no_cell_needs_more_memory_than_a_single_run(base, tune, run_node, rlg, monkeypatch) -> None:
-    monkeypatch.setattr(rlg.module("rlg_sampler.guided_run"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
+    monkeypatch.setattr(rlg.module("rlg_sampler.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
     largest = []
 
     def note(_: Any, args: tuple) -> None:
