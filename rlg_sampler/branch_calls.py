@@ -78,7 +78,8 @@ class BranchCalls:
             except RowsNotSeparable as error:
                 logger.info("RLG: rows cannot share a call (%s); the branches run one after another.", error)
                 self._rows_separable = False
-        for branch in sorted(set(needed) - set(predictions), key=lambda branch: branch != uncond_of):
+        left = [branch for branch in needed if branch not in predictions]
+        for branch in sorted(left, key=lambda branch: branch != uncond_of):
             takes = None if uncond_of in (None, branch) else predictions[uncond_of].uncond
             predictions[branch] = self._alone(branch, options, x, timestep, seed, record, takes)
         return predictions
