@@ -24,12 +24,12 @@ def plain_cfg(base: Any) -> Method:
     return Method(sample, _networks(base))
 
 
-def rlg_guider(base: Any, tuned: Any, extension: Extension, batching: str = "auto") -> Method:
-    """Our RLGGuider node on any pair of MODELs; `batching` is its input of that name."""
+def rlg_guider(base: Any, tuned: Any, extension: Extension, batching: str = "auto", **more: Any) -> Method:
+    """Our RLGGuider node on any pair of MODELs; `batching` and `more` are inputs of it."""
 
     def sample(task: Task) -> Sample:
         prompts = {"positive": task.conditioning(task.positive), "negative": task.conditioning(task.negative)}
-        options = {"cfg": CFG, "scale": SCALE, "batching": batching}
+        options = {"cfg": CFG, "scale": SCALE, "batching": batching, **more}
         (guider,) = extension.run_node("RLGGuider", base=base, tuned=tuned, **prompts, **options)
         return _run(guider, task)
 

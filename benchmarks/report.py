@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from .approximations import Error
 from .measure import Result
 from .memory import Memory
 from .names import DIFFUSERS, HOOKS, ONE_BATCH, OURS, PLAIN, TWO_LOADED, TWO_PASSES
@@ -17,6 +18,7 @@ _TIME_TARGETS = {PLAIN: 2.05, TWO_LOADED: 1.0, HOOKS: 0.85, DIFFUSERS: 0.92}
 _AUTO_TARGET = 1.03
 _MEMORY_TARGETS = {PLAIN: 1.03, TWO_LOADED: 0.54}
 _SWEEP_TARGET = 0.75
+_APPROXIMATE_TARGETS = {"direction at one of 3 steps": 1.40, "shared uncond": 1.55}
 
 
 def cell_section(result: Result) -> str:
@@ -95,6 +97,30 @@ def batching_section(results: Sequence[Result]) -> str:
         for result in results
     ]
     return f"### One batch or two passes\n\n{_table(header, rows)}"
+
+
+def approximation_times_section(timings: Timings) -> str:
+    """Steps of the approximate modes beside exact guidance."""
+    header = ["mode", "ms a step", f"÷ {PLAIN}", "÷ exact"]
+    rows = [
+        [name, _milliseconds(seconds), *(_spread(ratio(timings.wall, name, reference)) for reference in (PLAIN, OURS))]
+        for name, seconds in timings.wall.items()
+    ]
+    aims = ", ".join(f"≤ {aim} × {PLAIN} for {name}" for name, aim in _APPROXIMATE_TARGETS.items())
+    return f"### Approximate modes, time of a step ({timings.rounds} rounds; aims: {aims})\n\n{_table(header, rows)}"
+
+
+def approximation_errors_section(errors: Mapping[float, Mapping[str, Error]]) -> str:
+    """What the approximate modes change in the pictures of the demo's pair."""
+    header = ["CFG", "mode", "latent RMS", "SSIM", "composition reward - exact [95 %]"]
+    rows = [
+        [f"{cfg:g}", name, f"{error.latent:.3f}", f"{error.ssim:.4f}", str(error.reward)]
+        for cfg, modes in errors.items()
+        for name, error in modes.items()
+    ]
+    exact = "; ".join(f"{next(iter(modes.values())).exact_reward} at CFG {cfg:g}" for cfg, modes in errors.items())
+    title = "### Approximate modes, error against exact guidance on the demo's composition pair"
+    return f"{title}\n\n{_table(header, rows)}\n\nExact reward: {exact}."
 
 
 def overhead_section(timings: Timings) -> str:

@@ -2,6 +2,7 @@
 
     python dev.py bench            all tables, some ten minutes on two cores
     python dev.py bench --quick    one small model, about a minute
+    python dev.py bench --approximate   only the approximate modes: their time, and their error on the demo's pair
     python dev.py bench --memory   only what weights take, at SD3.5 medium's shape in bfloat16 (14 GB of memory)
 
 Prints the tables and writes them to benchmarks/results/, as Markdown, JSON and plots. With a GPU it runs there.
@@ -22,6 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="depth 4 and 32 × 32 latents only")
     parser.add_argument("--memory", action="store_true", help="only measure memory, at depth 24 in bfloat16")
     parser.add_argument("--batching", action="store_true", help="only compare one batch with two passes")
+    parser.add_argument("--approximate", action="store_true", help="only time and error of the approximate modes")
     parser.add_argument("--depth", type=_count, nargs="+", help="blocks of the model; its width is 64 × depth (4 12)")
     parser.add_argument("--latent", type=_count, nargs="+", help="sides of the latents (32 64)")
     parser.add_argument("--batch", type=_count, nargs="+", help="images a run (1, and 2, 4, 8 for the smallest)")

@@ -17,6 +17,7 @@ import torch
 from evaluation.host import Extension
 
 from . import report
+from .approximations import measure_errors, measure_times
 from .machine import describe_machine
 from .measure import Cell, Result, load_methods, measure_cell, measure_overhead
 from .memory import Memory, measure_memory
@@ -69,6 +70,11 @@ class Session:
                 depth = max(self._arguments.depth)
                 self._compare_memory(depth, write_files(Path(folder), depth, extension, torch.bfloat16), torch.bfloat16)
                 return
+            if self._arguments.approximate:
+                self._compare_approximations(
+                    write_files(Path(folder), min(self._arguments.depth), extension), extension
+                )
+                return
             for depth in sorted(self._arguments.depth):
                 self._progress(f"writing the models of depth {depth}")
                 self._compare_at(depth, write_files(Path(folder), depth, extension), extension)
@@ -82,7 +88,7 @@ class Session:
         """Record what `run` showed, under a name that a later run on the same machine replaces."""
         machine = self._values["machine"]
         parts = [machine["processor"], f"{machine['torch threads']} threads", f"comfyui {machine['ComfyUI']}"]
-        parts += [mode for mode in ("quick", "batching", "memory") if getattr(self._arguments, mode)]
+        parts += [mode for mode in ("quick", "batching", "approximate", "memory") if getattr(self._arguments, mode)]
         name = re.sub(r"[^a-z0-9.]+", "-", " ".join(parts).lower()).strip("-")
         folder.mkdir(exist_ok=True)
         for suffix, text in (
@@ -92,10 +98,11 @@ class Session:
             temporary = folder / f"{name}{suffix}.tmp"
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, folder / f"{name}{suffix}")
-        picture = folder / f"{name}.png.tmp"
-        draw(self._results, self._memory, picture)
-        os.replace(picture, folder / f"{name}.png")
-        self._progress(f"written to {folder / name}.md, .json and .png")
+        if self._results or self._memory:
+            picture = folder / f"{name}.png.tmp"
+            draw(self._results, self._memory, picture)
+            os.replace(picture, folder / f"{name}.png")
+        self._progress(f"written to {folder / name}.*")
 
     def _compare_at(self, depth: int, files: Files, extension: Extension) -> None:
         if self._arguments.batching:
@@ -143,6 +150,14 @@ class Session:
         sweeps = measure_sweeps(files, extension, 1 if self._arguments.quick else _SWEEP_ROUNDS, self._progress)
         self._values["sweeps"] = [asdict(sweep) for sweep in sweeps]
         self._show(report.sweep_section(sweeps))
+
+    def _compare_approximations(self, files: Files, extension: Extension) -> None:
+        timings = measure_times(files, extension, self._progress)
+        self._show(report.approximation_times_section(timings))
+        errors = measure_errors(extension, self._progress)
+        self._show(report.approximation_errors_section(errors))
+        of_cfgs = {f"{cfg:g}": {name: asdict(e) for name, e in modes.items()} for cfg, modes in errors.items()}
+        self._values["approximations"] = {"times": asdict(timings), "errors by CFG": of_cfgs}
 
     def _show(self, section: str) -> None:
         self._sections.append(section)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +66,19 @@ def test_without_noise_a_step_is_eulers(monkeypatch: pytest.MonkeyPatch) -> None
         step = flow_grpo.sde_step(x, predicted, sigmas, index)
         assert step.std == 0
         torch.testing.assert_close(step.mean, x + predicted * float(sigmas[index + 1] - sigmas[index]))
+
+
+@pytest.mark.parametrize("noisy_steps", [0, 3, 10])
+def test_only_the_first_steps_are_noisy(noisy_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After them every step is Euler's on the flow's ODE, and has no density to train on."""
+    sigmas = _sigmas(10).float()
+    monkeypatch.setattr(flow_grpo, "velocity", lambda model, x, sigma, text: _exact_velocity(x, sigma[0], 0.5))
+    text = SimpleNamespace(pooled=torch.zeros(4, 1))
+    path, densities = flow_grpo.sample(None, text, sigmas, noisy_steps, torch.Generator().manual_seed(3))
+    assert len(path) == 11 and len(densities) == noisy_steps
+    for index, (x, after) in enumerate(zip(path, path[1:], strict=False)):
+        euler = x + (sigmas[index + 1] - sigmas[index]) * _exact_velocity(x, sigmas[index], 0.5)
+        assert torch.allclose(after, euler, atol=1e-5) == (index >= noisy_steps)
 
 
 def test_log_densities_differ_as_the_normal_distributions_do() -> None:

@@ -24,7 +24,7 @@ from demo.rewards import REWARDS
 from demo.scenes import prompts
 from demo.train import base, vae
 from demo.train.export import host_state_dict
-from demo.train.flow_grpo import Task, train_lora
+from demo.train.flow_grpo import SAMPLING_STEPS, Task, train_lora
 from demo.train.text import encoded
 from demo.trained_pair import PAIR
 from dev import cache_folder
@@ -36,11 +36,11 @@ PROMPTS = 512
 TASKS = {
     "composition": Task(
         "composition", REWARDS["composition"],
-        iterations=81, kl_weight=0.04, learning_rate=1e-3,
+        iterations=120, kl_weight=0.04, learning_rate=1e-3, noisy_steps=5,
     ),
     "compressibility": Task(
         "compressibility", REWARDS["compressibility"],
-        iterations=80, kl_weight=0.04, learning_rate=1e-3,
+        iterations=100, kl_weight=0.04, learning_rate=1e-3, noisy_steps=SAMPLING_STEPS,
     ),
 }  # fmt: skip
 

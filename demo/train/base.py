@@ -32,7 +32,7 @@ STEPS, LEARNING_RATE, WARM_UP = 8000, 1e-3, 300
 COSINE_STEPS, COOL_DOWN = 13000, 1500
 """The learning rate follows a cosine of that length, and falls to 0 over the last COOL_DOWN of STEPS."""
 LAST_STEPS, LAST_LEARNING_RATE = 2000, 4e-4
-WRONG_CAPTIONS = 0.25
+WRONG_CAPTIONS = 1 / 6
 """Share of scenes that have the caption of another in the LAST_STEPS, as in data from the web. Now and then the model
 then draws what was not asked for, and a reward has something to put right."""
 DROPPED_CAPTIONS = 0.1

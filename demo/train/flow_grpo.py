@@ -3,8 +3,9 @@
 One iteration samples groups of pictures, a group per prompt, with noise injected at every step, so that each step is a
 Gaussian policy with a known density. Pictures better than their group's mean become more likely and worse ones less,
 with the clipped ratio of PPO and a penalty on the distance to the base model. As in the reference (yifan123/flow_grpo:
-train_sd3.py and sd3_sde_with_logprob.py), but only some of the steps of each trajectory are trained on, and there is no
-CFG: the tuned model is to do without.
+train_sd3.py and sd3_sde_with_logprob.py), but only some of the steps of each trajectory are trained on, and there
+is no CFG: the tuned model is to do without. Noise may be injected in the first steps alone, where it is decided what
+the picture shows, as in MixGRPO (arXiv 2507.21802, with a window that stays).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, SD3Trans
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch._dynamo import OptimizedModule
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from demo.scenes import Prompt
 from demo.tiny_encoders import LATENT_CHANNELS
@@ -36,6 +38,9 @@ UPDATES = 2
 CLIP_RANGE = 1e-3
 """Ten times the reference's: here rounding to bfloat16 alone moves the ratio by 1e-4."""
 LARGEST_ADVANTAGE = 5.0
+EMA = 0.95
+"""Per iteration. The LoRA that is kept is a moving average, as in the reference: a scale above 1 also amplifies what
+the last few groups of pictures happened to say."""
 
 Reward = Callable[[np.ndarray, Prompt], float]
 """Picture (height, width, 3) uint8 and what it should show → higher is better."""
@@ -50,6 +55,8 @@ class Task:
     iterations: int
     kl_weight: float
     learning_rate: float
+    noisy_steps: int
+    """Noise is injected in so many of the first SAMPLING_STEPS, and only these are trained on."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +101,13 @@ def train_lora(
 ) -> tuple[PeftModel, list[dict[str, float]]]:
     """Train a LoRA on `base` (which it changes in place), or go on, with a checkpoint in `folder`.
 
-    `text` encodes the prompts in their order. Returns the model and its reward curve.
+    `text` encodes the prompts in their order. Returns the model with the moving average of the LoRA, and the reward
+    curve of the LoRA itself.
     """
     torch.manual_seed(seed)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, init_lora_weights="gaussian", target_modules=list(LORA_TARGETS))
     model = get_peft_model(base, config)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     network = compiled(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=task.learning_rate, weight_decay=1e-4)
@@ -109,14 +118,14 @@ def train_lora(
     def iterate(index: int, generator: torch.Generator) -> dict[str, float]:
         chosen = torch.randperm(len(prompts), generator=generator)[:PROMPTS].repeat_interleave(GROUP)
         conds = text.rows(chosen)
-        path, densities = sample(network, conds, sigmas, generator)
+        path, densities = sample(network, conds, sigmas, task.noisy_steps, generator)
         rewards = torch.tensor(
             [task.reward(picture, prompts[i]) for picture, i in zip(decode(vae, path[-1]), chosen, strict=True)]
         )
         advantages = group_advantages(rewards)
 
         order = torch.randperm(len(chosen), generator=generator)
-        steps = torch.randperm(SAMPLING_STEPS, generator=generator)[:TRAINED_STEPS].tolist()
+        steps = torch.randperm(task.noisy_steps, generator=generator)[:TRAINED_STEPS].tolist()
         kl = clipped = 0.0
         for rows in order.chunk(UPDATES):
             optimizer.zero_grad()
@@ -125,16 +134,17 @@ def train_lora(
                 ratio = (now.log_density(path[step + 1][rows]) - densities[step][rows]).exp()
                 gain = clipped_gain(ratio, advantages[rows])
                 divergence = ((now.mean - then.mean) ** 2).mean() / (2 * now.diffusion**2)
-                ((task.kl_weight * divergence - gain) / TRAINED_STEPS).backward()
-                kl += float(divergence.detach()) / TRAINED_STEPS / UPDATES
-                clipped += float(((ratio - 1).abs() > CLIP_RANGE).float().mean()) / TRAINED_STEPS / UPDATES
+                ((task.kl_weight * divergence - gain) / len(steps)).backward()
+                kl += float(divergence.detach()) / len(steps) / UPDATES
+                clipped += float(((ratio - 1).abs() > CLIP_RANGE).float().mean()) / len(steps) / UPDATES
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
+        average.update_parameters(model)
         return {"reward": float(rewards.mean()), "spread": float(rewards.std()), "kl": kl, "clipped": clipped}
 
-    state = {"model": model, "optimizer": optimizer}
+    state = {"model": model, "average": average, "optimizer": optimizer}
     history = train(folder / f"{task.name}_{seed}.ckpt", task.iterations, seed, state, iterate)
-    return model.eval(), history
+    return average.module.eval(), history
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
@@ -149,15 +159,18 @@ def group_advantages(rewards: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    model: torch.nn.Module, conds: Text, sigmas: Tensor, generator: torch.Generator
+    model: torch.nn.Module, conds: Text, sigmas: Tensor, noisy_steps: int, generator: torch.Generator
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Latents before the first and after every step, one row per cond, and the log density of each step."""
+    """Latents before the first and after every step, one row per cond, and the log density of each noisy step."""
     shape = (len(conds.pooled), LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)
     path, densities = [torch.randn(shape, generator=generator)], []
-    for index in range(len(sigmas) - 1):
+    for index in range(noisy_steps):
         step = _policy(model, path[-1], conds, sigmas, index)
         path.append(step.mean + step.std * torch.randn(shape, generator=generator))
         densities.append(step.log_density(path[-1]))
+    for index in range(noisy_steps, len(sigmas) - 1):
+        predicted = velocity(model, path[-1], sigmas[index].expand(len(path[-1])), conds)
+        path.append(path[-1] + (sigmas[index + 1] - sigmas[index]) * predicted)
     return path, densities
 
 

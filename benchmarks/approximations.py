@@ -1,0 +1,130 @@
+"""What RLGApproximate saves, and what it costs: time on random weights, error and reward on the demo's trained pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import folder_paths
+import numpy as np
+import torch
+from skimage.metrics import structural_similarity
+
+from demo.rewards import composition
+from demo.run import demo_models
+from demo.scenes import SIDE, Prompt, prompts
+from demo.trained_pair import CHECKPOINT, LORAS
+from evaluation.host import Extension
+from evaluation.statistics import Estimate, estimate
+from sets.pictures import to_bytes
+
+from .methods import plain_cfg, rlg_guider
+from .models import Files, load_model, load_tuned
+from .names import OURS, PLAIN
+from .task import SCALE, make_task
+from .timing import Timings, interleaved
+
+Inputs = Mapping[str, Any]
+EXACT: Inputs = {"direction_every": 1, "shared_uncond": False, "start_percent": 0.0, "end_percent": 1.0}
+MODES: Mapping[str, Inputs] = {
+    "direction at one of 2 steps": {"direction_every": 2},
+    "direction at one of 3 steps": {"direction_every": 3},
+    "direction at one of 5 steps": {"direction_every": 5},
+    "direction at one of 3 steps, from 0.2 on": {"direction_every": 3, "start_percent": 0.2},
+    "shared uncond": {"shared_uncond": True},
+    "shared uncond, direction at one of 3 steps": {"direction_every": 3, "shared_uncond": True},
+}
+STEPS = 28  # the default of RLGKSampler
+_LATENT, _ROUNDS, _SECONDS = 32, 5, 120.0
+_CFGS = (1.0, 2.0)
+"""The demo's pair was tuned without CFG; with it, there is an uncond to share."""
+_PROMPTS, _SEEDS, _PROMPT_SEED = 64, 4, 7
+
+
+@dataclass(frozen=True)
+class Error:
+    """A mode against exact guidance, with the same noise.
+
+    Attributes:
+        latent: root mean square of the difference of latents, relative to that of the latents.
+        ssim: mean structural similarity of the pictures.
+        reward: exact reward, and what the mode adds to it.
+    """
+
+    latent: float
+    ssim: float
+    exact_reward: Estimate
+    reward: Estimate
+
+
+def measure_times(files: Files, extension: Extension, progress: Callable[[str], None]) -> Timings:
+    """A step of each mode beside plain CFG and exact guidance."""
+    base = load_model(files.base)
+    tuned = load_tuned(base, files.adapter, extension)
+    methods = {PLAIN: plain_cfg(base), OURS: rlg_guider(base, tuned, extension)}
+    for name, mode in MODES.items():
+        methods[name] = rlg_guider(base, tuned, extension, approximate=_approximation(extension, mode))
+    task = make_task(_LATENT, 1, STEPS)
+    for name, method in methods.items():
+        progress(f"approximations: warming up, {name}")
+        method.sample(make_task(_LATENT, 1, 2))
+    return interleaved(methods, task, _ROUNDS, _SECONDS, lambda n: progress(f"approximations: round {n} of {_ROUNDS}"))
+
+
+def measure_errors(extension: Extension, progress: Callable[[str], None]) -> dict[float, dict[str, Error]]:
+    """CFG → mode → its error on the demo's composition pair."""
+    models = demo_models()
+    for kind in ("checkpoints", "loras"):
+        folder_paths.add_model_folder_path(kind, str(models / kind), is_default=True)
+    base, tuned, clip, vae = extension.run_node(
+        "RLGLoadModels", ckpt_name=CHECKPOINT, lora_name=LORAS["composition"], lora_strength=1.0
+    )
+    asked = prompts(_PROMPT_SEED, _PROMPTS, held_out=True)
+
+    def sample(cfg: float, mode: Inputs) -> tuple[np.ndarray, np.ndarray]:
+        """Latents (prompts, seeds, …) and pictures (prompts, seeds, height, width, 3) uint8."""
+        approximation = _approximation(extension, mode)
+        (negative,) = extension.run_node("CLIPTextEncode", clip=clip, text="")
+        latents, pictures = [], []
+        for index, prompt in enumerate(asked):
+            (positive,) = extension.run_node("CLIPTextEncode", clip=clip, text=prompt.text)
+            (latent,) = extension.run_node(
+                "RLGKSampler", base=base, tuned=tuned, seed=1000 + index, steps=STEPS, cfg=cfg, sampler_name="euler",
+                scheduler="normal", positive=positive, negative=negative,
+                latent_image={"samples": torch.zeros(_SEEDS, 16, SIDE // 8, SIDE // 8)}, denoise=1.0, scale=SCALE,
+                approximate=approximation,
+            )  # fmt: skip
+            latents.append(latent["samples"].numpy())
+            pictures.append(to_bytes(vae.decode(latent["samples"])))
+        return np.stack(latents), np.stack(pictures)
+
+    found: dict[float, dict[str, Error]] = {}
+    for cfg in _CFGS:
+        progress(f"approximations: {_PROMPTS} × {_SEEDS} pictures at CFG {cfg:g}, exact")
+        latents, pictures = sample(cfg, EXACT)
+        rewards = _rewards(asked, pictures)
+        found[cfg] = {}
+        for name, mode in MODES.items():
+            if cfg == 1.0 and mode.get("shared_uncond"):
+                continue
+            progress(f"approximations: {_PROMPTS} × {_SEEDS} pictures at CFG {cfg:g}, {name}")
+            of_mode, drawn = sample(cfg, mode)
+            error = np.sqrt(np.square(of_mode - latents).mean() / np.square(latents).mean())
+            alike = [
+                structural_similarity(a, b, channel_axis=-1)
+                for a, b in zip(pictures.reshape(-1, SIDE, SIDE, 3), drawn.reshape(-1, SIDE, SIDE, 3), strict=True)
+            ]
+            gained = estimate(_rewards(asked, drawn) - rewards)
+            found[cfg][name] = Error(float(error), float(np.mean(alike)), estimate(rewards), gained)
+    return found
+
+
+def _approximation(extension: Extension, mode: Inputs) -> Any:
+    return extension.run_node("RLGApproximate", **{**EXACT, **mode})[0]
+
+
+def _rewards(asked: list[Prompt], pictures: np.ndarray) -> np.ndarray:
+    """(prompts, seeds)"""
+    rows = zip(asked, pictures, strict=True)
+    return np.array([[composition(picture, prompt).score for picture in row] for prompt, row in rows])
