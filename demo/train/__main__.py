@@ -36,7 +36,7 @@ PROMPTS = 512
 TASKS = {
     "composition": Task(
         "composition", REWARDS["composition"],
-        iterations=120, kl_weight=0.04, learning_rate=1e-3, noisy_steps=5,
+        iterations=56, kl_weight=0.04, learning_rate=1e-3, noisy_steps=5,
     ),
     "compressibility": Task(
         "compressibility", REWARDS["compressibility"],
