@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.utils
 import folder_paths
 import numpy as np
 import torch
@@ -74,10 +75,11 @@ def measure_times(files: Files, extension: Extension, progress: Callable[[str], 
 
 def measure_errors(extension: Extension, progress: Callable[[str], None]) -> dict[float, dict[str, Error]]:
     """CFG → mode → its error on the demo's composition pair."""
+    comfy.utils.set_progress_bar_enabled(False)
     models = demo_models()
     for kind in ("checkpoints", "loras"):
         folder_paths.add_model_folder_path(kind, str(models / kind), is_default=True)
-    base, tuned, clip, vae = extension.run_node(
+    base, tuned, clip, vae, _ = extension.run_node(
         "RLGLoadModels", ckpt_name=CHECKPOINT, lora_name=LORAS["composition"], lora_strength=1.0
     )
     asked = prompts(_PROMPT_SEED, _PROMPTS, held_out=True)
@@ -96,7 +98,7 @@ def measure_errors(extension: Extension, progress: Callable[[str], None]) -> dic
                 approximate=approximation,
             )  # fmt: skip
             latents.append(latent["samples"].numpy())
-            pictures.append(to_bytes(vae.decode(latent["samples"])))
+            pictures.append(to_bytes(vae.decode(latent["samples"]).numpy()))
         return np.stack(latents), np.stack(pictures)
 
     found: dict[float, dict[str, Error]] = {}
