@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -32,14 +32,28 @@ class ServerError(RuntimeError):
     """The server did not start, or stopped; the message is one line and names its log."""
 
 
+def install_extension(custom_nodes: Path) -> None:
+    """A copy of what the nodes need, under the name a `git clone` gives it."""
+    folder = custom_nodes / PACK
+    folder.mkdir()
+    for name in PACK_FILES:
+        source = REPO / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
+            shutil.copy(source, folder / name)
+
+
 @contextlib.contextmanager
-def comfy_server(host: Path, models: Path, log: Path) -> Iterator[ComfyClient]:
+def comfy_server(
+    host: Path, models: Path, log: Path, install: Callable[[Path], None] = install_extension
+) -> Iterator[ComfyClient]:
     """Start the ComfyUI in folder `host` on a free loopback port, with this extension in its `custom_nodes`.
 
     The server runs on the CPU in this Python, in a temporary folder of its own: nothing is read from or written to the
-    host's folder but its code, and no other custom nodes are loaded. `models` is a models folder with `checkpoints`
-    and `loras` in it. What the server says goes to `log`. However the block ends, the server and whatever it started
-    are gone after it, and so is the temporary folder.
+    host's folder but its code, and no custom nodes are loaded but what `install` puts into the empty `custom_nodes`
+    that it is given. `models` is a models folder with `checkpoints` and `loras` in it. What the server says goes to
+    `log`. However the block ends, the server and whatever it started are gone after it, and so is the temporary folder.
 
     Raises:
         ServerError: it does not start, does not take the extension, or stops while it is needed.
@@ -52,7 +66,8 @@ def comfy_server(host: Path, models: Path, log: Path) -> Iterator[ComfyClient]:
         log.open("w", encoding="utf-8") as output,
     ):
         base, port = Path(folder), _free_port()
-        _install_extension(base / "custom_nodes" / PACK)
+        (base / "custom_nodes").mkdir()
+        install(base / "custom_nodes")
         command = [sys.executable, str(host / "main.py"), *_arguments(base, models, port)]
         with _process(command, base, output) as process:
             client = ComfyClient(f"http://127.0.0.1:{port}")
@@ -61,17 +76,6 @@ def comfy_server(host: Path, models: Path, log: Path) -> Iterator[ComfyClient]:
                 yield client
             except ConnectionLost as error:
                 raise ServerError(f"ComfyUI stopped unexpectedly; its last words: {_last_words(log)}") from error
-
-
-def _install_extension(folder: Path) -> None:
-    """A copy of what a user gets, under the name a `git clone` gives it."""
-    folder.mkdir(parents=True)
-    for name in PACK_FILES:
-        source = REPO / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif source.exists():
-            shutil.copy(source, folder / name)
 
 
 def _arguments(base: Path, models: Path, port: int) -> list[str]:
@@ -85,8 +89,9 @@ def _arguments(base: Path, models: Path, port: int) -> list[str]:
         "--base-directory", str(base),
         "--extra-model-paths-config", str(paths),
         "--database-url", f"sqlite:///{(base / 'comfyui.db').as_posix()}",
-        "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK,
         "--disable-api-nodes",
+        "--disable-all-custom-nodes",
+        "--whitelist-custom-nodes", *sorted(path.name for path in (base / "custom_nodes").iterdir()),
     ]  # fmt: skip
 
 
