@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parent.parent
+from packed import REPO, install_packed
+
 SNAPSHOT = Path(__file__).with_name("schema.json")
 
 
@@ -108,13 +109,11 @@ def test_start_up_does_not_wait_for_libraries_that_only_some_rewards_need() -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["comfyui-rlg", "rl guidance 1.0", "ComfyUI_RLG"])
+@pytest.mark.parametrize("folder", ["rl guidance 1.0", "ComfyUI_RLG"])
 def test_real_start_up_takes_the_extension_quickly(folder: str, tmp_path: Path) -> None:
     """The host's own start, custom nodes included; it prints how long each took."""
     host = Path(os.environ["COMFYUI_PATH"])
-    custom_nodes = tmp_path / "custom_nodes" / folder
-    custom_nodes.parent.mkdir()
-    custom_nodes.symlink_to(REPO, target_is_directory=True)
+    install_packed(tmp_path / "custom_nodes" / folder)
     started = subprocess.run(
         [sys.executable, str(host / "main.py"), "--cpu", "--quick-test-for-ci", "--base-directory", str(tmp_path)],
         capture_output=True,
