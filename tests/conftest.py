@@ -43,6 +43,10 @@ from pairs import load_checkpoint, write_lora, write_model
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--freeze", action="store_true", help="write tests/frozen anew for the version in pyproject.toml")
+
+
 @pytest.fixture
 def every_step_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Newer hosts leave out progress that comes fast; a test of which steps are reported wants it all."""
@@ -79,6 +83,23 @@ def rlg(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNam
         return importlib.import_module(f"{package}.{name}")
 
     return SimpleNamespace(nodes=host_nodes.NODE_CLASS_MAPPINGS, module=module)
+
+
+@pytest.fixture(scope="module")
+def object_info(rlg: SimpleNamespace) -> dict[str, Any]:
+    """What /object_info answers, for the nodes that the tests' host has loaded: stock ones and ours."""
+    return {name: _info(node) for name, node in rlg.nodes.items()}
+
+
+def _info(node: type) -> dict[str, Any]:
+    if hasattr(node, "GET_NODE_INFO_V1"):
+        return node.GET_NODE_INFO_V1()
+    inputs = node.INPUT_TYPES()
+    return {
+        "input": inputs,
+        "input_order": {group: list(names) for group, names in inputs.items()},
+        "output": node.RETURN_TYPES,
+    }
 
 
 @pytest.fixture(autouse=True)

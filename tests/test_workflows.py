@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,23 +13,6 @@ from demo.ui_to_api import NOTES, WorkflowError, set_widget, to_prompt, widget_s
 
 WORKFLOWS = sorted((Path(__file__).resolve().parent.parent / "workflows").glob("*.json"))
 MAIN = "rlg_text_to_image"
-
-
-@pytest.fixture(scope="module")
-def object_info(rlg: SimpleNamespace) -> dict[str, Any]:
-    """What /object_info answers, for the nodes that the tests' host has loaded: stock ones and ours."""
-    return {name: _info(node) for name, node in rlg.nodes.items()}
-
-
-def _info(node: type) -> dict[str, Any]:
-    if hasattr(node, "GET_NODE_INFO_V1"):
-        return node.GET_NODE_INFO_V1()
-    inputs = node.INPUT_TYPES()
-    return {
-        "input": inputs,
-        "input_order": {group: list(names) for group, names in inputs.items()},
-        "output": node.RETURN_TYPES,
-    }
 
 
 @pytest.fixture
