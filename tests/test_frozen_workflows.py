@@ -69,11 +69,21 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def refusal(rlg: SimpleNamespace) -> Callable[[Prompt], Any]:
-    """What the host's own check has against a prompt; None if it would run it."""
+    """What the host has against a prompt, or its lists of choices, which not every host compares; else None."""
 
     def validate(prompt: Prompt) -> Any:
         valid, error, _, of_nodes = asyncio.run(execution.validate_prompt("frozen", prompt, None))
-        return None if valid and not of_nodes else (error, of_nodes)
+        if not valid or of_nodes:
+            return error, of_nodes
+        return next(filter(None, map(_gone, prompt.values())), None)
+
+    def _gone(node: dict[str, Any]) -> str | None:
+        inputs = rlg.nodes[node["class_type"]].INPUT_TYPES()
+        for name, (kind, *options) in {**inputs["required"], **inputs.get("optional", {})}.items():
+            chosen = node["inputs"].get(name)
+            if kind == "COMBO" and isinstance(chosen, str) and chosen not in options[0]["options"]:
+                return f"{node['class_type']}.{name}: {chosen}"
+        return None
 
     return validate
 
@@ -114,5 +124,8 @@ def test_what_would_break_a_saved_workflow_is_noticed(
         to_prompt(workflow, without)
 
     sampler = next(node for node in prompt.values() if node["class_type"] == "RLGKSampler")
-    sampler["inputs"]["sampler_name"] = "one that is gone"
-    assert refusal(prompt)
+    for name, value in {"sampler_name": "one that is gone", "scale": 99.0, "base": ["no such node", 0]}.items():
+        saved, sampler["inputs"][name] = sampler["inputs"][name], value
+        assert refusal(prompt), name
+        sampler["inputs"][name] = saved
+    assert refusal(prompt) is None
