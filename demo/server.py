@@ -21,7 +21,10 @@ from demo.client import ComfyClient, ConnectionLost
 
 REPO = Path(__file__).resolve().parent.parent
 PACK = "comfyui-rlg"
-PACK_FILES = ("__init__.py", "pyproject.toml", "nodes", "rewards", "rlg_sampler", "sets", "workflows", "web")
+PACK_FILES = (
+    "__init__.py", "pyproject.toml", "nodes", "rewards", "rlg_sampler", "sets",
+    "workflows", "subgraphs", "locales", "web",
+)  # fmt: skip
 A_NODE_OF_OURS = "RLGKSampler"
 
 START_LIMIT = 300.0

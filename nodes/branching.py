@@ -14,6 +14,7 @@ from ..rlg_sampler.guider import guided_model
 from ..rlg_sampler.schedule import Schedule
 from ..rlg_sampler.several_runs import labels
 from . import inputs
+from .search import search_aliases
 
 
 class RLGSamplerFlowGRPO(io.ComfyNode):
@@ -26,7 +27,8 @@ class RLGSamplerFlowGRPO(io.ComfyNode):
             display_name="Flow-GRPO SDE",
             category="RLG",
             description="The stochastic sampler that Flow-GRPO trains with, for flow models (SD3, Flux): euler with "
-            "noise that is taken out again.",
+            "fresh noise at every step.",
+            **search_aliases("rlg", "flow grpo", "stochastic sampler", "sde sampler", "exploration noise"),
             inputs=[
                 io.Float.Input(
                     "noise_level",
@@ -58,16 +60,17 @@ class RLGBranch(io.ComfyNode):
             category="RLG",
             description="Samples the beginning once and ends it several times with fresh noise: variations to choose "
             "from, alike in what was settled before the branch.",
+            **search_aliases("variations", "branch sampling", "b2-diffurl", "seed variation"),
             inputs=[
                 *inputs.ksampler_inputs(),
                 inputs.scale_input(),
                 io.Int.Input(
-                    "branches", default=4, min=1, max=64, tooltip="How many pictures to make of one beginning."
+                    "branches", default=4, min=1, max=64, tooltip="How many pictures to make from one beginning."
                 ),
                 inputs.percent_input(
                     "branch_percent",
                     0.5,
-                    "Where the branches part, as a part of the steps: early = more different, late = details only",
+                    "Where the branches part, as a fraction of the steps: early = more different, late = details only",
                 ),
                 io.Float.Input(
                     "noise_level",

@@ -12,6 +12,7 @@ from ..rewards.labels import settings
 from ..rlg_sampler.image_tensor import to_tensor
 from .lists import as_list, only, per_image
 from .scoring import AUTO, file_input
+from .search import search_aliases
 
 
 class RLGDiversity(io.ComfyNode):
@@ -23,8 +24,9 @@ class RLGDiversity(io.ComfyNode):
             node_id="RLGDiversity",
             display_name="RLG Diversity",
             category="RLG/evaluation",
-            description="How different pictures of the same prompt and scale are: what strong guidance costs. It takes "
+            description="How different pictures of the same prompt and scale are: what strong guidance costs. It needs "
             "two or more of each, such as a latent batch of 4.",
+            **search_aliases("variety", "similarity", "lpips", "vendi score", "dino"),
             inputs=[
                 io.Image.Input("images", tooltip="The pictures; also a list of batches, such as one per prompt."),
                 _labels_input("One label per picture, from RLG Sweep or RLG Branch: it says which belong together."),
@@ -32,26 +34,26 @@ class RLGDiversity(io.ComfyNode):
                     "measure",
                     options=list(diversities.MEASURES),
                     default="pixels",
-                    tooltip="Mean distance of two pictures: pixels = root mean square difference, no weights needed; "
-                    "clip and dino = 1 - cosine of features; lpips (needs pip install lpips). vendi_* = how many "
-                    "different pictures there are (needs pip install vendi-score).",
+                    tooltip="Mean distance between two pictures: pixels = root mean square difference, no weights "
+                    "needed; clip and dino = 1 - cosine of features; lpips (needs pip install lpips). vendi_* = how "
+                    "many different pictures there are (needs pip install vendi-score).",
                 ),
                 file_input("CLIP, DINO or AlexNet"),
                 io.String.Input(
                     "prompts",
                     optional=True,
                     force_input=True,
-                    tooltip="Where there are several: one per batch or per picture (RLG Score gives them). Only "
-                    "pictures of one prompt are compared.",
+                    tooltip="Where there are several: one per batch or one per picture, from RLG Score. Only pictures "
+                    "of the same prompt are compared.",
                 ),
             ],
             outputs=[
                 io.Float.Output(
                     display_name="diversity",
                     is_output_list=True,
-                    tooltip="One per picture: its mean distance to the others of its group, for RLG Plot.",
+                    tooltip="One value per picture, for RLG Plot: its mean distance to the others of its group.",
                 ),
-                io.Float.Output(display_name="mean", tooltip="Of all pictures."),
+                io.Float.Output(display_name="mean", tooltip="The mean over all pictures."),
                 io.String.Output(
                     display_name="text", tooltip="The diversity of each scale. Connect Preview Any to read it."
                 ),
@@ -99,6 +101,7 @@ class RLGPlot(io.ComfyNode):
             category="RLG/evaluation",
             description="What each scale of a sweep is worth: reward with its 95 % confidence interval; with diversity "
             "also that, and which scales give the most of both (the Pareto front).",
+            **search_aliases("reward curve", "chart", "graph", "pareto"),
             inputs=[
                 io.Float.Input("scores", force_input=True, tooltip="One score per picture, from RLG Score."),
                 _labels_input("One label per picture, from RLG Sweep: it says the scale."),
@@ -110,19 +113,21 @@ class RLGPlot(io.ComfyNode):
                     "title", default="", tooltip="A line above the plots, such as model and LoRA. Empty = none."
                 ),
                 io.Float.Input(
-                    "diversity", optional=True, force_input=True, tooltip="One per picture, from RLG Diversity."
+                    "diversity", optional=True, force_input=True, tooltip="One value per picture, from RLG Diversity."
                 ),
                 io.String.Input(
                     "prompts",
                     optional=True,
                     force_input=True,
-                    tooltip="One per picture, from RLG Score: with several prompts the interval is over prompts, since "
-                    "pictures of one prompt are alike.",
+                    tooltip="One prompt per picture, from RLG Score: with several prompts the interval is over "
+                    "prompts, since pictures of one prompt are alike.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="IMAGE", tooltip="For Save Image, which keeps the workflow in it."),
-                io.String.Output(display_name="csv", tooltip="The numbers, a line per scale, separated by commas."),
+                io.String.Output(
+                    display_name="csv", tooltip="The numbers behind the plots, a line per scale, separated by commas."
+                ),
             ],
             is_input_list=True,
         )

@@ -11,7 +11,7 @@ import folder_paths
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.extraction import extract_lora
-from . import inputs
+from .search import search_aliases
 
 
 class RLGExtractLora(io.ComfyNode):
@@ -25,8 +25,9 @@ class RLGExtractLora(io.ComfyNode):
             category="RLG",
             description="Saves tuned − base as a LoRA of the given rank. Two checkpoints as a pair are exact and take "
             "twice the memory; this is an approximation that takes little.",
+            **search_aliases("lora extraction", "difference lora", "subtract models", "svd"),
             inputs=[
-                inputs.base_input(),
+                io.Model.Input("base", tooltip="The MODEL that tuned started from."),
                 io.Model.Input("tuned", tooltip="A fully tuned version of the base model, from its own checkpoint."),
                 io.Int.Input(
                     "rank",
@@ -38,13 +39,15 @@ class RLGExtractLora(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="loras/rlg_extracted",
-                    tooltip="File below ComfyUI's output folder. In output/loras it is offered by the LoRA loaders.",
+                    tooltip="Folder and name of the file in ComfyUI's output folder. In output/loras the LoRA loaders "
+                    "find it (press R).",
                 ),
             ],
             outputs=[
                 io.String.Output(
                     display_name="report",
-                    tooltip="The file's name and how much of the change each module has captured. Connect Preview Any.",
+                    tooltip="The file's name, and how much of each module's change was captured. Connect Preview Any "
+                    "to read it.",
                 ),
             ],
             is_output_node=True,

@@ -9,6 +9,7 @@ from ..rlg_sampler.branch_calls import AUTO
 from ..rlg_sampler.guider import RLGGuider, guided_model
 from ..rlg_sampler.schedule import Schedule
 from . import inputs
+from .search import search_aliases
 
 
 class RLGModel(io.ComfyNode):
@@ -20,8 +21,17 @@ class RLGModel(io.ComfyNode):
             node_id="RLGModel",
             display_name="RLG Model",
             category="RLG",
-            description="Makes one MODEL of two, for any sampler: base + scale × (tuned − base) at every step. "
+            description="Makes one guided MODEL of two, for any sampler: base + scale × (tuned − base) at every step. "
             "To add another tuned model, connect the output to 'base' of a second RLG Model.",
+            **search_aliases(
+                "reinforcement learning guidance",
+                "rl guidance",
+                "guidance",
+                "flow-grpo",
+                "autoguidance",
+                "mix models",
+                "patch model",
+            ),
             inputs=[
                 inputs.base_input(),
                 inputs.tuned_input(),
@@ -57,6 +67,9 @@ class RLGGuiderNode(io.ComfyNode):
             display_name="RLG Guider",
             category="RLG",
             description="Guider for SamplerCustomAdvanced: base + scale × (tuned − base), each with its own CFG.",
+            **search_aliases(
+                "reinforcement learning guidance", "rl guidance", "guidance", "flow-grpo", "dual model guider"
+            ),
             inputs=[
                 inputs.base_input(),
                 inputs.tuned_input(),

@@ -146,7 +146,7 @@ def ksampler_inputs() -> list[io.Input]:
         ),
         positive_input(),
         negative_input(),
-        io.Latent.Input("latent_image", tooltip="An empty latent, or a picture to change (denoise below 1)."),
+        io.Latent.Input("latent_image", tooltip="An empty latent, or an encoded picture to change (denoise below 1)."),
         io.Float.Input(
             "denoise",
             default=1.0,

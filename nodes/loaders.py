@@ -10,6 +10,7 @@ from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.adapters import load_lora
 from ..rlg_sampler.peft_config import CONFIG_NAME, WEIGHTS_NAME
+from .search import search_aliases
 
 _STRENGTH_TOOLTIP = (
     "1.0 = as trained, also for PEFT adapters, whose scale the stock loader leaves out. "
@@ -27,6 +28,7 @@ class RLGLoadLora(io.ComfyNode):
             display_name="RLG Load LoRA",
             category="RLG",
             description="Loads an RL-tuned LoRA (PEFT folder or file, diffusers, kohya) at its trained strength.",
+            **search_aliases("rl lora", "flow-grpo", "flow grpo", "peft", "lora adapter", "lora loader"),
             inputs=[
                 io.Model.Input(
                     "model",
@@ -57,6 +59,14 @@ class RLGLoadModels(io.ComfyNode):
             category="RLG",
             description="Loads a checkpoint and an RL-tuned LoRA for it: the pair for the RLG samplers, "
             "with one copy of the weights.",
+            **search_aliases(
+                "reinforcement learning guidance",
+                "rl lora",
+                "flow-grpo",
+                "flow grpo",
+                "checkpoint and lora",
+                "load pair",
+            ),
             inputs=[
                 io.Combo.Input(
                     "ckpt_name",

@@ -11,6 +11,7 @@ from ..rlg_sampler.branch_calls import AUTO
 from ..rlg_sampler.guider import check_latent, guided_model
 from ..rlg_sampler.schedule import Schedule
 from . import inputs
+from .search import search_aliases
 
 
 class RLGKSampler(io.ComfyNode):
@@ -22,8 +23,11 @@ class RLGKSampler(io.ComfyNode):
             node_id="RLGKSampler",
             display_name="RLG KSampler",
             category="RLG",
-            description="KSampler for a base model and its RL-tuned version: "
+            description="KSampler for a base model and its RL-tuned version (Reinforcement Learning Guidance): "
             "base + scale × (tuned − base) at every step.",
+            **search_aliases(
+                "reinforcement learning guidance", "rl guidance", "guidance", "flow-grpo", "reward", "sampler"
+            ),
             inputs=[
                 *inputs.ksampler_inputs(),
                 inputs.scale_input(),

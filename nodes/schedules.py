@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import io, ui
 from ..rlg_sampler import schedule as schedules
 from ..rlg_sampler.schedule_plot import plot
 from . import inputs
+from .search import search_aliases
 
 
 def _output() -> io.Output:
@@ -37,15 +38,25 @@ class RLGScale(_ScheduleNode):
             node_id="RLGScale",
             display_name="RLG Scale in a Range",
             category="RLG/schedules",
-            description="One scale for a range of steps, another one outside of it.",
+            description="One scale in a range of steps, another one outside it (interval guidance).",
+            **search_aliases(
+                "interval guidance", "guidance interval", "guidance schedule", "schedule", "start end percent"
+            ),
             inputs=[
                 inputs.scale_input(),
-                inputs.percent_input("start_percent", 0.0, "Where the range begins, as a part of the steps: 0 = first"),
                 inputs.percent_input(
-                    "end_percent", 1.0, "Where the range ends; the step there is outside. 1 = up to and with the last"
+                    "start_percent", 0.0, "Where the range begins, as a fraction of the steps: 0 = the first step"
+                ),
+                inputs.percent_input(
+                    "end_percent",
+                    1.0,
+                    "Where the range ends, as a fraction of the steps; the step at that position is outside it. "
+                    "1 = the last step belongs to the range",
                 ),
                 inputs.scale_input(
-                    "outside", 1.0, "Scale outside the range: 1 = tuned model, 0 = base model; either costs one model."
+                    "outside",
+                    1.0,
+                    "Scale outside the range: 1 = tuned model, 0 = base model; such a step evaluates one model only.",
                 ),
             ],
             outputs=[_output()],
@@ -66,13 +77,14 @@ class RLGCombinedGeneration(_ScheduleNode):
             display_name="RLG Combined Generation",
             category="RLG/schedules",
             description="The base model makes the first steps, which keep variety; the tuned model finishes. "
-            "With scale 1 each step costs one model.",
+            "With scale 1 each step evaluates one model only.",
+            **search_aliases("imagerefl", "switch models", "two stage", "guidance schedule", "schedule"),
             inputs=[
                 inputs.percent_input(
                     "switch_percent",
                     0.8,
-                    "When the tuned model takes over, as a part of the steps: 0.8 = for the last fifth (32 of 40 steps "
-                    "are the base's); 0 = the tuned model throughout, 1 = never",
+                    "When the tuned model takes over, as a fraction of the steps: 0.8 = for the last fifth (32 of 40 "
+                    "steps are the base's); 0 = the tuned model throughout, 1 = never",
                 ),
                 inputs.scale_input("scale", 1.0, "Scale from the switch on: 1 = the tuned model, above 1 = beyond it."),
             ],
@@ -95,6 +107,7 @@ class RLGRamp(_ScheduleNode):
             category="RLG/schedules",
             description="Goes from one scale to another over the steps. From 0 to 1 with 'power' it is the annealed "
             "guidance of ImageReFL.",
+            **search_aliases("annealed guidance", "imagerefl", "guidance schedule", "schedule", "curve"),
             inputs=[
                 inputs.scale_input("start_scale", 0.0, "Scale at the first step: 0 = base model, 1 = tuned model."),
                 inputs.scale_input("end_scale", 1.0, "Scale that the run goes to: 0 = base model, 1 = tuned model."),
@@ -102,7 +115,8 @@ class RLGRamp(_ScheduleNode):
                     "curve",
                     options=["linear", "cosine", "power"],
                     default="linear",
-                    tooltip="linear = evenly, cosine = slow at both ends, power = slow start (with power above 1).",
+                    tooltip="linear = evenly, cosine = slow at both ends, power = slow start (with an "
+                    "exponent above 1).",
                 ),
                 io.Float.Input(
                     "power",
@@ -111,7 +125,8 @@ class RLGRamp(_ScheduleNode):
                     max=20.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Exponent of the curve 'power': 1 = linear, 2 to 5 = later; ignored by the other curves.",
+                    tooltip="Exponent of the curve 'power': 1 = linear, 2 to 5 = the change comes late, below 1 = "
+                    "early. The other curves ignore it.",
                 ),
             ],
             outputs=[_output()],
@@ -131,13 +146,14 @@ class RLGKeyframes(_ScheduleNode):
             node_id="RLGKeyframes",
             display_name="RLG Keyframes",
             category="RLG/schedules",
-            description="Any schedule, as pairs of position and scale.",
+            description="Any schedule, written as pairs of position and scale.",
+            **search_aliases("guidance schedule", "schedule", "custom curve"),
             inputs=[
                 io.String.Input(
                     "keyframes",
                     default="0:0, 0.5:1, 0.8:2",
-                    tooltip="position:scale pairs in rising order; position 0 = first step, 0.5 = half of the steps. "
-                    "Each scale holds from its position on.",
+                    tooltip="position:scale pairs in rising order, separated by commas; position 0 = first step, 0.5 = "
+                    "half of the steps. Each scale holds from its position on.",
                 ),
                 io.Combo.Input(
                     "interpolation",

@@ -8,6 +8,7 @@ from comfy_api.v0_0_2 import io
 from ..rewards import host, pick, registry
 from ..rewards.protocol import Reward
 from .lists import as_list, only, per_image
+from .search import search_aliases
 
 RewardType = io.Custom("RLG_REWARD")
 AUTO = "auto"
@@ -24,6 +25,9 @@ class RLGLoadReward(io.ComfyNode):
             category="RLG/evaluation",
             description="A reward model: it says what a picture is worth. Weights are read from models/reward_models; "
             "nothing is downloaded.",
+            **search_aliases(
+                "reward model", "pickscore", "imagereward", "hps", "hpsv2", "aesthetic score", "clip score", "ocr"
+            ),
             inputs=[
                 io.Combo.Input(
                     "name",
@@ -54,6 +58,9 @@ class RLGScore(io.ComfyNode):
             category="RLG/evaluation",
             description="Scores pictures for their prompt, in the reward model's own scale: each on its own, whatever "
             "else is in the batch. Higher is better.",
+            **search_aliases(
+                "reward", "rate images", "image quality", "pickscore", "imagereward", "aesthetic score", "clip score"
+            ),
             inputs=[
                 io.Image.Input("images", tooltip="The pictures; also a list of batches, such as one per prompt."),
                 io.String.Input(
@@ -61,14 +68,16 @@ class RLGScore(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip="What the pictures should show. Or a list: one prompt per batch, or one per picture. "
-                    "Rewards that look at pictures alone leave it aside.",
+                    "Rewards that look at the pictures alone ignore it.",
                 ),
                 RewardType.Input("reward", tooltip="From RLG Load Reward."),
             ],
             outputs=[
-                io.Float.Output(display_name="scores", is_output_list=True, tooltip="One per picture, in their order."),
-                io.Float.Output(display_name="mean", tooltip="Of all pictures."),
-                io.String.Output(display_name="text", tooltip="All of it in words. Connect Preview Any to read it."),
+                io.Float.Output(
+                    display_name="scores", is_output_list=True, tooltip="One score per picture, in their order."
+                ),
+                io.Float.Output(display_name="mean", tooltip="The mean over all pictures."),
+                io.String.Output(display_name="text", tooltip="All scores as text. Connect Preview Any to read it."),
                 io.String.Output(
                     display_name="prompts",
                     is_output_list=True,
@@ -106,6 +115,7 @@ class RLGPickBest(io.ComfyNode):
             display_name="RLG Pick Best",
             category="RLG/evaluation",
             description="Keeps the pictures with the highest scores: of a sweep, of branches, of many seeds.",
+            **search_aliases("best of n", "select images", "rank images", "filter images"),
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to choose from."),
                 _scores_input("scores", "One score per picture, from RLG Score."),
@@ -114,7 +124,7 @@ class RLGPickBest(io.ComfyNode):
                     "labels",
                     optional=True,
                     force_input=True,
-                    tooltip="One label per picture (of RLG Sweep or RLG Branch), to see which were kept.",
+                    tooltip="One label per picture, from RLG Sweep or RLG Branch, to see which were kept.",
                 ),
                 _scores_input("scores_2", "Scores of a second reward, for the same pictures.", optional=True),
                 _scores_input("scores_3", "Scores of a third reward, for the same pictures.", optional=True),
@@ -123,12 +133,12 @@ class RLGPickBest(io.ComfyNode):
                 _weight_input("weight_3", "the third reward"),
             ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="The best, best first."),
+                io.Image.Output(display_name="images", tooltip="The best pictures, best first."),
                 io.String.Output(display_name="labels", is_output_list=True, tooltip="Their labels."),
                 io.Int.Output(
                     display_name="indices",
                     is_output_list=True,
-                    tooltip="Their places among all pictures, the first is 0 (as in Latent From Batch).",
+                    tooltip="Their positions among all pictures, counted from 0 (as in Latent From Batch).",
                 ),
             ],
             is_input_list=True,
@@ -170,7 +180,7 @@ def file_input(what: str) -> io.Combo.Input:
         options=[AUTO, *host.weights()],
         default=AUTO,
         tooltip=f"Weights of {what}, from models/reward_models: a file, or a folder as downloaded from Hugging Face. "
-        "auto = the one of the published name; where none is there, the error says what to get.",
+        "auto = the one with the published name; where it is missing, the error says what to get.",
     )
 
 
@@ -187,6 +197,6 @@ def _weight_input(name: str, what: str) -> io.Float.Input:
         step=0.1,
         round=0.001,
         optional=True,
-        tooltip=f"How much {what} counts: 0 = not at all, below 0 = the less the better. Of several rewards each is "
-        "measured in standard deviations over these pictures.",
+        tooltip=f"How much {what} counts: 0 = not at all, below 0 = the lower the better. Of several rewards each "
+        "is measured in standard deviations over these pictures.",
     )

@@ -20,6 +20,7 @@ from ..sets.pictures import Entry, PictureSet, to_bytes
 from ..sets.prompts import SUFFIXES, read_prompts
 from . import inputs
 from .lists import spread
+from .search import search_aliases
 
 
 class RLGLoadPrompts(io.ComfyNode):
@@ -30,8 +31,9 @@ class RLGLoadPrompts(io.ComfyNode):
         return io.Schema(
             node_id="RLGLoadPrompts",
             display_name="RLG Load Prompts",
-            category="RLG",
+            category="RLG/evaluation",
             description="Prompts from a file in ComfyUI's input folder. What is connected runs once for each of them.",
+            **search_aliases("prompts from file", "prompt list", "text file", "csv", "jsonl"),
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -40,7 +42,9 @@ class RLGLoadPrompts(io.ComfyNode):
                     "header, or .jsonl with one object a line. Put it there and press R.",
                 ),
                 io.String.Input(
-                    "column", default="prompt", tooltip="Where the prompts stand in a CSV or JSON Lines file."
+                    "column",
+                    default="prompt",
+                    tooltip="The column of a .csv file, or the key in a .jsonl file, that holds the prompts.",
                 ),
                 io.Int.Input(
                     "start",
@@ -59,7 +63,9 @@ class RLGLoadPrompts(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="prompts", is_output_list=True, tooltip="One text after another."),
+                io.String.Output(
+                    display_name="prompts", is_output_list=True, tooltip="The prompts, one after another."
+                ),
             ],
         )
 
@@ -81,20 +87,22 @@ class RLGSaveSet(io.ComfyNode):
         return io.Schema(
             node_id="RLGSaveSet",
             display_name="RLG Save Set",
-            category="RLG",
+            category="RLG/evaluation",
             description="Saves pictures by scale, in the layout of the RLG reference: scale_1.6/00000.png …, with a "
             "metadata.csv. Pictures that are there already are not saved again.",
+            **search_aliases("save images", "dataset", "metadata csv", "export"),
             inputs=[
                 io.Image.Input("images", tooltip="The pictures: a batch, or several."),
                 io.String.Input(
                     "prompt",
                     force_input=True,
-                    tooltip="What the pictures show: one text for all, one for each batch or one for each picture.",
+                    tooltip="What the pictures show: one text for all, one per batch or one per picture.",
                 ),
                 io.String.Input(
                     "folder",
                     default="rlg_set",
-                    tooltip="In ComfyUI's output folder; what is in it stays, and new pictures go behind.",
+                    tooltip="A folder in ComfyUI's output folder. What is there stays; new pictures are numbered "
+                    "after it.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -110,13 +118,13 @@ class RLGSaveSet(io.ComfyNode):
                 inputs.Schedule.Input(
                     "schedule",
                     optional=True,
-                    tooltip="The schedule they were sampled with, where it was one; it replaces scale.",
+                    tooltip="The schedule they were sampled with, if there was one; it replaces scale.",
                 ),
                 io.String.Input(
                     "labels",
                     optional=True,
                     force_input=True,
-                    tooltip="Labels of RLG Sweep, one for each picture; they replace seed, scale and schedule.",
+                    tooltip="One label per picture, from RLG Sweep; they replace seed, scale and schedule.",
                 ),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="How many were saved, and where.")],

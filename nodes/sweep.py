@@ -15,6 +15,7 @@ from ..rlg_sampler.several_runs import labels
 from ..rlg_sampler.sweep import cells, sweep
 from . import inputs
 from .lists import as_list, only
+from .search import search_aliases
 
 
 class RLGSweep(io.ComfyNode):
@@ -26,8 +27,9 @@ class RLGSweep(io.ComfyNode):
             node_id="RLGSweep",
             display_name="RLG Sweep",
             category="RLG",
-            description="The same seed at several scales, or at several switch points and scales. What the pictures "
+            description="Samples one seed at several scales, or at several switch points and scales. What the pictures "
             "have in common (the steps before they differ) is computed once.",
+            **search_aliases("x/y plot", "xy plot", "xyz plot", "compare scales", "compare strengths", "flow-grpo"),
             inputs=[
                 *inputs.ksampler_inputs(),
                 io.String.Input(
@@ -92,12 +94,13 @@ class RLGGrid(io.ComfyNode):
             category="RLG",
             description="One picture of many, labelled. What a whole row or column has in common becomes its header, "
             "what all have in common stands below the title.",
+            **search_aliases("image grid", "contact sheet", "x/y plot", "xy plot", "label images"),
             inputs=[
                 io.Image.Input("images", tooltip="The pictures, in the order of the labels."),
                 io.String.Input(
                     "labels",
                     force_input=True,
-                    tooltip="One label per picture (of RLG Sweep or RLG Branch); parts are separated by commas.",
+                    tooltip="One label per picture, from RLG Sweep or RLG Branch; parts are separated by commas.",
                 ),
                 io.Int.Input(
                     "columns",
