@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.approximation import Approximation
 from . import inputs
+from .search import search_aliases
 
 
 class RLGApproximate(io.ComfyNode):
@@ -18,15 +19,16 @@ class RLGApproximate(io.ComfyNode):
             display_name="RLG Approximate (faster, changes the picture)",
             category="RLG",
             description="For drafts: leaves out evaluations that change the picture little. Exact guidance costs two "
-            "models a step; with the direction of every second step it costs 1.5, of every third 1.33.",
+            "models a step; with their difference computed at every second step it costs 1.5, at every third 1.33.",
+            **search_aliases("speed up", "draft", "cache", "skip steps"),
             inputs=[
                 io.Int.Input(
                     "direction_every",
                     default=2,
                     min=1,
                     max=10,
-                    tooltip="Compute the difference of tuned and base model at one of so many steps, and keep it in "
-                    "between, where only one of the two is evaluated. 1 = at every step, exact; higher = faster and "
+                    tooltip="Compute the difference between tuned and base model at every n-th step only, and keep it "
+                    "in between, where one of the two is evaluated. 1 = at every step, exact; higher = faster and "
                     "rougher.",
                 ),
                 io.Boolean.Input(
@@ -36,9 +38,11 @@ class RLGApproximate(io.ComfyNode):
                     "both: three evaluations a step in place of four. Nothing changes where CFG is 1.0.",
                 ),
                 inputs.percent_input(
-                    "start_percent", 0.0, "Where leaving out begins, as a part of the steps; before it all is exact"
+                    "start_percent", 0.0, "Where leaving out begins, as a fraction of the steps; before it all is exact"
                 ),
-                inputs.percent_input("end_percent", 1.0, "Where it ends; from there on all is exact"),
+                inputs.percent_input(
+                    "end_percent", 1.0, "Where it ends, as a fraction of the steps; from there on all is exact"
+                ),
             ],
             outputs=[
                 inputs.Approximation.Output(

@@ -37,6 +37,9 @@ import comfy.utils
 import folder_paths
 import torch
 
+# The host's, as in its own start: its nodes.py later puts a folder in front of the path that has another `utils`.
+import utils.json_util  # noqa: F401
+
 from pairs import load_checkpoint, write_lora, write_model
 
 # The models are tiny: a second thread costs more in waiting than it computes, above all on a busy machine.
