@@ -24,6 +24,7 @@ from host_routes import served
 LOCALES = REPO / "locales"
 SCRIPTS = {
     "zh": "CJK UNIFIED",
+    "zh-TW": "CJK UNIFIED",
     "ja": "HIRAGANA|KATAKANA",
     "ko": "HANGUL",
     "ru": "CYRILLIC",
