@@ -1,0 +1,203 @@
+"""ComfyUI's front end in a headless browser, used as a person does: drop a file, press Run, look."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Playwright, expect
+
+from browser.server import Server
+
+SCREEN = {"width": 1600, "height": 1000}
+LIMIT = 120.0
+"""Seconds that anything may take. A quiet machine needs a few; a busy one has its own idea of time."""
+
+# No sandbox, because it does not work for root and in containers, and all pages are our own server's. The others keep
+# the browser from calling home.
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+NO_BROWSER = (
+    "no browser to test with: run `playwright install chromium` in the environment of the tests, or install Chromium, "
+    "Google Chrome or Microsoft Edge"
+)
+
+# What would greet a newcomer, and what would bring the last test's tabs back.
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False, "Comfy.Workflow.ConfirmDelete": False}
+
+RED = (
+    "[class*='node-stroke-error']:visible, .ring-error:visible, [data-testid=error-overlay]:visible, "
+    ".p-toast-message-error:visible, .p-toast-message-warn:visible, .p-dialog:visible, [role=dialog]:visible"
+)
+"""Error frames of nodes that are HTML, red widgets and sockets, and whatever the front end puts over the canvas."""
+
+# Nodes that are drawn on the canvas leave nothing to find in the page, so that the graph is asked as well.
+PROBLEMS = """() => {
+    const found = [];
+    for (const node of app.graph.nodes) {
+        const name = `node ${node.id} (${node.type})`;
+        if (!(node.type in LiteGraph.registered_node_types)) found.push(`${name}: missing`);
+        if (node.has_errors) found.push(`${name}: has errors`);
+        for (const input of node.inputs ?? []) if (input.hasErrors) found.push(`${name}: ${input.name} is red`);
+        for (const widget of node.widgets ?? []) {
+            let choices = widget.type === "combo" ? widget.options.values : undefined;
+            if (typeof choices === "function") choices = choices(widget, node);
+            if (choices instanceof Array && !choices.includes(widget.value))
+                found.push(`${name}: ${widget.name} has no choice ${widget.value}`);
+        }
+    }
+    for (const [id, errors] of Object.entries(app.lastNodeErrors ?? {}))
+        found.push(`node ${id}: ${JSON.stringify(errors)}`);
+    if (app.lastExecutionError) found.push(app.lastExecutionError.exception_message);
+    return found;
+}"""
+
+SET_WIDGETS = """(changes) => {
+    for (const node of app.graph.nodes)
+        for (const widget of node.widgets ?? []) {
+            const value = changes[node.type]?.[widget.name];
+            if (value === undefined) continue;
+            widget.value = value;
+            widget.callback?.(value);
+        }
+}"""
+
+# On the canvas a node keeps the images it draws; as HTML they are elements in it.
+PICTURES = """(id) => {
+    const drawn = app.graph.getNodeById(id).imgs ?? [];
+    const shown = document.querySelectorAll(`[data-node-id="${id}"] img`);
+    const images = shown.length ? [...shown] : drawn;
+    return images.filter(image => image.naturalWidth).map(image => [image.naturalWidth, image.naturalHeight]);
+}"""
+
+
+def launch(playwright: Playwright) -> Browser:
+    """Playwright's own Chromium, or the system's Chrome, Edge or Chromium; without any, the test is skipped."""
+    paths = [path for path in map(shutil.which, ("chromium", "chromium-browser")) if path]
+    choices = [{}, {"channel": "chrome"}, {"channel": "msedge"}, *({"executable_path": path} for path in paths)]
+    for choice in choices:
+        try:
+            return playwright.chromium.launch(args=FLAGS, **choice)
+        except Error as error:
+            if "Executable doesn't exist" not in error.message and "is not found" not in error.message:
+                raise
+    pytest.skip(NO_BROWSER)
+
+
+class FrontEnd:
+    """The front end in one page. Whatever is waited for raises Playwright's TimeoutError after `LIMIT` seconds."""
+
+    def __init__(self, browser: Browser, server: Server, vue_nodes: bool):
+        """`vue_nodes`: nodes are HTML, as in 0.33's newer renderer, instead of drawn on the canvas."""
+        self.server, self.vue_nodes = server, vue_nodes
+        self._complaints: list[str] = []
+        self._known: set[str] = set()
+        context = browser.new_context(viewport=SCREEN, locale="en-US", color_scheme="dark")
+        context.set_default_timeout(LIMIT * 1000)
+        # The same on a machine with and without a network.
+        context.route(lambda url: not url.startswith(server.address), lambda route: route.abort())
+        self.page: Page = context.new_page()
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self._complaints.append(f"browser, thrown: {error.stack or error}"))
+        settings = SETTINGS | {"Comfy.VueNodes.Enabled": vue_nodes}
+        expect(context.request.post(f"{server.address}/api/settings", data=settings)).to_be_ok()
+        self.page.goto(server.address)
+        self.page.wait_for_function("() => window.app?.extensionManager && window.app.graph")
+        expect(self.run_button).to_be_enabled()
+        self.page.evaluate(
+            "() => { window.steps = 0; app.api.addEventListener('progress', event => steps = event.detail.value); }"
+        )
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("warning", "error", "assert"):
+            self._complaints.append(f"browser, {message.type} ({message.location['url']}): {message.text}")
+
+    def all_complaints(self) -> list[str]:
+        """Everything from warning up in the browser's console and the server's log, with where it comes from."""
+        return [*self._complaints, *self.server.complaints()]
+
+    def new_complaints(self) -> list[str]:
+        """Those that this did not give before."""
+        new = [complaint for complaint in self.all_complaints() if complaint not in self._known]
+        self._known.update(new)
+        return new
+
+    @property
+    def run_button(self) -> Any:
+        return self.page.get_by_test_id("queue-button").get_by_text("Run", exact=True)
+
+    def drop(self, file: Path) -> None:
+        """Drag a file from the desktop onto the canvas, and wait until it is loaded."""
+        before = self.page.evaluate("() => app.graph.id ?? null")
+        session = self.page.context.new_cdp_session(self.page)
+        data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+        for event in ("dragEnter", "dragOver", "drop"):
+            point = {"x": SCREEN["width"] / 2, "y": SCREEN["height"] - 80}
+            session.send("Input.dispatchDragEvent", {"type": event, "data": data, **point})
+        session.detach()
+        self.page.wait_for_function("(before) => app.graph.id !== before && app.graph.nodes.length", arg=before)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until what was changed is drawn."""
+        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def graph(self) -> dict[str, Any]:
+        """The workflow as the front end would save it."""
+        return self.page.evaluate("() => app.graph.serialize()")
+
+    def set_widgets(self, changes: dict[str, dict[str, Any]]) -> None:
+        """Type of node → name of a widget → value; types and widgets that are not there are passed over."""
+        self.page.evaluate(SET_WIDGETS, changes)
+
+    def problems(self) -> list[str]:
+        """Missing nodes, red inputs and whatever else a user would take for an error, in words."""
+        red = self.page.locator(RED)
+        return [*self.page.evaluate(PROBLEMS), *(text or "something red" for text in red.all_inner_texts())]
+
+    def run(self) -> dict[str, Any]:
+        """Press Run and wait for the end; the result is the run's entry in the server's history."""
+        return self.ended(self.start())
+
+    def start(self) -> set[str]:
+        """Press Run; the result is what `ended` needs."""
+        before = set(self._history())
+        self.page.evaluate("() => { window.steps = 0; }")
+        self.run_button.click()
+        return before
+
+    def ended(self, before: set[str]) -> dict[str, Any]:
+        deadline = time.monotonic() + LIMIT
+        while time.monotonic() < deadline:
+            if new := [entry for run, entry in self._history().items() if run not in before]:
+                return new[0]
+            self.page.wait_for_timeout(100)  # unlike time.sleep, it lets the console's messages in
+        raise TimeoutError(f"the run did not end within {LIMIT:.0f} s; on the screen: {self.problems()}")
+
+    def cancel(self) -> None:
+        self.page.get_by_label("Cancel current run").click()
+
+    def wait_for_pictures(self, node: int, count: int) -> list[list[int]]:
+        """Width and height of the pictures that a node shows, once there are as many."""
+        self.page.wait_for_function(f"([id, count]) => ({PICTURES})(id).length >= count", arg=[node, count])
+        return self.page.evaluate(PICTURES, node)
+
+    def view(self, image: dict[str, str]) -> bytes:
+        """The file of a picture in the history."""
+        return self.page.context.request.get(f"{self.server.address}/api/view", params=image).body()
+
+    def screenshot(self, path: Path) -> None:
+        """The whole workflow on the screen, in a file."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(600)  # the view glides there
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=path)
+
+    def _history(self) -> dict[str, Any]:
+        return self.page.context.request.get(f"{self.server.address}/api/history").json()
