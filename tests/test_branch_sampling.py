@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pairs import CLOSE, load_checkpoint, picture_latent, relative, task, tiny_unet, write_lora, write_model
-from test_evaluations import Counter
+from test_counted_evaluations import Counter
 
 
 @pytest.fixture(scope="module")

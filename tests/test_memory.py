@@ -13,7 +13,7 @@ import torch
 
 from oracle import two_models
 from pairs import CLOSE, as_single_file, load_checkpoint, relative, task, write_lora, write_model
-from test_evaluations import Counter
+from test_counted_evaluations import Counter
 
 QKV = "diffusion_model.joint_blocks.0.x_block.attn.qkv"
 

@@ -12,7 +12,7 @@ import torch
 
 from oracle import two_models
 from pairs import CLOSE, conds, picture_latent, relative, task, tiny_unet
-from test_evaluations import Counter
+from test_counted_evaluations import Counter
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 
 from oracle import several_models
 from pairs import CLOSE, load_checkpoint, relative, task, write_lora, write_model
-from test_evaluations import Counter
+from test_counted_evaluations import Counter
 
 LORAS = ("text", "colour")
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pairs import CLOSE, SIZE, conds, picture_latent, relative, task
-from test_evaluations import Counter
+from test_counted_evaluations import Counter
 
 SAMPLERS = [
     *("euler", "dpmpp_2m", "heun", "uni_pc", "res_multistep", "euler_cfg_pp", "dpm_adaptive"),
