@@ -13,7 +13,7 @@ from demo.client import ComfyClient, Json
 from demo.rewards import REWARDS, composition
 from demo.scenes import SIDE, Prompt
 from demo.trained_pair import CHECKPOINT, LORAS
-from evaluation.statistics import pixel_distance
+from rewards.pixels import pixel_distances
 
 STEPS, CFG = 12, 1.0
 
@@ -55,7 +55,7 @@ class Measured:
     @property
     def diversity(self) -> np.ndarray:
         """(S, P)"""
-        return np.array([[pixel_distance(of_prompt) for of_prompt in of_scale] for of_scale in self.pictures])
+        return np.array([[pixel_distances(of_prompt).mean() for of_prompt in of_scale] for of_scale in self.pictures])
 
     def _each(self, value: Callable[[np.ndarray, Prompt], float]) -> np.ndarray:
         return np.array(

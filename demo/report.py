@@ -12,7 +12,7 @@ from PIL import Image
 
 from demo.measure import Measured, Setting
 from demo.picture import grid
-from evaluation.statistics import Estimate, estimate
+from rewards.intervals import Estimate, bootstrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,10 +49,10 @@ def points(measured: Measured) -> list[Point]:
         Point(
             lora=measured.lora,
             setting=setting,
-            reward=estimate(rewards[index]),
-            above_tuned=estimate(rewards[index] - rewards[tuned]),
-            accuracy=estimate(accuracy[index]),
-            diversity=estimate(diversity[index]),
+            reward=bootstrap(rewards[index]),
+            above_tuned=bootstrap(rewards[index] - rewards[tuned]),
+            accuracy=bootstrap(accuracy[index]),
+            diversity=bootstrap(diversity[index]),
         )
         for index, setting in enumerate(measured.settings)
     ]
@@ -76,7 +76,7 @@ def write_csv(found: Sequence[Point], file: io.TextIOBase) -> None:
     rows.writerow(["lora", "scale", "switch_percent", *header])
     for point in found:
         estimates: list[Estimate] = [getattr(point, name) for name in quantities]
-        numbers = [f"{value:.4f}" for e in estimates for value in (e.mean, e.low, e.high)]
+        numbers = ["" if v is None else f"{v:.4f}" for e in estimates for v in (e.mean, e.low, e.high)]
         switch = "" if point.setting.switch is None else f"{point.setting.switch:g}"
         rows.writerow([point.lora, f"{point.setting.scale:g}", switch, *numbers])
 
@@ -108,7 +108,8 @@ def plot(found: Sequence[Point], pictures_per_point: int) -> bytes:
 def _against_scale(axes: Axes, found: Sequence[Point], name: str, title: str) -> None:
     scales = [point.setting.scale for point in found]
     estimates: list[Estimate] = [getattr(point, name) for point in found]
-    axes.fill_between(scales, [e.low for e in estimates], [e.high for e in estimates], alpha=0.25)
+    if all(e.low is not None for e in estimates):
+        axes.fill_between(scales, [e.low for e in estimates], [e.high for e in estimates], alpha=0.25)
     axes.plot(scales, [e.mean for e in estimates], marker="o")
     axes.axvline(1, color="gray", linewidth=0.8, linestyle=":")
     axes.set_xlabel("RLG scale s (0: base, 1: tuned)")

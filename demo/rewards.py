@@ -6,7 +6,6 @@ detector, and checks count, colours, shapes, sizes and positions against the pro
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from demo.scenes import COLOURS, SHAPES, SIDE, Prompt, Thing, outline
+from rewards.jpeg import kilobytes
 
 CHROMA = 75
 """Objects differ this much between their strongest and their weakest primary colour (0…255); backgrounds by 40."""
@@ -28,7 +28,6 @@ LEAST_OVERLAP = 0.75
 """Of an object with a perfect drawing of its shape, as intersection over union."""
 SMALL, LARGE = 18.0, 21.0
 """Largest radius of a small and smallest radius of a large object, in pixels."""
-JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,7 @@ def composition(picture: np.ndarray, prompt: Prompt) -> Composition:
 
 def compressibility(picture: np.ndarray) -> float:
     """Minus the size of a picture, (height, width, 3) uint8, as a JPEG of quality 95, in kB."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=JPEG_QUALITY)
-    return -len(file.getvalue()) / 1000
+    return -kilobytes(Image.fromarray(picture))
 
 
 def read_scene(picture: np.ndarray) -> list[Found]:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from evaluation.plan import Plan
 from evaluation.summary import Point
-from rewards import curve, curve_plot, labels
+from rewards import curve, curve_plot
 
 
 def plots(plan: Plan, prompts: int, found: Sequence[Point]) -> dict[str, Image.Image]:
@@ -22,15 +22,16 @@ def plots(plan: Plan, prompts: int, found: Sequence[Point]) -> dict[str, Image.I
 
 def _curve(plan: Plan, prompts: int, found: Sequence[Point], reward: str) -> curve.Curve:
     drawn = [_drawn(plan, prompts, point) for point in found if point.reward == reward]
-    return curve.Curve("scale", tuple(sorted(drawn, key=lambda point: (point.place.series, point.place.x))))
+    return curve.Curve("scale", tuple(sorted(drawn, key=lambda point: (point.series, point.x))))
 
 
 def _drawn(plan: Plan, prompts: int, point: Point) -> curve.Point:
     names = [point.pair] if len(plan.pairs) > 1 else []
     names += [point.cell.schedule_text] if point.cell.schedule_text else []
     return curve.Point(
-        place=labels.Place(", ".join(names), point.cell.schedule.points[-1][1]),
+        series=", ".join(names),
+        x=point.cell.schedule.points[-1][1],
         images=prompts * len(plan.seeds),
-        reward=curve.Estimate(point.mean.mean, point.mean.low, point.mean.high),
+        reward=point.mean,
         diversity=None if point.diversity is None else point.diversity.mean,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.plan import Cell, Plan
-from evaluation.statistics import Estimate, estimates, wins
+from rewards.intervals import Estimate, bootstraps, wins
 
 BASELINES = (0.0, 1.0)
 """Scales that win rates are against: the base and the tuned model."""
@@ -56,7 +56,7 @@ def points(plan: Plan, pair: str, values: np.ndarray) -> list[Point]:
             quantities["", cell, "diversity"] = values[cell, :, 0, -1]
     found: dict[tuple[str, int, str | float], Estimate] = {}
     if quantities:
-        found = dict(zip(quantities, estimates(np.stack(list(quantities.values()), axis=1)), strict=True))
+        found = dict(zip(quantities, bootstraps(np.stack(list(quantities.values()), axis=1)), strict=True))
     return [
         Point(
             pair=pair,
@@ -101,12 +101,15 @@ def to_markdown(plan: Plan, prompts: int, found: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
-def _three(value: Estimate | None) -> tuple[str, str, str]:
-    return ("", "", "") if value is None else (f"{value.mean:.6g}", f"{value.low:.6g}", f"{value.high:.6g}")
+def _three(value: Estimate | None) -> list[str]:
+    numbers = (None,) * 3 if value is None else (value.mean, value.low, value.high)
+    return ["" if number is None else f"{number:.6g}" for number in numbers]
 
 
 def _text(value: Estimate | None) -> str:
-    return "" if value is None else f"{value.mean:.4g} [{value.low:.4g}, {value.high:.4g}]"
+    if value is None or value.low is None:
+        return "" if value is None else f"{value.mean:.4g}"
+    return f"{value.mean:.4g} [{value.low:.4g}, {value.high:.4g}]"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,8 +11,8 @@ from comfy_api.v0_0_2 import io
 from ..rlg_sampler.branch_sampling import Fork, branch_samples
 from ..rlg_sampler.flow_grpo import sample_flow_grpo
 from ..rlg_sampler.guider import guided_model
+from ..rlg_sampler.labels import labels
 from ..rlg_sampler.schedule import Schedule
-from ..rlg_sampler.several_runs import labels
 from . import inputs
 from .search import search_aliases
 

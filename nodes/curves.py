@@ -8,8 +8,8 @@ from comfy_api.v0_0_2 import io, ui
 from ..rewards import curve_plot
 from ..rewards import diversity as diversities
 from ..rewards.curve import curve
-from ..rewards.labels import settings
 from ..rlg_sampler.image_tensor import to_tensor
+from ..rlg_sampler.labels import places, settings
 from .lists import as_list, only, per_image
 from .scoring import AUTO, file_input
 from .search import search_aliases
@@ -146,7 +146,8 @@ class RLGPlot(io.ComfyNode):
         scores = as_list(scores)
         if prompts is not None:
             prompts = as_list(prompts) * (len(scores) if len(as_list(prompts)) == 1 else 1)
-        found = curve(as_list(labels), scores, None if diversity is None else as_list(diversity), prompts)
+        axis, where = places(as_list(labels))
+        found = curve(axis, where, scores, None if diversity is None else as_list(diversity), prompts)
         picture = to_tensor(curve_plot.plot(found, only(theme), only(title), only(reward_name)))
         return io.NodeOutput(picture, found.csv(), ui=ui.PreviewImage(picture))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from comfy.cli_args import args
 from comfy_api.v0_0_2 import io
 from PIL.PngImagePlugin import PngInfo
 
-from ..rlg_sampler.schedule import Schedule, combined_generation, constant
-from ..sets.pictures import Entry, PictureSet, to_bytes
+from ..rewards.pixels import to_bytes
+from ..rlg_sampler.labels import schedule_and_seed
+from ..rlg_sampler.schedule import Schedule, constant
+from ..sets.pictures import Entry, PictureSet
 from ..sets.prompts import SUFFIXES, read_prompts
 from . import inputs
 from .lists import spread
@@ -146,14 +147,14 @@ class RLGSaveSet(io.ComfyNode):
         schedule: list[Schedule] | None = None,
         labels: list[str] | None = None,
     ) -> io.NodeOutput:
-        pictures = [to_bytes(picture.cpu().numpy()) for batch in images for picture in batch]
+        pictures = [to_bytes(picture) for batch in images for picture in batch]
         sizes = [len(batch) for batch in images]
         if labels is None:
             seeds = spread("seed", seed, sizes)
             schedules = spread("schedule", schedule or [constant(value) for value in scale], sizes)
         else:
             _check_number(labels, len(pictures))
-            schedules, seeds = zip(*(_from_label(label) for label in labels), strict=True)
+            schedules, seeds = zip(*(schedule_and_seed(label) for label in labels), strict=True)
         of_each = (spread(name, values, sizes) for name, values in (("model", model), ("lora", lora)))
         entries = [
             Entry(text, number, plan.constant_scale, "" if plan.constant_scale is not None else str(plan), *names)
@@ -222,16 +223,3 @@ def _set_folder(name: str, entries: Sequence[Entry]) -> Path:
 def _check_number(labels: Sequence[str], pictures: int) -> None:
     if len(labels) != pictures:
         raise ValueError(f"labels: there are {len(labels)} of them for {pictures} images; connect both from one sweep.")
-
-
-_LABEL = re.compile(r"(?:switch (?P<switch>\S+), )?scale (?P<scale>\S+),(?: picture \d+,)? seed (?P<seed>\d+)")
-
-
-def _from_label(label: str) -> tuple[Schedule, int]:
-    """Schedule and seed of a picture of RLG Sweep."""
-    found = _LABEL.fullmatch(label)
-    if found is None:
-        raise ValueError(f"labels: '{label}' is no label of RLG Sweep; connect its labels, or seed and scale instead.")
-    scale = float(found["scale"])
-    plan = constant(scale) if found["switch"] is None else combined_generation(float(found["switch"]), scale)
-    return plan, int(found["seed"])

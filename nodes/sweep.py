@@ -10,8 +10,8 @@ from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.grid import labelled_grid
 from ..rlg_sampler.guider import guided_model
+from ..rlg_sampler.labels import labels
 from ..rlg_sampler.schedule import constant
-from ..rlg_sampler.several_runs import labels
 from ..rlg_sampler.sweep import cells, sweep
 from . import inputs
 from .lists import as_list, only

@@ -8,27 +8,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import special
-
-from .labels import Place, places
-
-_CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % confidence interval; low and high are None where a single value tells nothing about it."""
-
-    mean: float
-    low: float | None
-    high: float | None
+from .intervals import Estimate, student
 
 
 @dataclass(frozen=True)
 class Point:
-    """What the pictures of one setting are worth."""
+    """What the pictures of one setting are worth.
 
-    place: Place
+    Attributes:
+        series: what they have in common besides, such as "switch 0.5"; may be empty.
+        x: their place along the axis.
+    """
+
+    series: str
+    x: float
     images: int
     reward: Estimate
     diversity: float | None
@@ -48,7 +41,7 @@ class Curve:
 
     @property
     def series(self) -> list[str]:
-        return list(dict.fromkeys(point.place.series for point in self.points))
+        return list(dict.fromkeys(point.series for point in self.points))
 
     @property
     def front(self) -> list[Point]:
@@ -67,46 +60,49 @@ class Curve:
         for point in self.points:
             numbers = (point.reward.mean, point.reward.low, point.reward.high, point.diversity)
             on_front = "" if point.diversity is None else str(point in front).lower()
-            rows.writerow([point.place.series, f"{point.place.x:g}", point.images, *map(_written, numbers), on_front])
+            rows.writerow([point.series, f"{point.x:g}", point.images, *map(_written, numbers), on_front])
         return text.getvalue()
 
 
 def curve(
-    labels: Sequence[str],
+    axis: str,
+    places: Sequence[tuple[str, float]],
     scores: Sequence[float],
     diversity: Sequence[float] | None = None,
     prompts: Sequence[str] | None = None,
 ) -> Curve:
-    """Group pictures by what their labels say.
+    """Group pictures by their places.
 
     Args:
-        labels: one per picture, with its scale.
+        axis: what the places lie along.
+        places: series and place along the axis of each picture.
         scores: one per picture.
         diversity: one per picture: its mean distance to the others of its setting. Their mean is the setting's.
         prompts: one per picture. Pictures of one prompt are alike, so that the interval is over prompts where there
             are several, and over pictures else.
 
     Raises:
-        ValueError: the numbers of these differ, there are none, or a label says no scale.
+        ValueError: the numbers of these differ, there are none, or one is not finite.
     """
-    for name, values in (("labels", labels), ("diversity", diversity), ("prompts", prompts)):
+    for name, values in (("labels", places), ("diversity", diversity), ("prompts", prompts)):
         if values is not None and len(values) != len(scores):
             raise ValueError(
                 f"{name}: there are {len(values)} of them for {len(scores)} scores; connect what belongs to the same "
                 "images."
             )
     if not scores:
-        raise ValueError("scores: there are none.")
-    if any(not math.isfinite(value) for value in (*scores, *(diversity or ()))):
-        raise ValueError("scores: one is not a finite number; look at the images that were scored.")
-    axis, found = places(labels)
-    order = {series: number for number, series in enumerate(dict.fromkeys(place.series for place in found))}
+        raise ValueError("scores: there are none; connect those of RLG Score.")
+    for name, values in (("scores", scores), ("diversity", diversity or ())):
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"{name}: one is not a finite number; look at the images that were measured.")
+    order = {series: number for number, series in enumerate(dict.fromkeys(series for series, _ in places))}
     points = []
-    for place in sorted(set(found), key=lambda place: (order[place.series], place.x)):
-        rows = [row for row, other in enumerate(found) if other == place]
+    for series, x in sorted(set(places), key=lambda place: (order[place[0]], place[1])):
+        rows = [row for row, other in enumerate(places) if other == (series, x)]
         points.append(
             Point(
-                place,
+                series,
+                x,
                 len(rows),
                 estimate([scores[row] for row in rows], None if prompts is None else [prompts[row] for row in rows]),
                 None if diversity is None else math.fsum(diversity[row] for row in rows) / len(rows),
@@ -125,12 +121,7 @@ def estimate(values: Sequence[float], prompts: Sequence[str] | None = None) -> E
         for value, prompt in zip(values, prompts, strict=True):
             groups.setdefault(prompt, []).append(value)
         values = [math.fsum(group) / len(group) for group in groups.values()]
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return Estimate(mean, None, None)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    half = special.stdtrit(len(values) - 1, (1 + _CONFIDENCE) / 2) * math.sqrt(variance / len(values))
-    return Estimate(mean, float(mean - half), float(mean + half))
+    return student(values)
 
 
 def _beats(one: Point, other: Point) -> bool:

@@ -126,19 +126,19 @@ class _Panel:
 def _reward_panel(panel: _Panel, curve: Curve) -> None:
     for series, points in _by_series(curve):
         colour = panel.pen.colour(series)
-        panel.pen.line([panel.at(p.place.x, p.reward.mean) for p in points], colour, 2.5)
+        panel.pen.line([panel.at(p.x, p.reward.mean) for p in points], colour, 2.5)
         for point in points:
             if point.reward.low is not None and point.reward.high is not None:
-                ends = [panel.at(point.place.x, value) for value in (point.reward.low, point.reward.high)]
+                ends = [panel.at(point.x, value) for value in (point.reward.low, point.reward.high)]
                 panel.pen.line(ends, colour, 1.5)
                 for x, y in ends:
                     panel.pen.line([(x - 5, y), (x + 5, y)], colour, 1.5)
-            panel.pen.dot(panel.at(point.place.x, point.reward.mean), 4, colour)
+            panel.pen.dot(panel.at(point.x, point.reward.mean), 4, colour)
 
 
 def _diversity_panel(panel: _Panel, curve: Curve) -> None:
     for series, points in _by_series(curve):
-        known = [panel.at(p.place.x, p.diversity) for p in points if p.diversity is not None]
+        known = [panel.at(p.x, p.diversity) for p in points if p.diversity is not None]
         panel.pen.line(known, panel.pen.colour(series), 2.5)
         for at in known:
             panel.pen.dot(at, 4, panel.pen.colour(series))
@@ -152,8 +152,8 @@ def _front_panel(panel: _Panel, curve: Curve) -> None:
         if point.diversity is not None:
             at = panel.at(point.diversity, point.reward.mean)
             ring = panel.pen.theme.text if point in front else None
-            panel.pen.dot(at, 6 if ring else 4, panel.pen.colour(point.place.series), ring)
-            panel.pen.text((at[0] + 9, at[1] - 3), f"{point.place.x:g}", 13, "lb")
+            panel.pen.dot(at, 6 if ring else 4, panel.pen.colour(point.series), ring)
+            panel.pen.text((at[0] + 9, at[1] - 3), f"{point.x:g}", 13, "lb")
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -174,11 +174,11 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _by_series(curve: Curve) -> list[tuple[str, list[Point]]]:
-    return [(series, [point for point in curve.points if point.place.series == series]) for series in curve.series]
+    return [(series, [point for point in curve.points if point.series == series]) for series in curve.series]
 
 
 def _x(curve: Curve) -> list[float]:
-    return [point.place.x for point in curve.points]
+    return [point.x for point in curve.points]
 
 
 def _rewards(curve: Curve) -> list[float]:

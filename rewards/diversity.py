@@ -8,17 +8,34 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from .clip import Clip
 from .dino import Dino
 from .lpips_distance import LpipsDistance
-from .pixels import cropped, pictures
+from .pixels import cropped, pictures, pixel_distances
 from .published import CLIP_L, Published
 
 Measure = Callable[[torch.Tensor], torch.Tensor]
 """IMAGE (pictures, height, width, 3) of one prompt, two or more → (pictures,) float32 on the CPU."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How to make a measure.
+
+    Attributes:
+        make: called with the path of its weights, or with nothing where it has none.
+        weights: how they are published.
+    """
+
+    make: Callable[..., Measure]
+    weights: Published | None = None
+
 
 _DINO = Published("the folder dinov2-base", "facebook/dinov2-base (Hugging Face)", "*dino*")
 _ALEXNET = Published(
@@ -37,9 +54,17 @@ def measure(name: str, file: str | None) -> Measure:
         ValueError: there is no such measure, the weights are not its, or a library is missing.
         FileNotFoundError: the weights are not there; the message says where they come from and belong.
     """
+    path = weights_of(name, file)
+    make = MEASURES[name].make
+    return make() if path is None else make(path)
+
+
+def weights_of(name: str, file: str | None) -> Path | None:
+    """Where the weights of a measure lie; None where it has none. Arguments and errors are those of `measure`."""
     if name not in MEASURES:
         raise ValueError(f"measure: there is no '{name}'; choose one of {', '.join(MEASURES)}.")
-    return MEASURES[name](file)
+    published = MEASURES[name].weights
+    return None if published is None else published.find(f"the measure {name}", file)
 
 
 def diversity(of: Measure, images: Sequence[torch.Tensor], groups: Sequence[object]) -> list[float]:
@@ -68,70 +93,51 @@ def diversity(of: Measure, images: Sequence[torch.Tensor], groups: Sequence[obje
     return found
 
 
-def _pixels(_: str | None) -> Measure:
-    """Root mean square of the difference of two pictures, 0 … 1."""
+def _pixels() -> Measure:
+    return lambda images: torch.from_numpy(pixel_distances(np.stack(list(map(np.asarray, pictures(images)))))).float()
+
+
+def _clip(path: Path) -> Measure:
+    clip = Clip(path)
+    return functools.partial(clip.images, prepare=functools.partial(cropped, size=clip.side, crop="transformers"))
+
+
+def _dino(path: Path) -> Measure:
+    return Dino(path).images
+
+
+def _lpips(path: Path) -> Measure:
+    lpips = LpipsDistance(path)
+    return lambda images: _mean_of_others(lpips.pairwise(images))
+
+
+def _cosine_distance(features: Callable[[Path], Measure], path: Path) -> Measure:
+    """1 - cosine of two pictures' features, 0 … 2."""
+    vectors = features(path)
 
     def of(images: torch.Tensor) -> torch.Tensor:
-        flat = torch.stack([_bytes(picture) for picture in pictures(images)]).float() / 255
-        squares = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-        return _mean_of_others((squares / flat.shape[1]).sqrt())
+        found = vectors(images)
+        return _mean_of_others(1 - found @ found.T)
 
     return of
 
 
-def _bytes(picture) -> torch.Tensor:
-    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-
-
-def _clip(file: str | None) -> Measure:
-    clip = Clip(CLIP_L.find("the measure clip", file))
-    return functools.partial(clip.images, prepare=functools.partial(cropped, size=clip.side, crop="transformers"))
-
-
-def _dino(file: str | None) -> Measure:
-    return Dino(_DINO.find("the measure dino", file)).images
-
-
-def _lpips(file: str | None) -> Measure:
-    lpips = LpipsDistance(_ALEXNET.find("the measure lpips", file))
-    return lambda images: _mean_of_others(lpips.pairwise(images))
-
-
-def _cosine_distance(features: Callable[[str | None], Measure]) -> Callable[[str | None], Measure]:
-    """1 - cosine of two pictures' features, 0 … 2."""
-
-    def make(file: str | None) -> Measure:
-        vectors = features(file)
-
-        def of(images: torch.Tensor) -> torch.Tensor:
-            found = vectors(images)
-            return _mean_of_others(1 - found @ found.T)
-
-        return of
-
-    return make
-
-
-def _vendi(features: Callable[[str | None], Measure]) -> Callable[[str | None], Measure]:
+def _vendi(features: Callable[[Path], Measure], path: Path) -> Measure:
     """The Vendi score (arXiv 2210.02410) under the cosine of features: how many different pictures there are, 1 … n."""
+    try:
+        from vendi_score import vendi
+    except ImportError as error:
+        raise ValueError(
+            f"measure: the Vendi score needs a Python package that is not installed ({error.name}); install it in "
+            "ComfyUI's environment: pip install vendi-score."
+        ) from error
+    vectors = features(path)
 
-    def make(file: str | None) -> Measure:
-        try:
-            from vendi_score import vendi
-        except ImportError as error:
-            raise ValueError(
-                f"measure: the Vendi score needs a Python package that is not installed ({error.name}); install it in "
-                "ComfyUI's environment: pip install vendi-score."
-            ) from error
-        vectors = features(file)
+    def of(images: torch.Tensor) -> torch.Tensor:
+        found = vectors(images).double().numpy()
+        return torch.full((len(images),), float(vendi.score_K(found @ found.T)))
 
-        def of(images: torch.Tensor) -> torch.Tensor:
-            found = vectors(images).double().numpy()
-            return torch.full((len(images),), float(vendi.score_K(found @ found.T)))
-
-        return of
-
-    return make
+    return of
 
 
 def _mean_of_others(distances: torch.Tensor) -> torch.Tensor:
@@ -140,11 +146,11 @@ def _mean_of_others(distances: torch.Tensor) -> torch.Tensor:
     return (others.sum(1) / (len(distances) - 1)).float()
 
 
-MEASURES: Mapping[str, Callable[[str | None], Measure]] = {
-    "pixels": _pixels,
-    "clip": _cosine_distance(_clip),
-    "dino": _cosine_distance(_dino),
-    "lpips": _lpips,
-    "vendi_clip": _vendi(_clip),
-    "vendi_dino": _vendi(_dino),
+MEASURES: Mapping[str, Kind] = {
+    "pixels": Kind(_pixels),
+    "clip": Kind(functools.partial(_cosine_distance, _clip), CLIP_L),
+    "dino": Kind(functools.partial(_cosine_distance, _dino), _DINO),
+    "lpips": Kind(_lpips, _ALEXNET),
+    "vendi_clip": Kind(functools.partial(_vendi, _clip), CLIP_L),
+    "vendi_dino": Kind(functools.partial(_vendi, _dino), _DINO),
 }

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 
 from .pixels import pictures
 from .protocol import check_inputs
@@ -25,7 +26,7 @@ class JpegIncompressibility:
     def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """See `Reward.score`; prompts are not looked at."""
         check_inputs(images, prompts)
-        return torch.tensor([_kilobytes(picture) for picture in pictures(images)], dtype=torch.float32)
+        return torch.tensor([kilobytes(picture) for picture in pictures(images)], dtype=torch.float32)
 
 
 class JpegCompressibility:
@@ -41,7 +42,8 @@ class JpegCompressibility:
         return -JpegIncompressibility().score(images, prompts)
 
 
-def _kilobytes(picture) -> float:
+def kilobytes(picture: Image.Image) -> float:
+    """Size of an RGB picture as a JPEG of quality 95."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=_QUALITY)
     return len(file.getvalue()) / 1000

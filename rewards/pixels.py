@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -17,8 +18,13 @@ Prepare = Callable[[torch.Tensor], torch.Tensor]
 """IMAGE (batch, height, width, 3) → (batch, 3, size, size) float32, normalised, on the CPU."""
 
 
+def to_bytes(image: torch.Tensor) -> np.ndarray:
+    """8-bit values of an image of floats from 0 to 1, as the host's Save Image makes them: cut off, not rounded."""
+    return (image.float() * 255.0).clamp(0, 255).to("cpu", torch.uint8).numpy()
+
+
 def pictures(images: torch.Tensor) -> Iterator[Image.Image]:
-    """Each image as the picture that the host's Save Image writes: 8 bits, cut off, not rounded.
+    """Each image as the picture that the host's Save Image writes.
 
     A score of a saved and loaded picture is thus the score of the image itself.
 
@@ -26,8 +32,23 @@ def pictures(images: torch.Tensor) -> Iterator[Image.Image]:
         images: (batch, height, width, 3 or more) float from 0 to 1; what follows the third channel is left out.
     """
     for image in images:
-        pixels = (image[..., :3].float() * 255.0).clamp(0, 255).to("cpu", torch.uint8).contiguous()
-        yield Image.fromarray(pixels.numpy())
+        yield Image.fromarray(np.ascontiguousarray(to_bytes(image[..., :3])))
+
+
+def pixel_distances(pictures: np.ndarray) -> np.ndarray:
+    """Mean distance of each picture to the others: the root mean square of their difference, 0 … 1.
+
+    Args:
+        pictures: (pictures, height, width, 3) uint8, two or more.
+
+    Returns:
+        (pictures,) float64.
+    """
+    flat = pictures.reshape(len(pictures), -1).astype(np.float32) / 255
+    distances = np.zeros((len(flat), len(flat)))
+    for one, two in itertools.combinations(range(len(flat)), 2):
+        distances[one, two] = distances[two, one] = np.sqrt(np.square(flat[one] - flat[two]).mean())
+    return distances.sum(axis=1) / (len(flat) - 1)
 
 
 def cropped(

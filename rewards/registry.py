@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import host
 from .aesthetic import Aesthetic
 from .clip_rewards import ClipScore, Hps, PickScore
 from .image_reward import ImageReward
@@ -27,10 +26,6 @@ class Kind:
 
     reward: Callable[..., Reward]
     weights: Published | None = None
-
-    def make(self, path: Path | None) -> Reward:
-        """Raises ValueError if these are not the reward's weights, or a library that it needs is missing."""
-        return self.reward() if path is None else self.reward(path)
 
 
 KINDS: Mapping[str, Kind] = {
@@ -61,25 +56,21 @@ def load(name: str, file: str | None) -> Reward:
 
     Args:
         name: a key of KINDS.
-        file: of its weights, as `files` lists them; None takes the published one. Without meaning where there are none.
+        file: of its weights, an entry of `host.weights()`; None takes the published one. Without meaning where there
+            are none.
 
     Raises:
         ValueError: there is no such reward, the weights are not its, several could be meant, or a library is missing.
         FileNotFoundError: the weights are not there; the message says where they come from and belong.
     """
-    kind = _kind(name)
-    return kind.make(None if kind.weights is None else kind.weights.find(name, file))
+    path = weights_of(name, file)
+    make = KINDS[name].reward
+    return make() if path is None else make(path)
 
 
-def files(name: str) -> list[str]:
-    """Weights found under the host's `reward_models` folder for this reward; those of the published name come first."""
-    published = _kind(name).weights
-    if published is None:
-        return []
-    return sorted(host.weights(), key=lambda file: not published.is_called(file))
-
-
-def _kind(name: str) -> Kind:
+def weights_of(name: str, file: str | None) -> Path | None:
+    """Where the weights of a reward lie; None where it has none. Arguments and errors are those of `load`."""
     if name not in KINDS:
         raise ValueError(f"reward: there is no '{name}'; choose one of {', '.join(KINDS)}.")
-    return KINDS[name]
+    published = KINDS[name].weights
+    return None if published is None else published.find(name, file)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .image_tensor import to_tensor
+from .labels import split
 
 _BACKGROUND, _TEXT, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 _LARGEST_SIDE = 8192
@@ -49,7 +50,7 @@ def layout(labels: Sequence[str], columns: int = 0) -> Layout:
         labels: one per picture, row by row.
         columns: pictures per row; 0 chooses a number at which rows and columns have headers, if there is one.
     """
-    parts = [label.split(", ") for label in labels]
+    parts = [split(label) for label in labels]
     if len({len(p) for p in parts}) > 1:
         parts = [[label] for label in labels]
     if columns == 0:

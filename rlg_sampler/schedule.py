@@ -69,11 +69,11 @@ class Schedule:
 
     def __str__(self) -> str:
         if self.constant_scale is not None:
-            return _text(self.constant_scale)
-        pairs = ", ".join(f"{_text(p)}:{_text(s)}" for p, s in self.points)
+            return exact(self.constant_scale)
+        pairs = ", ".join(f"{exact(p)}:{exact(s)}" for p, s in self.points)
         if self.curve == "step":
             return pairs
-        return f"{pairs} ({self.curve}{f' {_text(self.power)}' if self.curve == 'power' else ''})"
+        return f"{pairs} ({self.curve}{f' {exact(self.power)}' if self.curve == 'power' else ''})"
 
 
 def constant(scale: float) -> Schedule:
@@ -95,7 +95,7 @@ def in_range(scale: float, start: float, end: float, outside: float) -> Schedule
     check_position(start, "start_percent"), check_position(end, "end_percent")
     if start > end:
         raise ValueError(
-            f"start_percent: {_text(start)} lies after end_percent {_text(end)}; swap the two, or lower start_percent."
+            f"start_percent: {exact(start)} lies after end_percent {exact(end)}; swap the two, or lower start_percent."
         )
     points = [(0.0, outside), (start, scale), (end, outside)] if end > start else [(0.0, outside)]
     return _steps(points)
@@ -148,7 +148,7 @@ def keyframes(text: str, interpolation: str = "step") -> Schedule:
         point = _parse_pair(pair)
         if points and point[0] <= points[-1][0]:
             raise ValueError(
-                f"keyframes: {_text(point[0])} comes after {_text(points[-1][0])}; give each position once, in rising "
+                f"keyframes: {exact(point[0])} comes after {exact(points[-1][0])}; give each position once, in rising "
                 "order."
             )
         points.append(point)
@@ -225,5 +225,6 @@ def _parse_pair(pair: str) -> Point:
     return check_position(position, "keyframes"), check_scale(scale, "keyframes")
 
 
-def _text(number: float) -> str:
+def exact(number: float) -> str:
+    """The shortest text that says exactly this number, without a decimal point where it is whole."""
     return repr(float(number)).removesuffix(".0")

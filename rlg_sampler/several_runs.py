@@ -21,15 +21,3 @@ def as_one_latent(latent: dict[str, Any], samples: Sequence[torch.Tensor]) -> di
     if "noise_mask" in latent and latent["noise_mask"].shape[0] > 1:
         out["noise_mask"] = torch.cat([latent["noise_mask"]] * len(samples))
     return out
-
-
-def labels(runs: Sequence[str], pictures: int, seed: int) -> list[str]:
-    """One label per picture of `as_one_latent`, of parts separated by commas.
-
-    Args:
-        runs: what a label says of each run.
-        pictures: how many each run has.
-        seed: of the first noise.
-    """
-    numbers = [f", picture {n + 1}" for n in range(pictures)] if pictures > 1 else [""]
-    return [f"{run}{number}, seed {seed}" for run in runs for number in numbers]

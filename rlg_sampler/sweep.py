@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .guider import check_latent, on_schedule
+from .labels import of_cell
 from .mixing import check_scale
 from .plan import SharedEvaluations, in_turn
 from .schedule import Schedule, check_position, combined_generation, constant
@@ -48,9 +49,9 @@ def cells(scales: str, switch_percents: str) -> list[Cell]:
         raise ValueError("scales: there are none; write one or more numbers, such as 0, 1, 2.")
     switches = _numbers(switch_percents, "switch_percents", "0.2, 0.5, 0.8")
     if not switches:
-        return [Cell(constant(scale), f"scale {scale:g}") for scale in values]
+        return [Cell(constant(scale), of_cell(scale)) for scale in values]
     return [
-        Cell(combined_generation(switch, scale), f"switch {switch:g}, scale {scale:g}")
+        Cell(combined_generation(switch, scale), of_cell(scale, switch))
         for switch in (check_position(position, "switch_percents") for position in switches)
         for scale in values
     ]

@@ -22,6 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from .files import replacing
+from .prompts import LONGEST
 
 METADATA = "metadata.csv"
 _COMPRESSION = 4  # as the host saves
@@ -70,11 +71,6 @@ def image_name(number: int) -> str:
     return f"{number:05d}.png"
 
 
-def to_bytes(picture: np.ndarray) -> np.ndarray:
-    """8-bit values of a picture from 0 to 1, as the host's SaveImage makes them."""
-    return np.clip(255.0 * picture, 0, 255).astype(np.uint8)
-
-
 def png(picture: np.ndarray, info: PngInfo | None = None) -> bytes:
     """The file of a picture, (height, width, 3) uint8."""
     file = io.BytesIO()
@@ -107,9 +103,10 @@ class PictureSet:
 
         A picture is held where a line with the same data has a file with the same pixels: a run that was stopped can
         be run again. A line is written after its file, so what a stopped run leaves behind is overwritten by the next.
+        A line whose file is gone or damaged gets the next picture with its data.
 
         Args:
-            pictures: (height, width, 3) uint8 each.
+            pictures: (height, width, 3 or 4) uint8 each.
             entries: one for each picture.
             info: text to write into the new files.
 
@@ -117,40 +114,93 @@ class PictureSet:
             The new files.
 
         Raises:
-            ValueError: a `metadata.csv` in the set is of another kind, or damaged.
+            ValueError: a `metadata.csv` in the set is of another kind, or damaged, or a text cannot be written.
             OSError: the disk is full or cannot be written.
         """
-        tables = {entry.folder: self._rows(self._root / entry.folder) for entry in entries}
+        for entry in entries:
+            _check(entry)
+        tables = {entry.folder: _Table(self._root / entry.folder) for entry in entries}
         files: list[Path] = []
         for picture, entry in zip(pictures, entries, strict=True):
-            folder, rows = self._root / entry.folder, tables[entry.folder]
-            if not _holds(folder, rows, entry, picture):
-                path = folder / image_name(len(rows))
+            if path := tables[entry.folder].place(entry, picture):
                 write_bytes(path, png(picture, info))
-                rows.append(entry.row(path.name))
+                tables[entry.folder].append(entry, path)
                 files.append(path)
-        for folder in dict.fromkeys(path.parent for path in files):
-            write_csv(folder / METADATA, COLUMNS, tables[folder.name])
+        for table in tables.values():
+            table.write()
         return files
 
-    @staticmethod
-    def _rows(folder: Path) -> list[dict[str, str]]:
-        path = folder / METADATA
-        if not path.exists():
-            return []
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        if any(tuple(row) != COLUMNS or row["image_path"] != image_name(n) for n, row in enumerate(rows)):
-            raise ValueError(f"folder: {path} was not written by this version of RLG Save Set; choose another folder.")
+
+class _Table:
+    """The `metadata.csv` of a folder.
+
+    Raises:
+        ValueError: it is of another kind, or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._path = folder, folder / METADATA
+        self._rows = self._read() if self._path.exists() else []
+        self._written = len(self._rows)
+        self._names: dict[tuple[str, ...], list[str]] = {}
+        """Files by the rest of their line."""
+        for row in self._rows:
+            self._names.setdefault(_data(row), []).append(row["image_path"])
+
+    def place(self, entry: Entry, picture: np.ndarray) -> Path | None:
+        """The file that a picture belongs into; None where there is one with its data and its pixels."""
+        gap = None
+        for name in self._names.get(_data(entry.row("")), []):
+            held = _pixels(self._folder / name)
+            if held is None:
+                gap = gap or name
+            elif np.array_equal(held, picture):
+                return None
+        return self._folder / (gap or image_name(len(self._rows)))
+
+    def append(self, entry: Entry, path: Path) -> None:
+        """A line for a picture, where `place` did not give it that of another."""
+        names = self._names.setdefault(_data(entry.row("")), [])
+        if path.name not in names:
+            names.append(path.name)
+            self._rows.append(entry.row(path.name))
+
+    def write(self) -> None:
+        if len(self._rows) > self._written:
+            write_csv(self._path, COLUMNS, self._rows)
+
+    def _read(self) -> list[dict[str, str]]:
+        try:
+            with self._path.open(encoding="utf-8", newline="") as file:
+                table = csv.DictReader(file)
+                header, rows = tuple(table.fieldnames or ()), list(table)
+        except (csv.Error, UnicodeDecodeError):
+            header, rows = (), []
+        whole = header == COLUMNS and all(None not in (*row, *row.values()) for row in rows)
+        if not whole or [row["image_path"] for row in rows] != [image_name(n) for n in range(len(rows))]:
+            raise ValueError(
+                f"folder: {self._path} was not written by this version of RLG Save Set; choose another folder."
+            )
         return rows
 
 
-def _holds(folder: Path, rows: Sequence[Mapping[str, str]], entry: Entry, picture: np.ndarray) -> bool:
-    wanted = entry.row("")
-    for row in rows:
-        path = folder / row["image_path"]
-        if {**row, "image_path": ""} == wanted and path.is_file():
-            with Image.open(path) as held:
-                if np.array_equal(np.asarray(held), picture):
-                    return True
-    return False
+def _check(entry: Entry) -> None:
+    """Raises ValueError: a table with it could not be written, or not be read again."""
+    for name, text in (("prompt", entry.prompt), ("model", entry.model), ("lora", entry.lora)):
+        if len(text) > LONGEST or "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(
+                f"{name}: it has more than {LONGEST} characters, a NUL or half a character (\\ud800…); correct it."
+            )
+
+
+def _data(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in COLUMNS[1:])
+
+
+def _pixels(path: Path) -> np.ndarray | None:
+    """Of a file that is there and whole."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture)
+    except (OSError, SyntaxError, ValueError):  # Pillow has no class of its own for damaged files
+        return None

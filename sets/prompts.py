@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TextIO
 
 SUFFIXES = (".txt", ".csv", ".jsonl")
+LONGEST = 100_000
+"""Characters of a prompt: a table with longer ones could not be read again by most readers of CSV."""
 
 
 def read_prompts(
@@ -50,6 +52,11 @@ def _read(file: Path, column: str) -> Iterator[str]:
                 if "\0" in prompt:
                     raise ValueError(f"file: {file.name} holds a NUL character in a prompt; take it out.")
                 if stripped := prompt.strip():
+                    if len(stripped) > LONGEST:
+                        raise ValueError(
+                            f"file: {file.name} holds a prompt of {len(stripped)} characters; put each on a line of "
+                            f"its own, of {LONGEST} at most."
+                        )
                     yield stripped
     except UnicodeDecodeError as error:
         raise ValueError(

@@ -15,6 +15,7 @@ for _name in ("rewards", "rlg_sampler"):
 
 mixing = importlib.import_module("pure_rlg_sampler.mixing")
 grid = importlib.import_module("pure_rlg_sampler.grid")
+labels = importlib.import_module("pure_rlg_sampler.labels")
 peft_config = importlib.import_module("pure_rlg_sampler.peft_config")
 plan = importlib.import_module("pure_rlg_sampler.plan")
 svd = importlib.import_module("pure_rlg_sampler.svd")
@@ -22,6 +23,6 @@ schedule = importlib.import_module("pure_rlg_sampler.schedule")
 
 curve = importlib.import_module("pure_rewards.curve")
 curve_plot = importlib.import_module("pure_rewards.curve_plot")
-labels = importlib.import_module("pure_rewards.labels")
+intervals = importlib.import_module("pure_rewards.intervals")
 pick = importlib.import_module("pure_rewards.pick")
 pixels = importlib.import_module("pure_rewards.pixels")

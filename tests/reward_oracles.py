@@ -5,9 +5,12 @@ Only torch's functional layers: nothing of transformers, so that a wrong key, or
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +23,13 @@ def pixels(images: Tensor) -> Tensor:
     """IMAGE of the model's own size, so that nothing has to be resized → (batch, 3, side, side)."""
     bytes_ = (images * 255).to(torch.uint8).float() / 255
     return (bytes_.movedim(-1, 1) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def jpeg_kilobytes(picture: np.ndarray) -> float:
+    """DDPO's (arXiv 2305.13301) size of a picture, (height, width, 3) uint8."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="JPEG", quality=95)
+    return file.tell() / 1000
 
 
 def open_clip_cosines(state: StateDict, images: Tensor, tokens: Tensor, heads: int) -> Tensor:

@@ -16,8 +16,12 @@ import torch
 
 import reward_oracles as oracles
 import tiny_rewards as tiny
-from demo.rewards import compressibility
-from evaluation.statistics import pixel_distance as demo_diversity
+from demo import report
+from demo.measure import Measured, Setting
+from demo.rewards import composition
+from demo.scenes import Prompt, draw
+from demo.scenes import prompts as demo_prompts
+from pure import pixels
 from test_rewards import pictures, run_node_saved
 
 LABELS = [f"scale {scale}, picture {n}, seed 7" for scale in ("0", "1.6") for n in (1, 2)]
@@ -49,21 +53,46 @@ def test_no_pictures_are_refused(run_node: Callable, jpeg: Any) -> None:
         _score(run_node, [pictures(0)], ["p"], jpeg)
 
 
-def test_the_curve_of_the_nodes_is_the_demos_own_measurement(run_node: Callable, jpeg: Any) -> None:
+class Composition:
+    """The demo's own reward, as one that anybody may add: RLG Score takes whatever keeps the protocol."""
+
+    name, unit, range, source = "composition", "share of the prompt", (0.0, 1.0), "the demo"
+
+    def __init__(self, asked: list[Prompt]) -> None:
+        self._asked = {prompt.text: prompt for prompt in asked}
+
+    def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        scored = zip(pixels.pictures(images), prompts, strict=True)
+        return torch.tensor([composition(np.asarray(picture), self._asked[text]).score for picture, text in scored])
+
+
+@pytest.mark.parametrize("lora", ["compressibility", "composition"])
+def test_the_curve_of_the_nodes_is_the_demos_own_measurement(run_node: Callable, jpeg: Any, lora: str) -> None:
     """The demo takes the PNG files that ComfyUI writes; reward and diversity must not differ from that."""
-    images = torch.rand(4, 24, 32, 3, generator=torch.Generator().manual_seed(3))
-    saved = np.stack(run_node_saved(run_node, images))
-    scores, _, _, prompts = _score(run_node, [images], [""], jpeg)
-    diversity, *_ = run_node("RLGDiversity", images=[images], labels=LABELS, measure=["pixels"], file=["auto"])
+    asked, rng = demo_prompts(0, 2, held_out=True), np.random.default_rng(0)
+    # (scales, prompts, seeds): at the first scale of something else, at the second of what was asked for.
+    drawn = np.array([[[draw(p, rng) for _ in range(2)] for p in of_scale] for of_scale in (asked[::-1], asked)])
+    images = torch.from_numpy(drawn.reshape(8, *drawn.shape[3:])).float() / 255 + 0.001
+    saved = np.stack(run_node_saved(run_node, images)).reshape(drawn.shape)
+    expected = report.points(Measured(lora, (Setting(0.0), Setting(1.0)), tuple(asked), saved))
+
+    labels = [f"scale {scale}, picture {n}, seed 7" for scale in (0, 1) for _ in asked for n in (1, 2)]
+    reward = jpeg if lora == "compressibility" else Composition(asked)
+    texts = [prompt.text for _ in range(2) for prompt in asked for _ in range(2)]
+    scores, _, _, prompts = _score(run_node, [images], texts, reward)
+    diversity, *_ = run_node(
+        "RLGDiversity", images=[images], labels=labels, measure=["pixels"], file=["auto"], prompts=prompts
+    )
     _, text = run_node(
-        "RLGPlot", scores=scores, labels=LABELS, theme=["dark"], reward_name=["kB"], title=[""], diversity=diversity,
+        "RLGPlot", scores=scores, labels=labels, theme=["dark"], reward_name=[lora], title=[""], diversity=diversity,
         prompts=prompts,
     )  # fmt: skip
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert [row["scale"] for row in rows] == ["0", "1.6"]
-    for row, of_scale in zip(rows, (saved[:2], saved[2:]), strict=True):
-        assert float(row["reward"]) == pytest.approx(np.mean([compressibility(p) for p in of_scale]), rel=1e-5)
-        assert float(row["diversity"]) == pytest.approx(demo_diversity(of_scale), rel=1e-4)
+    assert [float(row["scale"]) for row in rows] == [point.setting.scale for point in expected]
+    for row, point in zip(rows, expected, strict=True):
+        assert float(row["reward"]) == pytest.approx(point.reward.mean, rel=1e-5)
+        assert float(row["diversity"]) == pytest.approx(point.diversity.mean, rel=1e-5)
+    assert expected[0].reward.mean != expected[1].reward.mean
 
 
 def test_the_plot_is_an_image_in_both_themes(run_node: Callable) -> None:
@@ -183,6 +212,8 @@ def test_a_measure_without_its_library_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     (reward_models / "alexnet-owt-7be5be79.pth").write_bytes(b"")
+    (reward_models / "clip-vit-large-patch14").mkdir()
+    (reward_models / "clip-vit-large-patch14" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=f"pip install {package}"):
         run_node("RLGDiversity", images=[pictures(2)], labels=["a", "a"], measure=[measure], file=["auto"])
 

@@ -101,6 +101,7 @@ def test_a_part_of_the_shuffled_file(
         ("other.jsonl", b'{"text": "a"}\n', "column: line 1 of other.jsonl has no 'prompt' (it has text)"),
         ("number.jsonl", b'{"prompt": 3}\n', "file: line 1 of number.jsonl holds no text"),
         ("nul.txt", b"a\0b\n", "file: nul.txt holds a NUL"),
+        ("long.txt", b"x" * 100_001, "file: long.txt holds a prompt of 100001 characters"),
         ("half.jsonl", b'{"prompt": "\\ud800"}\n', "file: line 1 of half.jsonl holds half a character"),
     ],
 )
@@ -214,7 +215,7 @@ def test_layout_of_the_reference(save: Callable, output_folder: Path, run_node: 
 
 def test_labels_of_a_sweep_name_scale_switch_and_seed(save: Callable, output_folder: Path, rlg: Any) -> None:
     cells = rlg.module("rlg_sampler.sweep").cells("0, 1.6", "0.2, 0.5")
-    labels = rlg.module("rlg_sampler.several_runs").labels([cell.label for cell in cells], 2, 7)
+    labels = rlg.module("rlg_sampler.labels").labels([cell.label for cell in cells], 2, 7)
     save([_pictures(8)], ["a cat"], labels=labels)
     rows = {folder.name: _table(folder) for folder in (output_folder / "set").iterdir()}
     assert {name: len(of_folder) for name, of_folder in rows.items()} == {
@@ -271,9 +272,47 @@ def test_a_stop_in_the_middle_leaves_a_whole_set(tmp_path: Path, monkeypatch: py
         assert _files(root) == _files(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-20])])
+def test_a_picture_that_is_gone_or_damaged_is_saved_again_under_its_name(
+    save: Callable, output_folder: Path, damage: Callable[[Path], Any]
+) -> None:
+    save([_pictures(3)], ["a"])
+    before = _files(output_folder)
+    damage(output_folder / "set" / "scale_1.6" / "00001.png")
+    assert save([_pictures(3)], ["a"]).startswith("1 pictures")
+    assert _files(output_folder) == before
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"",
+        ",".join(COLUMNS).encode() + b"\r\n00000.png,caf\xe9,1,1.6,,m,l\r\n",
+        ",".join(COLUMNS).encode() + b"\r\n00000.png,a,1\r\n",
+        ",".join(COLUMNS).encode() + b"\r\n00003.png,a,1,1.6,,m,l\r\n",
+    ],
+)
+def test_a_damaged_table_is_not_written_over(save: Callable, output_folder: Path, table: bytes) -> None:
+    folder = output_folder / "set" / "scale_1.6"
+    folder.mkdir(parents=True)
+    (folder / "metadata.csv").write_bytes(table)
+    with pytest.raises(ValueError, match=r"^folder: .*metadata\.csv was not written by this version of RLG Save"):
+        save([_pictures(1)], ["a"])
+    assert _files(folder) == {"metadata.csv": table}
+
+
+def test_pictures_with_an_alpha_channel_keep_it(save: Callable, output_folder: Path) -> None:
+    picture = torch.rand(1, 8, 12, 4, generator=torch.Generator().manual_seed(0))
+    save([picture], ["a"])
+    saved = np.asarray(Image.open(output_folder / "set" / "scale_1.6" / "00000.png"))
+    assert np.array_equal(saved, (picture[0] * 255).to(torch.uint8).numpy())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"prompt": ["half a character \ud800"]}, "prompt: it has more than 100000 characters, a NUL or half"),
+        ({"model": ["a\0b"]}, "model: it has more than"),
         ({"folder": ["../out"]}, "folder: '../out' leads out"),
         ({"folder": ["/tmp"]}, "folder: '/tmp' leads out"),
         ({"folder": ["link"]}, "folder: 'link' leads out"),
