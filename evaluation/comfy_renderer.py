@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,21 @@ import numpy as np
 import torch
 
 from evaluation.errors import EvaluationError
-from evaluation.host import CPU_ARGUMENTS, Extension, HostSettings, add_model_folders, host_version, open_host
+from evaluation.host import (
+    CPU_ARGUMENTS,
+    Extension,
+    HostSettings,
+    add_model_folders,
+    host_arguments,
+    host_version,
+    open_host,
+)
 from evaluation.pictures import Picture
 from evaluation.plan import Batch, Pair, Plan
-from evaluation.statistics import pixel_distance
-from sets.pictures import png, to_bytes
+from sets.pictures import png
+
+_SAMPLES, _SAMPLE_BYTES = 64, 2**16
+"""Of a file, for its fingerprint."""
 
 
 def make_renderer(plan: Plan, settings: HostSettings) -> ComfyRenderer:
@@ -49,6 +61,8 @@ class ComfyRenderer:
     def __init__(self, plan: Plan, extension: Extension) -> None:
         self._plan, self._extension = plan, extension
         self._sweep, self._guider = (extension.module(f"rlg_sampler.{name}") for name in ("sweep", "guider"))
+        self._registry, self._measures = (extension.module(f"rewards.{name}") for name in ("registry", "diversity"))
+        self._to_bytes = extension.module("rewards.pixels").to_bytes
         self._check()
         # The extension's own classes, not those of the plan's package.
         schedules = extension.module("rlg_sampler.schedule")
@@ -61,15 +75,16 @@ class ComfyRenderer:
         self._loaded: tuple[int, tuple[Any, Any, Any, Any]] | None = None
 
     def describe(self) -> dict[str, Any]:
-        files = {}
-        for pair in self._plan.pairs:
-            for path in self._files(pair):
-                files[path.parent.name + "/" + path.name] = path.stat().st_size
         import comfy.model_management
 
         device = comfy.model_management.get_torch_device()
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return {"ComfyUI": host_version(), "torch": torch.__version__, "device": name, "bytes of files": files}
+        return {
+            "ComfyUI": host_version(),
+            "arguments of ComfyUI": host_arguments(),
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "files": {name: _fingerprint(path) for name, path in self._files().items()},
+        }
 
     @torch.inference_mode()
     def render(self, batch: Batch) -> list[Picture]:
@@ -97,29 +112,35 @@ class ComfyRenderer:
         )  # fmt: skip
         # One by one: how many the VAE takes at a time depends on the free memory.
         decoded = [vae.decode(samples[None]) for samples in latent["samples"]]
-        return np.stack([to_bytes(images[0].cpu().numpy()) for images in decoded])
+        return np.stack([self._to_bytes(images[0]) for images in decoded])
 
     def _scores(self, images: np.ndarray, prompt: str) -> np.ndarray:
         """(rewards, cells) of pictures, (cells, height, width, 3) uint8, as they are in their files."""
-        tensor = torch.from_numpy(images).float() / 255.0
-        scores = [reward.score(tensor, [prompt] * len(tensor)).numpy() for reward in self._rewards]
-        return np.stack(scores) if scores else np.empty((0, len(images)))
+        scores = np.empty((len(self._rewards), len(images)))
+        for index, reward in enumerate(self._rewards):
+            with _refusing(f"rewards[{index}]", ValueError):
+                # One by one, for the same reason as in decoding.
+                scores[index] = [reward.score(_tensor(image[None]), [prompt]).item() for image in images]
+            if not np.isfinite(scores[index]).all():
+                raise EvaluationError(f"rewards[{index}]: {reward.name} gives no finite number; check its weights.")
+        return scores
 
     def _models(self, index: int) -> tuple[Any, Any, Any, Any]:
         """Guided MODEL, CLIP, VAE and negative prompt of a pair; the last one is kept."""
         if self._loaded is None or self._loaded[0] != index:
             self._loaded = None  # frees the other before this is loaded
             pair, run_node = self._plan.pairs[index], self._extension.run_node
-            base, clip, vae = run_node("CheckpointLoaderSimple", ckpt_name=pair.checkpoint)
-            if pair.lora is not None:
-                tuned, _ = run_node("RLGLoadLora", model=base, lora_name=pair.lora, strength=pair.lora_strength)
-            else:
-                tuned, *_ = run_node("CheckpointLoaderSimple", ckpt_name=pair.tuned_checkpoint)
-            try:
+            # What a damaged or unknown file leads to has no common class.
+            with _refusing(f"pairs[{index}]", Exception):
+                base, clip, vae = run_node("CheckpointLoaderSimple", ckpt_name=pair.checkpoint)
+                if clip is None or vae is None:
+                    raise ValueError(f"checkpoint: '{pair.checkpoint}' has no text encoder or VAE; take one with all.")
+                if pair.lora is not None:
+                    tuned, _ = run_node("RLGLoadLora", model=base, lora_name=pair.lora, strength=pair.lora_strength)
+                else:
+                    tuned, *_ = run_node("CheckpointLoaderSimple", ckpt_name=pair.tuned_checkpoint)
                 # Any schedule that needs guidance: the cells bring their own.
                 model = self._guider.guided_model(base, tuned, self._constant(1.0), self._plan.tuned_cfg)
-            except ValueError as error:
-                raise EvaluationError(f"pairs[{index}]: {error}") from None
             (negative,) = run_node("CLIPTextEncode", clip=clip, text=self._plan.negative)
             self._loaded = index, (model, clip, vae, negative)
         return self._loaded[1]
@@ -128,11 +149,7 @@ class ComfyRenderer:
         """Everything that can be known before the first picture."""
         import comfy.samplers
 
-        for index, pair in enumerate(self._plan.pairs):
-            try:
-                self._files(pair)
-            except ValueError as error:
-                raise EvaluationError(f"pairs[{index}]: {error}") from None
+        self._files()
         for name, known in (
             ("sampler", comfy.samplers.KSampler.SAMPLERS),
             ("scheduler", comfy.samplers.KSampler.SCHEDULERS),
@@ -140,36 +157,81 @@ class ComfyRenderer:
             if (value := getattr(self._plan, name)) not in known:
                 raise EvaluationError(f"{name}: there is no '{value}'; choose one of {', '.join(known)}.")
 
-    def _files(self, pair: Pair) -> list[Path]:
+    def _files(self) -> dict[str, Path]:
+        """Of models and weights, by what the plan calls them.
+
+        Raises:
+            EvaluationError: one is not there.
+        """
+        found = {}
+        for index, pair in enumerate(self._plan.pairs):
+            with _refusing(f"pairs[{index}]", ValueError):
+                found |= self._files_of(pair)
+        for index, reward in enumerate(self._plan.rewards):
+            with _refusing(f"rewards[{index}]", ValueError, OSError):
+                found[reward.name] = self._registry.weights_of(reward.name, reward.file)
+        with _refusing("diversity", ValueError, OSError):
+            found[self._plan.diversity.name] = self._measures.weights_of(
+                self._plan.diversity.name, self._plan.diversity.file
+            )
+        return {name: path for name, path in found.items() if path is not None}
+
+    def _files_of(self, pair: Pair) -> dict[str, Path]:
         """Raises ValueError: one is not there."""
         import folder_paths
 
-        found = []
+        found = {}
         for name in ("checkpoint", "tuned_checkpoint"):
             if file := getattr(pair, name):
                 path = folder_paths.get_full_path("checkpoints", file)
                 if path is None:
                     there = ", ".join(folder_paths.get_filename_list("checkpoints")) or "none"
                     raise ValueError(f"{name}: '{file}' is not in models/checkpoints (there: {there}); put it there.")
-                found.append(Path(path))
+                found[file] = Path(path)
         if pair.lora is not None:
-            found.append(self._extension.module("nodes.loaders").lora_path(pair.lora))
+            found[pair.lora] = path = self._extension.module("nodes.loaders").lora_path(pair.lora)
+            config = path.with_name(self._extension.module("rlg_sampler.peft_config").CONFIG_NAME)
+            if config.is_file():
+                found[f"{pair.lora}, {config.name}"] = config
         return found
 
     def _measure(self) -> Callable[[np.ndarray], float]:
         """Pictures of one prompt, (seeds, height, width, 3) uint8 → how different they are."""
         wanted = self._plan.diversity
-        if wanted.name == "pixels":
-            return pixel_distance
-        try:
-            of = self._extension.module("rewards.diversity").measure(wanted.name, wanted.file)
-        except (ValueError, OSError, ImportError) as error:
-            raise EvaluationError(f"diversity: {error}") from None
-        return lambda pictures: float(of(torch.from_numpy(pictures).float() / 255.0).mean())
+        with _refusing("diversity", ValueError, OSError, ImportError):
+            of = self._measures.measure(wanted.name, wanted.file)
+        return lambda pictures: float(of(_tensor(pictures)).mean())
 
     def _reward(self, index: int) -> Any:
         reward = self._plan.rewards[index]
-        try:
-            return self._extension.module("rewards.registry").load(reward.name, reward.file)
-        except (ValueError, OSError, ImportError) as error:
-            raise EvaluationError(f"rewards[{index}]: {error}") from None
+        with _refusing(f"rewards[{index}]", ValueError, OSError, ImportError):
+            return self._registry.load(reward.name, reward.file)
+
+
+@contextmanager
+def _refusing(place: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn errors about what stands at a place in the plan into one sentence that names it."""
+    try:
+        yield
+    except errors as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise EvaluationError(f"{place}: {text.rstrip('.')}.") from error
+
+
+def _tensor(pictures: np.ndarray) -> torch.Tensor:
+    """IMAGE of 8-bit pictures."""
+    return torch.from_numpy(pictures).float() / 255.0
+
+
+def _fingerprint(path: Path) -> str:
+    """Of a file, or of all in a folder: sizes and samples of the contents. All of them would take minutes."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}".encode())
+            with file.open("rb") as content:
+                for sample in range(_SAMPLES):
+                    content.seek(size * sample // _SAMPLES)
+                    digest.update(content.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]

@@ -54,7 +54,13 @@ class Pair(_Part):
         if (self.lora is None) == (self.tuned_checkpoint is None):
             raise ValueError("give either lora or tuned_checkpoint")
         name = self.name
-        if set(name) & _FORBIDDEN_IN_NAMES or name.strip(". ") != name or not name.isprintable() or len(name) > 100:
+        if (
+            not name
+            or set(name) & _FORBIDDEN_IN_NAMES
+            or name.strip(". ") != name
+            or not name.isprintable()
+            or len(name) > 100
+        ):
             raise ValueError(f"its name {name!r} cannot be that of a folder; give it another with name:")
         return self
 
@@ -212,6 +218,7 @@ class Plan(_Part):
             ("pairs", [pair.name.lower() for pair in self.pairs]),
             ("seeds", list(self.seeds)),
             ("scales and schedules", [str(cell) for cell in self.cells]),
+            ("scales and schedules", [cell.folder.lower() for cell in self.cells]),
             ("rewards", [reward.name for reward in self.rewards]),
         ):
             if doubled := [name for name in names if names.count(name) > 1]:
@@ -255,7 +262,7 @@ def load_plan(file: Path) -> Plan:
         values = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{file} cannot be read ({error}); name the plan, a YAML file in UTF-8.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the second of a date that there is not, such as 2026-02-30
         text = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise EvaluationError(f"{file} is no YAML ({text}); correct it.") from None
     if not isinstance(values, dict):
@@ -265,12 +272,18 @@ def load_plan(file: Path) -> Plan:
     except ValidationError as error:
         raise EvaluationError(f"{file}: {_sentence(error)}") from None
     folder = file.resolve().parent
-    prompts = plan.prompts.model_copy(update={"file": folder / plan.prompts.file})
-    return plan.model_copy(update={"output": folder / plan.output, "prompts": prompts})
+    prompts = plan.prompts.model_copy(update={"file": folder / plan.prompts.file.expanduser()})
+    return plan.model_copy(update={"output": folder / plan.output.expanduser(), "prompts": prompts})
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose later keys do not silently replace earlier ones of the same name."""
+    """YAML whose later keys do not silently replace earlier ones of the same name, and whose texts can be written."""
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        value = super().construct_scalar(node)
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise yaml.constructor.ConstructorError(None, None, "half a character, such as \\ud800", node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

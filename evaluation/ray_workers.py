@@ -7,6 +7,7 @@ paths on each. Files are written by the process that is started, so nodes need n
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from evaluation import worker
@@ -17,15 +18,26 @@ from evaluation.plan import Batch
 from evaluation.worker import Job
 from evaluation.workers import WorkerLost
 
+logger = logging.getLogger(__name__)
+
 try:
     import ray
-    from ray.exceptions import ObjectLostError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
+    from ray.exceptions import (
+        ObjectLostError,
+        OutOfMemoryError,
+        RayActorError,
+        RaySystemError,
+        RayTaskError,
+        WorkerCrashedError,
+    )
 except ImportError as error:
     raise EvaluationError("--ray: Ray is not installed; run `pip install ray` in this Python environment.") from error
 
 _AHEAD = 2
 """Batches that an actor has: one runs and one waits."""
-_LOST = (RayActorError, WorkerCrashedError, ObjectLostError, RaySystemError)
+_PATIENCE = 120.0
+"""Seconds after which workers that do not come up are worth a word."""
+_LOST = (RayActorError, WorkerCrashedError, ObjectLostError, OutOfMemoryError, RaySystemError)
 
 
 class _Actor:
@@ -52,20 +64,14 @@ class RayWorkers:
 
     def __init__(self, job: Job, address: str, count: int | None) -> None:
         _connect(job, address, count)
-        threads = job.plan.threads
-        cluster = ray.cluster_resources()
-        gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 0))
-        available = gpus or cpus // threads
-        if not available:
-            raise EvaluationError(f"threads: no worker with {threads} fits the cluster of {cpus} cores; lower it.")
-        if count is not None and count > available:
+        try:
+            count, needs = _room(job.plan.threads, count)
+        except EvaluationError:
             ray.shutdown()
-            raise EvaluationError(f"--workers: the cluster has room for {available}, not for {count}; ask for fewer.")
-        # A GPU's host threads share the cores that there are; without one, threads are what computes.
-        needs = {"num_gpus": 1, "num_cpus": min(threads, cpus // gpus)} if gpus else {"num_cpus": threads}
+            raise
         self._make = ray.remote(_Actor).options(max_restarts=0, **needs).remote
         self._job = ray.put(job)
-        self._actors = [self._make() for _ in range(count or available)]
+        self._actors = [self._make() for _ in range(count)]
         self._out: dict[ray.ObjectRef, tuple[int, Batch]] = {}
 
     @property
@@ -73,13 +79,25 @@ class RayWorkers:
         return _AHEAD * len(self._actors)
 
     def describe(self) -> dict[str, Any]:
-        try:
-            return ray.get(self._actors[0].describe.remote(self._job))
-        except _LOST:
-            self._actors[0] = self._make()
-            raise WorkerLost([]) from None
-        except RayTaskError as error:
-            raise _cause(error) from None
+        """Of all of them, which have to agree; see Renderer.describe."""
+        references = pending = [actor.describe.remote(self._job) for actor in self._actors]
+        while pending:
+            _, pending = ray.wait(pending, num_returns=len(pending), timeout=_PATIENCE)
+            if pending:
+                logger.warning("%d of %d workers are not up; is the cluster busy?", len(pending), len(references))
+        found = []
+        for index, reference in enumerate(references):
+            try:
+                found.append(ray.get(reference))
+            except _LOST:
+                self._actors[index] = self._make()
+                raise WorkerLost([]) from None
+            except RayTaskError as error:
+                raise _cause(error) from None
+        for other in found:
+            if unlike := worker.difference(found[0], other):
+                raise EvaluationError(f"--ray: the workers are not alike ({unlike}); make them so, or use fewer nodes.")
+        return found[0]
 
     def submit(self, batch: Batch) -> None:
         load = [index for index, _ in self._out.values()]
@@ -111,6 +129,7 @@ def _connect(job: Job, address: str, count: int | None) -> None:
     options: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": str(REPO)}}, "logging_level": logging.WARNING}
     if address == "local":
         options["include_dashboard"] = False
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own tells nobody of itself
         if count is not None:
             options["num_cpus"] = count * job.plan.threads
     try:
@@ -118,6 +137,24 @@ def _connect(job: Job, address: str, count: int | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         text = str(error).split("\n")[0].rstrip(".")
         raise EvaluationError(f"--ray: no cluster at '{address}' ({text}); start one, or give its address.") from None
+
+
+def _room(threads: int, count: int | None) -> tuple[int, dict[str, int]]:
+    """How many actors, and what each needs.
+
+    Raises:
+        EvaluationError: the cluster is too small.
+    """
+    cluster = ray.cluster_resources()
+    gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 0))
+    available = gpus or cpus // threads
+    if not available:
+        raise EvaluationError(f"threads: no worker with {threads} fits the cluster of {cpus} cores; lower it.")
+    if count is not None and count > available:
+        raise EvaluationError(f"--workers: the cluster has room for {available}, not for {count}; ask for fewer.")
+    # A GPU's host threads share the cores that there are; without one, threads are what computes.
+    needs = {"num_gpus": 1, "num_cpus": min(threads, cpus // gpus)} if gpus else {"num_cpus": threads}
+    return count or available, needs
 
 
 def _cause(error: RayTaskError) -> Exception:

@@ -14,6 +14,7 @@ import contextlib
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,7 @@ from filelock import FileLock, Timeout
 from evaluation.errors import EvaluationError
 from evaluation.pictures import Picture
 from evaluation.plan import Batch, Plan
+from evaluation.worker import difference
 from sets.files import replacing
 from sets.pictures import COLUMNS, METADATA, Entry, image_name, write_bytes, write_csv
 
@@ -32,6 +34,8 @@ MANIFEST = "manifest.json"
 RESULTS = "evaluation_results.csv"
 FORMAT = 1
 _LOCK = ".lock"
+_HALF_WRITTEN = re.compile(r".+\.\d+\.tmp")
+"""What `replacing` leaves where its process is killed."""
 
 
 class Store:
@@ -47,15 +51,16 @@ class Store:
 
     def __init__(self, plan: Plan, prompts: Sequence[str]) -> None:
         self._plan, self._prompts, self._root = plan, prompts, plan.output
-        self._check()
         try:
+            self._check()
             self._root.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._root / _LOCK)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise EvaluationError(f"output: another evaluation writes to {self._root}; wait for its end.") from None
-        except OSError as error:
-            raise EvaluationError(f"output: {self._root} cannot be written ({error.strerror}); name another.") from None
+        except (OSError, NotImplementedError) as error:  # the second where a file system knows no locks
+            reason = getattr(error, "strerror", None) or error
+            raise EvaluationError(f"output: {self._root} cannot be written ({reason}); name another.") from None
 
     def close(self) -> None:
         """Let others write; a folder that was not begun is taken away again."""
@@ -77,16 +82,15 @@ class Store:
             EvaluationError: model files or versions are not those of that run.
         """
         path = self._root / MANIFEST
-        manifest = {**self._identity(), "made_with": description}
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))["made_with"]
-            for name in before.keys() | description.keys():
-                if before.get(name) != description.get(name):
-                    raise EvaluationError(
-                        f"output: {self._root} was begun with {name} {before.get(name)}, and now it is "
-                        f"{description.get(name)}; go back to that, or choose another output."
-                    )
+            if unlike := difference(before, description):
+                raise EvaluationError(
+                    f"output: {self._root} was begun with something else ({unlike}); go back to that, or choose "
+                    "another output."
+                )
             return
+        manifest = {**self._identity(), "made_with": description}
         write_bytes(path, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
 
     def missing(self) -> list[Batch]:
@@ -145,7 +149,7 @@ class Store:
             for batch in plan.batches(self._prompts):
                 if batch.pair != pair:
                     continue
-                for row in _rows(self._shard(batch)):
+                for row in self._rows(batch):
                     folder = row["folder"]
                     metadata[folder].writerow(row)
                     results[folder].writerow(row)
@@ -158,19 +162,20 @@ class Store:
         path = self._root / MANIFEST
         if not path.exists():
             others = (entry.name for entry in self._root.iterdir()) if self._root.exists() else ()
-            if any(name != _LOCK and not name.endswith(".tmp") for name in others):
+            if any(name != _LOCK and not _HALF_WRITTEN.fullmatch(name) for name in others):
                 raise EvaluationError(f"output: {self._root} holds other files; choose an empty or a new folder.")
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            there = {name: found[name] for name in ("made_with", *self._identity())}
+        except (ValueError, KeyError, TypeError):
             raise EvaluationError(f"output: {path} is damaged; choose another folder, or delete this one.") from None
-        for name, value in self._identity().items():
-            if found.get(name) != value:
-                raise EvaluationError(
-                    f"output: {self._root} holds the results of another plan ({_difference(name, found, value)}); "
-                    "choose another output, or go back to that plan."
-                )
+        del there["made_with"]
+        if unlike := difference(there, self._identity()):
+            raise EvaluationError(
+                f"output: {self._root} holds the results of another plan ({unlike}); choose another output, or go "
+                "back to that plan."
+            )
 
     def _identity(self) -> dict[str, Any]:
         digest = hashlib.sha256(json.dumps(list(self._prompts)).encode()).hexdigest()
@@ -188,6 +193,19 @@ class Store:
             lora=settings.tuned,
         )
 
+    def _rows(self, batch: Batch) -> Iterator[dict[str, str]]:
+        """Raises EvaluationError: a shard is not as it was written."""
+        path, columns = self._shard(batch), ("folder", *COLUMNS, *self.score_columns, "diversity")
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+        except (csv.Error, UnicodeDecodeError):
+            rows = []
+        expected = len(batch.prompts) * len(self._plan.seeds) * len(self._plan.cells)
+        if len(rows) != expected or any(tuple(row) != columns or None in row.values() for row in rows):
+            raise EvaluationError(f"output: {path} is damaged; delete it and run this again.")
+        yield from rows
+
     def _shard(self, batch: Batch) -> Path:
         return self._root / "shards" / self._plan.pairs[batch.pair].name / f"{batch.first:06d}.csv"
 
@@ -202,7 +220,7 @@ def _names(folder: Path) -> set[str]:
     if not folder.is_dir():
         return set()
     names = {path.name for path in folder.iterdir()}
-    for name in [name for name in names if name.endswith(".tmp")]:
+    for name in filter(_HALF_WRITTEN.fullmatch, names):
         (folder / name).unlink()
     return names
 
@@ -215,19 +233,6 @@ def _table(stack: ExitStack, path: Path, columns: Sequence[str]) -> csv.DictWrit
     return table
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
-
-
 def _text(value: float | None) -> str:
     """Nine digits are a float32, exactly."""
     return "" if value is None else f"{value:.9g}"
-
-
-def _difference(name: str, found: dict[str, Any], wanted: Any) -> str:
-    before = found.get(name)
-    if isinstance(before, dict) and isinstance(wanted, dict):
-        name = next(key for key in wanted.keys() | before.keys() if before.get(key) != wanted.get(key))
-        return f"{name}: {before.get(name)} there, {wanted.get(name)} here"
-    return f"{name}: {before} there, {wanted} here"

@@ -48,6 +48,17 @@ def render(job: Job, batch: Batch) -> list[Picture]:
     return _renderer(job).render(batch)
 
 
+def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """The first thing that is not the same in two descriptions, in words; "" where all is."""
+    for name in [*other, *(one.keys() - other.keys())]:
+        values = one.get(name), other.get(name)
+        if values[0] != values[1]:
+            if all(isinstance(value, dict) for value in values):
+                return f"{name}: {difference(*values)}"
+            return f"{name}: {values[0]} there, {values[1]} here"
+    return ""
+
+
 @functools.lru_cache(maxsize=1)
 def _renderer(job: Job) -> Renderer:
     return job.make_renderer(job.plan, job.host)

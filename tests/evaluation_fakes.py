@@ -70,6 +70,13 @@ class Refusing(Drawn):
         raise EvaluationError("pairs[0]: there is no such thing; give another.")
 
 
+class Unlike(Drawn):
+    """Another one in each process, as where two machines hold different files."""
+
+    def describe(self) -> dict[str, str]:
+        return {"process": str(os.getpid())}
+
+
 class Dying(Drawn):
     def render(self, batch: Batch) -> list[Picture]:
         os._exit(9)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from demo.tiny_model import TinySD3, write_checkpoint, write_peft_adapter
 from evaluation.comfy_renderer import ComfyRenderer
@@ -134,11 +137,86 @@ def test_the_same_model_twice_is_no_pair(plan: Callable, extension: Any) -> None
         ComfyRenderer(plan(pairs=[same]), extension).render(Batch(0, 0, PROMPTS))
 
 
-def test_it_says_which_files_it_was_made_with(plan: Callable, extension: Any, models_dir: Path) -> None:
-    description = ComfyRenderer(plan(), extension).describe()
-    assert description["bytes of files"] == {
-        "checkpoints/evaluated.safetensors": (models_dir / "checkpoints" / "evaluated.safetensors").stat().st_size,
-        "evaluated/adapter_model.safetensors": (
-            models_dir / "loras" / "evaluated" / "adapter_model.safetensors"
-        ).stat().st_size,
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "data", "changes"),
+    [
+        ("damaged.safetensors", b"no model", {"checkpoint": "damaged.safetensors", "lora": "evaluated"}),
+        ("unet.safetensors", None, {"checkpoint": "unet.safetensors", "lora": "evaluated"}),
+        (
+            "damaged.safetensors",
+            b"",
+            {"checkpoint": "evaluated.safetensors", "tuned_checkpoint": "damaged.safetensors"},
+        ),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_one_sentence(
+    plan: Callable, extension: Any, models_dir: Path, name: str, data: bytes | None, changes: dict[str, str]
+) -> None:
+    file = models_dir / "checkpoints" / name
+    if data is None:
+        save_file({f"model.diffusion_model.{k}": v.contiguous() for k, v in TinySD3().state_dict().items()}, file)
+    else:
+        file.write_bytes(data)
+    try:
+        with pytest.raises(EvaluationError, match=r"^pairs\[0\]: ") as caught:
+            ComfyRenderer(plan(pairs=[changes]), extension).render(Batch(0, 0, PROMPTS))
+        assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+    finally:
+        file.unlink()
+
+
+class Stubborn:
+    """A reward that cannot score every picture, as text_rendering cannot without a text in quotes."""
+
+    name = "stubborn"
+
+    def __init__(self, answer: float | ValueError) -> None:
+        self._answer = answer
+
+    def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        if isinstance(self._answer, ValueError):
+            raise self._answer
+        return torch.full((len(images),), self._answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (ValueError("prompts: there is\nno text in 'a red circle'; write one."), "prompts: there is no text in 'a red"),
+        (math.nan, "stubborn gives no finite number; check its weights"),
+    ],
+)
+def test_a_picture_that_cannot_be_scored_is_one_sentence(
+    plan: Callable, extension: Any, monkeypatch: pytest.MonkeyPatch, answer: Any, message: str
+) -> None:
+    renderer = ComfyRenderer(plan(), extension)
+    monkeypatch.setattr(renderer, "_rewards", [Stubborn(answer)])
+    with pytest.raises(EvaluationError) as caught:
+        renderer.render(Batch(0, 0, PROMPTS))
+    assert str(caught.value).startswith(f"rewards[0]: {message}") and "\n" not in str(caught.value)
+
+
+def test_it_says_what_the_pictures_depend_on(
+    plan: Callable, extension: Any, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LoRA that was trained again has the same name and size; its pictures must not be mixed with the former's."""
+
+    def files() -> dict[str, str]:
+        return ComfyRenderer(plan(), extension).describe()["files"]
+
+    before = files()
+    assert before.keys() == {"evaluated.safetensors", "evaluated", "evaluated, adapter_config.json"}
+    assert files() == before
+    monkeypatch.setattr(sys, "argv", ["main.py", "--cpu", "--fast"])
+    assert ComfyRenderer(plan(), extension).describe()["arguments of ComfyUI"] == "--cpu --fast"
+    for name, changed in (
+        ("adapter_config.json", "evaluated, adapter_config.json"),
+        ("adapter_model.safetensors", "evaluated"),
+    ):
+        file = models_dir / "loras" / "evaluated" / name
+        data = file.read_bytes()
+        file.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+        try:
+            assert {key for key, value in files().items() if value != before[key]} == {changed}
+        finally:
+            file.write_bytes(data)
