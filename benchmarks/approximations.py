@@ -17,8 +17,8 @@ from demo.run import demo_models
 from demo.scenes import SIDE, Prompt, prompts
 from demo.trained_pair import CHECKPOINT, LORAS
 from evaluation.host import Extension
-from evaluation.statistics import Estimate, estimate
-from sets.pictures import to_bytes
+from rewards.intervals import Estimate, bootstrap
+from rewards.pixels import to_bytes
 
 from .methods import plain_cfg, rlg_guider
 from .models import Files, load_model, load_tuned
@@ -98,7 +98,7 @@ def measure_errors(extension: Extension, progress: Callable[[str], None]) -> dic
                 approximate=approximation,
             )  # fmt: skip
             latents.append(latent["samples"].numpy())
-            pictures.append(to_bytes(vae.decode(latent["samples"]).numpy()))
+            pictures.append(to_bytes(vae.decode(latent["samples"])))
         return np.stack(latents), np.stack(pictures)
 
     found: dict[float, dict[str, Error]] = {}
@@ -117,8 +117,8 @@ def measure_errors(extension: Extension, progress: Callable[[str], None]) -> dic
                 structural_similarity(a, b, channel_axis=-1)
                 for a, b in zip(pictures.reshape(-1, SIDE, SIDE, 3), drawn.reshape(-1, SIDE, SIDE, 3), strict=True)
             ]
-            gained = estimate(_rewards(asked, drawn) - rewards)
-            found[cfg][name] = Error(float(error), float(np.mean(alike)), estimate(rewards), gained)
+            gained = bootstrap(_rewards(asked, drawn) - rewards)
+            found[cfg][name] = Error(float(error), float(np.mean(alike)), bootstrap(rewards), gained)
     return found
 
 
