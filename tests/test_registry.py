@@ -33,7 +33,7 @@ AS_MANAGER_INSTALLS_IT = "rl-guidance"
 INSTALL_SCRIPTS = {"install.py", "uninstall.py", "enable.py", "disable.py", "prestartup_script.py", "requirements.txt"}
 """Run, or installed from, by ComfyUI-Manager or the host."""
 
-# What can start a program, open a connection, or run what it reads. importlib is not among them: no module imports it.
+# What can start a program, open a connection, or run what it reads.
 MODULES_FOR_THAT = {
     *("subprocess", "multiprocessing", "pty", "ctypes", "code", "codeop", "runpy", "importlib"),
     *("socket", "socketserver", "ssl", "asyncio", "http", "urllib", "ftplib", "smtplib", "xmlrpc", "webbrowser"),
@@ -91,7 +91,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def archive(checkout: Path, home: Path) -> zipfile.ZipFile:
+def archive(checkout: Path, home: Path) -> Iterator[zipfile.ZipFile]:
+    """What is published."""
     comfy(checkout, home, "node", "pack")
     with zipfile.ZipFile(checkout / "node.zip") as file:
         yield file
@@ -226,7 +227,8 @@ def test_comfy_workflow_validate_takes_every_bundled_workflow(
     info = tmp_path / "object_info.json"
     info.write_text(json.dumps(installed.client.object_info()), encoding="utf-8")
     for path in workflows:
-        comfy(tmp_path, home, "workflow", "validate", "--workflow", str(path), "--input", str(info), "--where", "local")
+        options = ["--workflow", str(path), "--input", str(info), "--where", "local"]
+        assert '"warning_count": 0' in comfy(tmp_path, home, "workflow", "validate", *options), path
 
 
 # --- Releases ---------------------------------------------------------------------------------------------------
