@@ -212,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where the pictures go (default: output/ of the repository)",
     )  # fmt: skip
     parser.add_argument(
-        "--scales", type=_numbers(-10, 10, always=(1.0,)), default="0,0.5,1,1.5,2,3,4", metavar="S,S,...",
+        "--scales", type=_numbers(-10, 10, always=(1.0,)), default="0,0.5,1,2,3,4,6", metavar="S,S,...",
         help="constant scales, -10 to 10; 1 is always measured too, to compare with (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
