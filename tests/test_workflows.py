@@ -72,6 +72,19 @@ def test_the_values_of_a_bundled_workflow_are_ones_its_widgets_can_hold(
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_bundled_workflow_comes_with_a_prompt(path: Path, object_info: dict[str, Any]) -> None:
+    """Run as it is, it shows something: the positive prompt says what, wherever its text comes from."""
+    prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), object_info)
+    positives = [node["inputs"]["positive"][0] for node in prompt.values() if "positive" in node["inputs"]]
+    assert positives
+    for node in positives:
+        text = prompt[node]["inputs"]["text"]
+        if isinstance(text, list):
+            (text,) = prompt[text[0]]["inputs"].values()
+        assert text.strip()
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_nodes_of_a_bundled_workflow_do_not_overlap(path: Path) -> None:
     workflow, title = json.loads(path.read_text(encoding="utf-8")), 30
     boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from browser.front_end import FrontEnd, launch
-from browser.server import HOST, OURS, Server, running_server
+from browser.server import HOST, Server, is_ours, running_server
 from packed import REPO
 
 SCREENSHOTS = REPO / "output" / "browser"
@@ -63,5 +63,5 @@ def nothing_of_ours_complains(request: pytest.FixtureRequest, front_end: FrontEn
     """No warning or error of ours in the console or the server's log; those of the start count for the first test."""
     yield
     front_end.screenshot(artefacts / f"{request.node.name}.png")
-    ours = [complaint for complaint in front_end.new_complaints() if OURS.search(complaint)]
+    ours = [complaint for complaint in front_end.new_complaints() if is_ours(complaint)]
     assert not ours, "\n".join(ours)

@@ -13,6 +13,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, P
 from browser.server import Server
 
 SCREEN = {"width": 1600, "height": 1000}
+LARGE_SCREEN = {"width": 2560, "height": 1440}
+"""For screenshots: a whole workflow on it can be read."""
 LIMIT = 120.0
 """Seconds that anything may take. A quiet machine needs a few; a busy one has its own idea of time."""
 
@@ -28,13 +30,16 @@ NO_BROWSER = (
     "Google Chrome or Microsoft Edge"
 )
 
-# No greeting for newcomers, no tabs of the last test, and no more drawing than a CPU can do beside its work.
+# No greeting for newcomers, no tabs of the last test, no more drawing than a CPU can do beside its work, and texts also
+# on nodes that are small.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Workflow.Persist": False,
     "Comfy.Minimap.Visible": False,
     "LiteGraph.Canvas.MaximumFps": 10,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
 }
+NO_ADVERTISEMENT = "localStorage.setItem('vueNodesBannerDismissed', 'true')"
 
 RED = (
     "[class*='node-stroke-error']:visible, .ring-error:visible, [data-testid=error-overlay]:visible, "
@@ -107,6 +112,7 @@ class FrontEnd:
         context.set_default_timeout(LIMIT * 1000)
         # The same on a machine with and without a network.
         context.route(lambda url: not url.startswith(server.address), lambda route: route.abort())
+        context.add_init_script(NO_ADVERTISEMENT)
         self.page: Page = context.new_page()
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self._complaints.append(f"browser, thrown: {error.stack or error}"))
@@ -203,8 +209,11 @@ class FrontEnd:
 
     def screenshot(self, path: Path) -> None:
         """The whole workflow on the screen, in a file."""
+        self.page.mouse.move(SCREEN["width"] / 2, SCREEN["height"] - 10)  # away from what has a tooltip
+        self.page.set_viewport_size(LARGE_SCREEN)
         self.fit_view()
         self.page.screenshot(path=path)
+        self.page.set_viewport_size(SCREEN)
 
     def _history(self) -> dict[str, Any]:
         return self.page.context.request.get(f"{self.server.address}/api/history").json()

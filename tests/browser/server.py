@@ -23,6 +23,8 @@ WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
 OURS = re.compile(r"rlg(?!-comfyui-)|rl.?guidance", re.IGNORECASE)
 """In whatever the pack says: its files, nodes and messages all have it in their names (the server's own temporary
 folder, `rlg-comfyui-…`, does not count)."""
+ELSEWHERE = re.compile(r"https://\S+")
+"""The front end looks a workflow's packs up in the registry, which this server's rules do not let it: not our words."""
 
 CHECKPOINT_WIDGETS = {"CheckpointLoaderSimple": 0, "RLGLoadModels": 0}
 LORA_WIDGETS = {"RLGLoadModels": 1, "RLGLoadLora": 0}
@@ -40,6 +42,10 @@ recorder = Recorder({path!r}, encoding="utf-8")
 recorder.setLevel(logging.WARNING)
 logging.getLogger().addHandler(recorder)
 """
+
+
+def is_ours(complaint: str) -> bool:
+    return OURS.search(ELSEWHERE.sub("", complaint)) is not None
 
 
 @dataclass

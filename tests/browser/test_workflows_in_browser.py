@@ -19,7 +19,7 @@ from browser.server import WORKFLOWS
 
 pytestmark = pytest.mark.slow
 
-SIDE, STEPS = 128, 4
+SIDE, STEPS = 128, 5  # with fewer, no step would lie at 0.8, where some schedules switch
 SAMPLERS = ("KSampler", "RLGKSampler", "RLGSweep", "RLGBranch")
 SMALL = {"EmptySD3LatentImage": {"width": SIDE, "height": SIDE}, **dict.fromkeys(SAMPLERS, {"steps": STEPS})}
 (MAIN,) = [path for path in WORKFLOWS if path.stem == "rlg_text_to_image"]
@@ -43,8 +43,11 @@ def _meaning(workflow: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_bundled_workflow_is_dropped_run_and_seen(front_end: FrontEnd, path: Path) -> None:
     front_end.drop(path)
-    saved, loaded = json.loads(path.read_text(encoding="utf-8")), front_end.graph()
-    assert _meaning(loaded) == _meaning(saved)
+    saved, loaded = _meaning(json.loads(path.read_text(encoding="utf-8"))), _meaning(front_end.graph())
+    for node, (_, _, values) in saved["nodes"].items():
+        # Widgets that came after the file was saved are added at the end, with their defaults.
+        del loaded["nodes"][node][2][len(values) :]
+    assert loaded == saved
     assert front_end.problems() == []
 
     front_end.set_widgets(SMALL)
