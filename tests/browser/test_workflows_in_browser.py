@@ -7,6 +7,7 @@ them; only size and steps are lowered, in the widgets. Screenshots are left in `
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,23 @@ def _meaning(workflow: dict[str, Any]) -> dict[str, Any]:
     return {"nodes": nodes, "links": sorted(link[1:] for link in workflow["links"])}
 
 
+def _overlapping(nodes: list[dict[str, Any]]) -> list[str]:
+    """Pairs of nodes that cover each other as this renderer lays them out: each makes some of them larger."""
+    title, pairs = 30, []
+    boxes = [(node["type"], *node["pos"], *node["size"]) for node in nodes]
+    for (kind, x, y, width, height), (other, left, top, wide, high) in itertools.combinations(boxes, 2):
+        apart = x >= left + wide or left >= x + width or y - title >= top + high or top - title >= y + height
+        if not apart:
+            pairs.append(f"{kind} and {other}")
+    return pairs
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_bundled_workflow_is_dropped_run_and_seen(front_end: FrontEnd, path: Path) -> None:
     front_end.drop(path)
-    saved, loaded = _meaning(json.loads(path.read_text(encoding="utf-8"))), _meaning(front_end.graph())
+    graph = front_end.graph()
+    assert _overlapping(graph["nodes"]) == []
+    saved, loaded = _meaning(json.loads(path.read_text(encoding="utf-8"))), _meaning(graph)
     for node, (_, _, values) in saved["nodes"].items():
         # Widgets that came after the file was saved are added at the end, with their defaults.
         del loaded["nodes"][node][2][len(values) :]
@@ -95,4 +109,23 @@ def test_a_saved_picture_dropped_back_restores_the_graph(front_end: FrontEnd, tm
     assert _meaning(front_end.graph()) != _meaning(as_run)
     front_end.drop(picture)
     assert _meaning(front_end.graph()) == _meaning(as_run)
+    assert front_end.problems() == []
+
+
+def test_a_missing_node_and_a_missing_file_would_be_seen(front_end: FrontEnd, tmp_path: Path) -> None:
+    """What the other tests find nothing of, is found where it is."""
+    (path,) = [path for path in WORKFLOWS if path.stem == "two_rewards"]
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    for node in workflow["nodes"]:
+        if node["type"] == "CheckpointLoaderSimple":
+            node["widgets_values"] = ["missing.safetensors"]
+        elif node["type"] == "VAEDecode":
+            node["type"] = "NoSuchNode"
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(workflow), encoding="utf-8")
+    front_end.drop(broken)
+    words = " ".join(front_end.problems())
+    assert "NoSuchNode" in words and "missing.safetensors" in words
+    front_end.page.keyboard.press("Escape")
+    front_end.drop(MAIN)
     assert front_end.problems() == []
