@@ -5,6 +5,8 @@ if __package__:
     from .nodes import RLGExtension
     from .nodes.saved_schedules import save_with_pictures
 
+    WEB_DIRECTORY = "./web"
+
     async def comfy_entrypoint() -> RLGExtension:
         """Called by ComfyUI's custom-node loader."""
         save_with_pictures()

@@ -6,7 +6,7 @@ import functools
 
 import latent_preview
 import torch
-from comfy_api.v0_0_2 import io
+from comfy_api.v0_0_2 import io, ui
 
 from ..rlg_sampler.grid import labelled_grid
 from ..rlg_sampler.guider import guided_model
@@ -126,4 +126,6 @@ class RLGGrid(io.ComfyNode):
         title: str | list[str],
     ) -> io.NodeOutput:
         pictures = [picture for batch in as_list(images) for picture in batch]
-        return io.NodeOutput(labelled_grid(pictures, labels, only(columns), only(title)))
+        grid = labelled_grid(pictures, labels, only(columns), only(title))
+        # Without the viewer in `web/` the host shows the cells as it does those of Preview Image.
+        return io.NodeOutput(grid, ui={**ui.PreviewImage(pictures).as_dict(), "labels": labels})

@@ -1,0 +1,54 @@
+/** The curve in the schedule nodes: what the widgets say now, without a run. */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { curveDrawing } from "./curve_drawing.js";
+import { addPart, after, hideHostPreview, html, pictureUrl } from "./node_parts.js";
+import { SCHEDULE_NODES, scheduleOf } from "./schedule.js";
+
+const MIN_HEIGHT = 130;
+
+app.registerExtension({
+  name: "RLG.ScheduleCurve",
+  nodeCreated(node) {
+    if (SCHEDULE_NODES.includes(node.comfyClass)) addCurve(node);
+  },
+});
+
+function addCurve(node) {
+  const widgets = [...node.widgets];
+  const element = html("div", { class: "rlg-part rlg-curve" });
+  /** @type {{filename: string, subfolder: string, type: string} | undefined} */
+  let ofLastRun;
+
+  const draw = () => {
+    const { clientWidth: width, clientHeight: height } = element;
+    if (width && height) element.replaceChildren(content(node, widgets, ofLastRun, width, height));
+  };
+  addPart(node, "rlg_curve", element, () => MIN_HEIGHT);
+  hideHostPreview(node);
+  new ResizeObserver(draw).observe(element);
+  for (const widget of widgets) after(widget, "callback", draw);
+  after(node, "onConfigure", draw);
+  after(node, "onConnectionsChange", draw);
+  after(node, "onExecuted", ({ images }) => {
+    ofLastRun = images?.[0];
+    draw();
+  });
+}
+
+/** The curve, or the sentence with which the server would refuse the widgets. */
+function content(node, widgets, ofLastRun, width, height) {
+  const linked = node.inputs?.find((input) => input.widget && input.link != null);
+  // Only the server knows what comes through a link.
+  if (linked) {
+    if (!ofLastRun) return html("p", {}, `${linked.name} comes from another node: run to see the curve.`);
+    return html("img", { src: pictureUrl(api, ofLastRun), alt: "Scale over the steps of the last run" });
+  }
+  try {
+    const values = Object.fromEntries(widgets.map(({ name, value }) => [name, value]));
+    return curveDrawing(scheduleOf(node.comfyClass, values), width, height);
+  } catch (error) {
+    return html("p", { role: "alert", class: "rlg-refused" }, error.message);
+  }
+}
