@@ -1,4 +1,4 @@
-/** One cell of a sweep at a time, as large as there is room: flip through with the slider, the arrow keys or the mouse. */
+/** One cell of a sweep at a time, as large as there is room; flipped through with slider, arrow keys or mouse. */
 
 import { html } from "./node_parts.js";
 
@@ -19,7 +19,7 @@ export class CellPane {
   /** @param {string} name of the slider, for screen readers */
   constructor(name) {
     this.#slider.setAttribute("aria-label", name);
-    const picture = html("div", { class: "rlg-picture", title: "Move the mouse over the picture to flip through" }, this.#image);
+    const picture = html("div", { class: "rlg-picture", title: "Move the mouse here to flip through" }, this.#image);
     this.element = html("figure", { class: "rlg-pane" }, picture, this.#caption, this.#slider);
     this.#slider.addEventListener("input", () => (this.index = this.#slider.valueAsNumber));
     for (const event of ["pointerdown", "pointermove", "keydown"])
@@ -30,7 +30,7 @@ export class CellPane {
       this.index = Math.floor(((event.clientX - left) / width) * this.#cells.length);
     });
     this.#image.addEventListener("error", () => {
-      if (this.#image.getAttribute("src")) this.#caption.textContent = "This picture is gone from the server: run again.";
+      this.#caption.textContent = "This picture is gone from the server: run again.";
     });
   }
 

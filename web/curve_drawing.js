@@ -21,11 +21,11 @@ export function curveDrawing(schedule, width, height) {
   const x = (progress) => MARGIN.left + progress * (right - MARGIN.left);
   const y = (scale) => bottom - ((scale - low) / (high - low)) * (bottom - MARGIN.top);
 
-  const drawing = svg("svg", { class: "rlg-curve-drawing", role: "img", "aria-label": describe(schedule), width, height });
-  for (const [scale, name] of rows(Math.min(...scales), Math.max(...scales), y))
+  const drawing = svg("svg", { class: "rlg-curve-drawing", role: "img", "aria-label": describe(schedule) });
+  for (const { scale, name, label } of rows(Math.min(...scales), Math.max(...scales), y))
     drawing.append(
       svg("line", { class: name ? "rlg-model" : "rlg-grid", x1: MARGIN.left, x2: right, y1: y(scale), y2: y(scale) }),
-      svg("text", { x: MARGIN.left - 6, y: y(scale), "text-anchor": "end", "dominant-baseline": "central" },
+      svg("text", { x: MARGIN.left - 6, y: label, "text-anchor": "end", "dominant-baseline": "central" },
         `${name} ${number(scale)}`.trim()),
     );
   for (const tick of [0, 0.25, 0.5, 0.75, 1])
@@ -35,16 +35,21 @@ export function curveDrawing(schedule, width, height) {
     );
   drawing.append(
     svg("text", { class: "rlg-axis", x: x(0.5), y: height - 3, "text-anchor": "middle" }, "step / number of steps"),
-    svg("polyline", { class: "rlg-line", points: line.map(([p, s]) => `${x(p).toFixed(1)},${y(s).toFixed(1)}`).join(" ") }),
+    svg("polyline", { class: "rlg-line", points: line.map(([p, s]) => [x(p).toFixed(1), y(s).toFixed(1)]).join(" ") }),
   );
   return drawing;
 }
 
 /** Scales with a line of their own: the two models, and the ends of the curve where there is room for their labels. */
 function rows(lowest, highest, y) {
-  const shown = [[0, "base"], [1, "tuned"]];
+  const apart = Math.max(0, LINE_OF_TEXT - (y(0) - y(1))) / 2; // in a long range the labels of 0 and 1 give way
+  const shown = [
+    { scale: 0, name: "base", label: y(0) + apart },
+    { scale: 1, name: "tuned", label: y(1) - apart },
+  ];
   for (const scale of [highest, lowest])
-    if (shown.every(([other]) => Math.abs(y(scale) - y(other)) >= LINE_OF_TEXT)) shown.push([scale, ""]);
+    if (shown.every(({ label }) => Math.abs(y(scale) - label) >= LINE_OF_TEXT))
+      shown.push({ scale, name: "", label: y(scale) });
   return shown;
 }
 

@@ -57,7 +57,8 @@ export function after(owner, callback, then) {
  */
 export function addPart(node, name, element, minHeight) {
   loadStyle();
-  const widget = node.addDOMWidget(name, name, element, { serialize: false, hideOnZoom: false, getMinHeight: minHeight });
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: minHeight };
+  const widget = node.addDOMWidget(name, name, element, options);
   widget.serialize = false; // the option is for the prompt, this is for the workflow
 }
 

@@ -1,6 +1,6 @@
 /**
- * Schedules as values: progress of a run → scale. The same as `rlg_sampler/schedule.py`, for the curve that follows the
- * widgets before anything runs; a test compares the two. No page, no ComfyUI.
+ * Schedules as values: progress of a run → scale. The same as `rlg_sampler/schedule.py`, for the curve that follows
+ * the widgets before anything runs; a test compares the two. No page, no ComfyUI.
  *
  * @typedef {[progress: number, scale: number]} Point
  * @typedef {object} Schedule
