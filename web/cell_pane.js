@@ -19,13 +19,12 @@ export class CellPane {
   /** @param {string} name of the slider, for screen readers */
   constructor(name) {
     this.#slider.setAttribute("aria-label", name);
-    const picture = html("div", { class: "rlg-picture", title: "Move the mouse here to flip through" }, this.#image);
+    const picture = html("div", { class: "rlg-picture" }, this.#image);
     this.element = html("figure", { class: "rlg-pane" }, picture, this.#caption, this.#slider);
     this.#slider.addEventListener("input", () => (this.index = this.#slider.valueAsNumber));
-    for (const event of ["pointerdown", "pointermove", "keydown"])
-      this.#slider.addEventListener(event, (e) => e.stopPropagation()); // else the canvas moves the node
+    this.#slider.addEventListener("keydown", (event) => event.stopPropagation()); // no shortcuts of the page
     picture.addEventListener("pointermove", (event) => {
-      if (event.buttons) return; // dragging the node
+      if (event.buttons) return; // dragging something
       const { left, width } = picture.getBoundingClientRect();
       this.index = Math.floor(((event.clientX - left) / width) * this.#cells.length);
     });

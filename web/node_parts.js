@@ -1,5 +1,7 @@
 /** How our parts sit in a node: their elements, their style, the node's callbacks. */
 
+document.head.append(html("link", { rel: "stylesheet", href: new URL("./parts.css", import.meta.url).href }));
+
 /**
  * An element with attributes and children; text goes in as text.
  *
@@ -56,7 +58,6 @@ export function after(owner, callback, then) {
  * @param {() => number} minHeight in pixels at zoom 1
  */
 export function addPart(node, name, element, minHeight) {
-  loadStyle();
   const options = { serialize: false, hideOnZoom: false, getMinHeight: minHeight };
   const widget = node.addDOMWidget(name, name, element, options);
   widget.serialize = false; // the option is for the prompt, this is for the workflow
@@ -73,6 +74,17 @@ export function hideHostPreview(node) {
 }
 
 /**
+ * What a node has put out for the page in its last run: also for one that was made anew since, by Undo or another tab.
+ *
+ * @param {object} app
+ * @param {object} node
+ * @returns {Record<string, any[]> | undefined}
+ */
+export function outputOf(app, { id, graph }) {
+  return app.nodeOutputs[graph.isRootGraph ? id : `${graph.id}:${id}`];
+}
+
+/**
  * Address of a picture that a node has put out.
  *
  * @param {object} api
@@ -80,10 +92,4 @@ export function hideHostPreview(node) {
  */
 export function pictureUrl(api, { filename, subfolder, type }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
-}
-
-function loadStyle() {
-  const href = new URL("./parts.css", import.meta.url).href;
-  if (![...document.styleSheets].some((sheet) => sheet.href === href))
-    document.head.append(html("link", { rel: "stylesheet", href }));
 }

@@ -3,15 +3,22 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { CellPane } from "./cell_pane.js";
-import { addPart, after, hideHostPreview, html, pictureUrl } from "./node_parts.js";
+import { addPart, after, hideHostPreview, html, outputOf, pictureUrl } from "./node_parts.js";
 
 const EMPTY_HEIGHT = 36;
 const MIN_HEIGHT = 280;
+
+/** Of each node that has one: how to show its last output. @type {Map<object, () => void>} */
+const shows = new Map();
 
 app.registerExtension({
   name: "RLG.SweepViewer",
   nodeCreated(node) {
     if (node.comfyClass === "RLGGrid") addViewer(node);
+  },
+  afterConfigureGraph() {
+    // The host brings back the outputs of a tab once this hook has returned.
+    setTimeout(() => shows.forEach((show) => show()));
   },
 });
 
@@ -19,10 +26,14 @@ function addViewer(node) {
   const viewer = new SweepViewer();
   addPart(node, "rlg_viewer", viewer.element, () => (viewer.empty ? EMPTY_HEIGHT : MIN_HEIGHT));
   hideHostPreview(node);
-  after(node, "onExecuted", (output) => {
-    viewer.show(output);
-    node.graph?.setDirtyCanvas(true, true);
-  });
+  const show = () => {
+    const output = outputOf(app, node);
+    if (output) viewer.show(output);
+    node.graph.setDirtyCanvas(true, true); // it may have grown
+  };
+  after(node, "onAdded", () => shows.set(node, show));
+  after(node, "onExecuted", show);
+  after(node, "onRemoved", () => shows.delete(node));
 }
 
 class SweepViewer {
@@ -37,7 +48,7 @@ class SweepViewer {
     this.element = html(
       "div",
       { class: "rlg-part rlg-viewer", role: "group", "aria-label": "Cells of the sweep" },
-      html("p", {}, "Run to flip through the cells here."),
+      html("p", {}, "Run, then flip through the cells with the slider or the mouse."),
     );
     this.#compare.addEventListener("click", () => this.#compareTwo(this.#right.element.hidden));
     this.#full.addEventListener("click", () => this.#toggleFullScreen());
