@@ -47,11 +47,10 @@ export class CellPane {
   set index(index) {
     this.#index = Math.min(Math.max(index, 0), this.#cells.length - 1);
     const { url, label } = this.#cells[this.#index];
-    const caption = `${label} (${this.#index + 1} of ${this.#cells.length})`;
     if (this.#image.getAttribute("src") !== url) this.#image.setAttribute("src", url);
     this.#image.setAttribute("alt", label);
-    this.#caption.textContent = caption;
+    this.#caption.textContent = label;
     this.#slider.value = String(this.#index);
-    this.#slider.setAttribute("aria-valuetext", caption);
+    this.#slider.setAttribute("aria-valuetext", `${label} (${this.#index + 1} of ${this.#cells.length})`);
   }
 }

@@ -6,7 +6,7 @@ import { curveDrawing } from "./curve_drawing.js";
 import { addPart, after, hideHostPreview, html, outputOf, pictureUrl } from "./node_parts.js";
 import { SCHEDULE_NODES, scheduleOf } from "./schedule.js";
 
-const MIN_HEIGHT = 130;
+const MIN_HEIGHT = 145;
 
 app.registerExtension({
   name: "RLG.ScheduleCurve",

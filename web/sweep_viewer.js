@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { CellPane } from "./cell_pane.js";
 import { addPart, after, hideHostPreview, html, outputOf, pictureUrl } from "./node_parts.js";
 
-const EMPTY_HEIGHT = 36;
+const EMPTY_HEIGHT = 64;
 const MIN_HEIGHT = 280;
 
 /** Of each node that has one: how to show its last output. @type {Map<object, () => void>} */
