@@ -105,18 +105,23 @@ def _type_keyframes(front_end: FrontEnd, text: str) -> None:
         field.press("Enter")
 
 
-def test_a_scale_from_another_node_has_no_curve_before_the_run(front_end: FrontEnd) -> None:
-    """What comes through a link only the server knows."""
+def test_a_scale_from_another_node_shows_with_the_run(front_end: FrontEnd) -> None:
+    """What comes through a link only the server knows; its picture takes the place of the curve."""
     _add(front_end, "RLGScale")
     front_end.page.evaluate(
         """() => {
-            const [schedule] = app.graph.nodes, float = LiteGraph.createNode("PrimitiveFloat");
-            float.pos = [-150, 100];
+            const [schedule] = app.graph.nodes;
+            const [float, any] = ["PrimitiveFloat", "PreviewAny"].map(type => LiteGraph.createNode(type));
+            [float.pos, any.pos] = [[-200, 100], [450, 100]];
             app.graph.add(float);
+            app.graph.add(any);
             float.connect(0, schedule, schedule.inputs.findIndex(input => input.name === "scale"));
+            schedule.connect(0, any, 0);
         }"""
     )
     expect(_curve(front_end)).to_contain_text("scale comes from another node")
+    assert front_end.run()["status"]["status_str"] == "success"
+    expect(_curve(front_end).get_by_role("img", name="of the last run")).not_to_have_js_property("naturalWidth", 0)
 
 
 @pytest.mark.parametrize("kind", [*SCHEDULES, "RLGGrid"])
