@@ -26,7 +26,7 @@ try:
         ObjectLostError,
         OutOfMemoryError,
         RayActorError,
-        RaySystemError,
+        RayError,
         RayTaskError,
         WorkerCrashedError,
     )
@@ -37,7 +37,7 @@ _AHEAD = 2
 """Batches that an actor has: one runs and one waits."""
 _PATIENCE = 120.0
 """Seconds after which workers that do not come up are worth a word."""
-_LOST = (RayActorError, WorkerCrashedError, ObjectLostError, OutOfMemoryError, RaySystemError)
+_LOST = (RayActorError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
 
 
 class _Actor:
@@ -88,12 +88,10 @@ class RayWorkers:
         found = []
         for index, reference in enumerate(references):
             try:
-                found.append(ray.get(reference))
+                found.append(_result(reference))
             except _LOST:
                 self._actors[index] = self._make()
                 raise WorkerLost([]) from None
-            except RayTaskError as error:
-                raise _cause(error) from None
         for other in found:
             if unlike := worker.difference(found[0], other):
                 raise EvaluationError(f"--ray: the workers are not alike ({unlike}); make them so, or use fewer nodes.")
@@ -108,15 +106,13 @@ class RayWorkers:
         (done,), _ = ray.wait(list(self._out), num_returns=1)
         index, batch = self._out.pop(done)
         try:
-            return batch, ray.get(done)
+            return batch, _result(done)
         except _LOST:
             lost = [reference for reference, (of_actor, _) in self._out.items() if of_actor == index]
             batches = [batch, *(self._out.pop(reference)[1] for reference in lost)]
             ray.kill(self._actors[index])
             self._actors[index] = self._make()
             raise WorkerLost(batches) from None
-        except RayTaskError as error:
-            raise _cause(error) from None
 
     def close(self) -> None:
         for actor in self._actors:
@@ -125,8 +121,9 @@ class RayWorkers:
 
 
 def _connect(job: Job, address: str, count: int | None) -> None:
-    # Where the package is found, also by processes that Ray starts in other folders.
-    options: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": str(REPO)}}, "logging_level": logging.WARNING}
+    # Where the package is found, also by processes that Ray starts in other folders, and what is found here.
+    path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+    options: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}, "logging_level": logging.WARNING}
     if address == "local":
         options["include_dashboard"] = False
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own tells nobody of itself
@@ -157,6 +154,31 @@ def _room(threads: int, count: int | None) -> tuple[int, dict[str, int]]:
     return count or available, needs
 
 
-def _cause(error: RayTaskError) -> Exception:
-    """Our own refusals as they were raised; anything else with the worker's traceback."""
-    return error.cause if isinstance(error.cause, EvaluationError) else error
+def _result(reference: ray.ObjectRef) -> Any:
+    """What a worker gave back.
+
+    Raises:
+        _LOST: it died.
+        EvaluationError: it refused, or cannot work.
+        RayTaskError: anything else that went wrong in it, with its traceback.
+    """
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:  # before the next: it may also be of the class of its cause
+        if isinstance(error.cause, EvaluationError):
+            raise error.cause from None
+        if isinstance(error.cause, (RayError, ImportError)):
+            raise _unusable(error.cause) from None
+        raise
+    except _LOST:
+        raise
+    except RayError as error:
+        raise _unusable(error) from None
+
+
+def _unusable(error: Exception) -> EvaluationError:
+    text = " ".join(str(error).strip().split("\n")[0].split()).rstrip(".")
+    return EvaluationError(
+        f"--ray: a worker cannot work ({text}); ComfyUI, models and this extension have to be at the same paths on "
+        "every node."
+    )

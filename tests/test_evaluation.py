@@ -500,7 +500,14 @@ def test_a_refusal_of_the_worker_ends_the_evaluation(tmp_path: Path) -> None:
     assert not plan.output.exists()
 
 
+@pytest.fixture
+def ray_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's workers find the fakes as a driver of its own would."""
+    monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))
+
+
 @needs_ray
+@pytest.mark.usefixtures("ray_path")
 def test_any_number_of_ray_workers_that_die_at_random_give_the_same_files(tmp_path: Path) -> None:
     from evaluation.ray_workers import RayWorkers
 
@@ -526,6 +533,19 @@ def test_a_driver_of_ray_that_is_killed_goes_on_and_leaves_no_worker(tmp_path: P
 
 
 @needs_ray
+def test_ray_workers_that_lack_a_module_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the fakes; on a cluster the extension, where a node has it somewhere else."""
+    from evaluation.ray_workers import RayWorkers
+
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    plan = _plan(tmp_path)
+    with pytest.raises(EvaluationError, match=r"^--ray: a worker cannot work \(.*evaluation_fakes.*\); ComfyUI"):
+        evaluate(plan, lambda: RayWorkers(fakes.job(plan), "local", 1))
+    assert not plan.output.exists()
+
+
+@needs_ray
+@pytest.mark.usefixtures("ray_path")
 @pytest.mark.parametrize(
     ("renderer", "message"),
     [
