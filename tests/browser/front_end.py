@@ -15,7 +15,7 @@ from browser.server import Server
 SCREEN = {"width": 1600, "height": 1000}
 LARGE_SCREEN = {"width": 2560, "height": 1440}
 """For screenshots: a whole workflow on it can be read."""
-LIMIT = 120.0
+LIMIT = 300.0
 """Seconds that anything may take. A quiet machine needs a few; a busy one has its own idea of time."""
 
 # No sandbox, because it does not work for root and in containers, and all pages are our own server's. The others keep
