@@ -1,0 +1,107 @@
+"""The pictures of the guide "How strong should it be?" and of the help pages, rendered anew in a real ComfyUI.
+
+    python -m demo.guide --host PATH [--only NAME ...]
+
+Every picture is of the demo's pair. Prompts are held-out ones, chosen by what the base alone makes of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from demo.client import PromptError
+from demo.figures import (
+    OPEN_PROMPT,
+    OTHER_REWARD,
+    Figure,
+    Look,
+    by_noise,
+    by_prompt,
+    combined,
+    ramp,
+    scales,
+    with_cfg,
+)
+from demo.run import demo_models
+from demo.server import REPO, ServerError, comfy_server
+from dev import cache_folder
+from sets.files import replacing
+
+GUIDE, HELP = REPO / "docs" / "guide", REPO / "web" / "docs" / "images"
+QUALITY = 85
+
+BEYOND = by_prompt(scales(0, 1, 1.6, 2, 3), right=1, wrong=3)
+CFG_PER_BRANCH = by_prompt(
+    [with_cfg(1, 1, 1.6), with_cfg(3, 3, 1.6), with_cfg(3, 1, 1.6), with_cfg(1, 3, 1.6)], right=2, wrong=2
+)
+COMBINED = by_noise([*scales(0, 1, 2), combined(0.2, 2), combined(0.5, 2)], OPEN_PROMPT, 6)
+CONSTANT = Look("s = 2", schedule=("RLGKeyframes", {"keyframes": "0:2", "interpolation": "step"}))
+ANNEALING = by_prompt([CONSTANT, ramp(2, 0.5), ramp(2, 1), ramp(2, 3)], right=1, wrong=2, curves=True)
+FIGURES: dict[Path, Figure] = {
+    GUIDE / "interpolation.jpg": by_prompt(scales(0, 0.25, 0.5, 0.75, 1), right=1, wrong=3),
+    GUIDE / "extrapolation.jpg": BEYOND,
+    GUIDE / "over_guidance.jpg": by_prompt(scales(1, 2, 4, 6, 10), right=2, wrong=2),
+    GUIDE / "over_guidance_compressibility.jpg": by_prompt(scales(0, 1, 2, 4, 6), right=2, wrong=1, lora=OTHER_REWARD),
+    GUIDE / "below_zero.jpg": by_prompt(scales(-2, -1, 0, 1), right=1, wrong=2),
+    GUIDE / "combined_generation.jpg": COMBINED,
+    GUIDE / "annealing.jpg": ANNEALING,
+    GUIDE / "cfg_per_branch.jpg": CFG_PER_BRANCH,
+    HELP / "scale.jpg": BEYOND,
+    HELP / "cfg_per_branch.jpg": CFG_PER_BRANCH,
+    HELP / "combined_generation.jpg": COMBINED,
+    HELP / "annealing.jpg": ANNEALING,
+}  # fmt: skip
+"""File → what draws it."""
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    of_figure: dict[Figure, list[Path]] = {}
+    for path, draw in FIGURES.items():
+        if arguments.only is None or path.stem in arguments.only:
+            of_figure.setdefault(draw, []).append(path)
+    # As in the demo: a kill would end Python on the spot and leave the server behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        log = cache_folder(os.environ) / "logs" / "guide_server.log"
+        with comfy_server(arguments.host, demo_models(), log) as client:
+            for draw, paths in of_figure.items():
+                picture = draw(client)
+                for path in paths:
+                    print(f"{path.relative_to(REPO)}: {_write(path, picture) / 1000:.0f} kB", flush=True)
+    except (ServerError, PromptError, ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _write(path: Path, picture: Image.Image) -> int:
+    """Replace a file as a whole; its size in bytes."""
+    options = {"quality": QUALITY} if path.suffix == ".jpg" else {}
+    file = io.BytesIO()
+    picture.save(file, "JPEG" if path.suffix == ".jpg" else "PNG", optimize=True, **options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(file.getvalue())
+    return len(file.getvalue())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="guide", description=__doc__.splitlines()[0])
+    parser.add_argument("--host", type=Path, required=True, metavar="PATH", help="folder of a ComfyUI, 0.3.75 or newer")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=[path.stem for path in FIGURES],
+        help="these figures, by name without suffix (default: all)",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
