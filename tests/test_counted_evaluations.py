@@ -21,7 +21,7 @@ def counted(request: pytest.FixtureRequest, checkpoint: Path, run_node: Callable
     base = load_checkpoint(checkpoint)
     shared = request.param == "shared weights"
     other = base if shared else load_checkpoint(checkpoint)
-    tuned, _ = run_node("RLGLoadLora", model=other, lora_name="evaluations", strength=1.0)
+    tuned, _ = run_node("RLGLoadLora", model=other, lora_name="counted_evaluations", strength=1.0)
     counters = [Counter(base)] if shared else [Counter(base), Counter(other)]
     return base, tuned, counters
 
@@ -48,7 +48,7 @@ def test_rows_per_step(counted, run_node, scale, cfg, tuned_cfg, per_step) -> No
 def test_one_batch_is_one_call_per_step(checkpoint, run_node, rlg, monkeypatch) -> None:
     monkeypatch.setattr(rlg.module("rlg_sampler.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
     base = load_checkpoint(checkpoint)
-    tuned, _ = run_node("RLGLoadLora", model=base, lora_name="evaluations", strength=1.0)
+    tuned, _ = run_node("RLGLoadLora", model=base, lora_name="counted_evaluations", strength=1.0)
     counter = Counter(base)
     run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task(steps=STEPS))
     assert counter.calls == STEPS
@@ -58,7 +58,7 @@ def test_too_little_memory_for_one_batch_means_smaller_calls(checkpoint, run_nod
     """The host splits a call that does not fit; rows must still find their branch."""
     monkeypatch.setattr(rlg.module("rlg_sampler.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
     base = load_checkpoint(checkpoint)
-    tuned, _ = run_node("RLGLoadLora", model=base, lora_name="evaluations", strength=1.0)
+    tuned, _ = run_node("RLGLoadLora", model=base, lora_name="counted_evaluations", strength=1.0)
     whole = run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task(steps=STEPS))[0]["samples"]
     fits = [3]  # rows
 
