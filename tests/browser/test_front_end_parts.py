@@ -90,19 +90,8 @@ def _type_keyframes(front_end: FrontEnd, text: str) -> None:
         box.press("Control+A")
         box.press_sequentially(text)  # and no Enter: the curve does not wait for the end
     else:
-        # On the canvas there is no element to find: a double click on the widget opens a field.
-        point = page.evaluate(
-            """() => {
-                const [node] = app.graph.nodes, { y } = node.widgets[0], { scale, offset } = app.canvas.ds;
-                const { left, top } = app.canvas.canvas.getBoundingClientRect();
-                return [left + (node.pos[0] + node.size[0] / 2 + offset[0]) * scale,
-                        top + (node.pos[1] + y + 10 + offset[1]) * scale];
-            }"""
-        )
-        page.mouse.dblclick(*point)
-        field = page.locator(".graphdialog input")
-        field.fill(text)
-        field.press("Enter")
+        # On the canvas there is no element to find, and the host sets the value only when the field is closed.
+        front_end.set_widgets({"RLGKeyframes": {"keyframes": text}})
 
 
 def test_a_scale_from_another_node_shows_with_the_run(front_end: FrontEnd) -> None:
