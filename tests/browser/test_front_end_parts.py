@@ -191,6 +191,7 @@ def test_the_node_does_not_grow_from_run_to_run(front_end: FrontEnd, viewer: Loc
 
 
 def test_the_pictures_are_there_again_after_a_look_at_another_tab(front_end: FrontEnd, viewer: Locator) -> None:
+    viewer.get_by_role("slider", name="Cell", exact=True).press("Home")  # where it begins in a new page as well
     shown = _shown(viewer)
     front_end.page.evaluate(COMMAND, "Comfy.NewBlankWorkflow")
     expect(viewer).to_have_count(0)
