@@ -40,7 +40,7 @@ STEPS = 28  # the default of RLGKSampler
 _LATENT, _ROUNDS, _SECONDS = 32, 5, 120.0
 _CFGS = (1.0, 2.0)
 """The demo's pair was tuned without CFG; with it, there is an uncond to share."""
-_PROMPTS, _SEEDS, _PROMPT_SEED = 16, 4, 7
+_PROMPTS, _SEEDS, _PROMPT_SEED = 12, 4, 7
 
 
 @dataclass(frozen=True)
