@@ -48,9 +48,9 @@ class Approximation:
     def _range(self) -> Schedule:
         return in_range(1.0, self.start_percent, self.end_percent, outside=0.0)
 
-    def holds_at(self, step: int, steps: int) -> bool:
-        """Whether it holds at a step of a run of `steps`."""
-        return self._range.at(step / steps) == 1.0
+    def per_step(self, steps: int) -> list[bool]:
+        """Whether it holds at each of `steps` steps."""
+        return [inside == 1.0 for inside in self._range.per_step(steps)]
 
     def __str__(self) -> str:
         parts = [f"direction computed at one of {self.direction_every} steps"] if self.direction_every > 1 else []

@@ -158,10 +158,8 @@ class GuidedRun:
     def _plan_steps(self) -> list[_Step]:
         count = len(self._sigmas) - 1
         scales = zip(*(branch.tuned.schedule.per_step(count) for branch in self._branches), strict=True)
-        return [
-            _Step(of_step, tuple(_needed(of_step)), self._approximation.holds_at(step, count))
-            for step, of_step in enumerate(scales)
-        ]
+        approximate = self._approximation.per_step(count)
+        return [_Step(s, tuple(_needed(s)), rough) for s, rough in zip(scales, approximate, strict=True)]
 
     def _step_at(self, timestep: torch.Tensor) -> int:
         # Reading the noise level makes the processor wait for a GPU: only where steps differ.
@@ -242,8 +240,8 @@ class GuidedRun:
         logger.log(level, "RLG: scale %s, %s, %s%s", "; ".join(map(str, schedules)), weights, passes, patches)
         if self._approximation != EXACT:
             logger.log(level, "RLG: approximate: %s", self._approximation)
-        of_all = self._calls.uncond_for_all(largest.scales, largest.needed, options)
-        if self._approximation.shared_uncond and of_all is None:
+        shared_uncond = self._approximation.shared_uncond
+        if shared_uncond and self._calls.uncond_for_all(largest.scales, largest.needed, options) is None:
             logger.info(
                 "RLG: each model keeps its own uncond: CFG is 1 for all but one, or a patch changes how it works."
             )

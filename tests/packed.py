@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -11,14 +12,23 @@ REPO = Path(__file__).resolve().parent.parent
 
 def packed_files() -> list[Path]:
     """The files that `.comfyignore` leaves, relative to the repository; new ones that git would add are among them."""
-    everything = _listed("--exclude-standard")
     left_out = _listed("--ignored", f"--exclude-from={REPO / '.comfyignore'}")
-    return sorted(path for path in everything - left_out if (REPO / path).is_file())
+    return [path for path in repository_files() if path not in left_out]
+
+
+def repository_files() -> list[Path]:
+    """The repository's files as they would be after a commit, relative to it."""
+    return sorted(path for path in _listed("--exclude-standard") if (REPO / path).is_file())
 
 
 def install_packed(folder: Path) -> None:
     """Unpack the archive, so to speak, into a folder that does not exist yet."""
-    for path in packed_files():
+    copy_files(packed_files(), folder)
+
+
+def copy_files(paths: Iterable[Path], folder: Path) -> None:
+    """Copy files of the repository, each to its place in `folder`."""
+    for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPO / path, folder / path)
 

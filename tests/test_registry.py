@@ -21,7 +21,7 @@ import pytest
 from demo.server import comfy_server
 from demo.ui_to_api import to_prompt
 from model_files import write_empty_models
-from packed import REPO, packed_files
+from packed import REPO, copy_files, packed_files, repository_files
 from project import CHANGELOG, VERSION, release_notes
 
 HOST = Path(os.environ["COMFYUI_PATH"])
@@ -77,16 +77,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository's files as they would be after a commit, apart from the repository: packing writes beside them."""
     folder = tmp_path_factory.mktemp("checkout")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=REPO,
-        capture_output=True,
-        check=True,
-    )
-    for name in listed.stdout.decode().split("\0"):
-        if name and (REPO / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((REPO / name).read_bytes())
+    copy_files(repository_files(), folder)
     return folder
 
 
