@@ -11,12 +11,11 @@ import numpy as np
 from PIL import Image
 
 from demo.client import ComfyClient, Json
-from demo.measure import CFG, STEPS
+from demo.graphs import CFG, ksampler, node, pair, shown
 from demo.picture import PAPER, grid
 from demo.rewards import composition
 from demo.run import PROMPT_SEED
 from demo.scenes import SIDE, Prompt, prompts
-from demo.trained_pair import CHECKPOINT, LORAS
 
 FIRST_SEED = 1000
 """Of the first prompt's noise; the next prompt has the next one, as in the demo's measurement."""
@@ -79,40 +78,6 @@ def with_cfg(cfg: float, tuned_cfg: float, scale: float) -> Look:
     return Look(f"base {cfg:g}, tuned {tuned_cfg:g}", scale, cfg=cfg, tuned_cfg=tuned_cfg)
 
 
-# Graphs
-
-
-def node(kind: str, **inputs: object) -> Json:
-    return {"class_type": kind, "inputs": inputs}
-
-
-def pair(text: str, batch: int, lora: str = ONE_REWARD) -> dict[str, Json]:
-    """The nodes that every graph begins with."""
-    return {
-        "pair": node("RLGLoadModels", ckpt_name=CHECKPOINT, lora_name=LORAS[lora], lora_strength=1.0),
-        "positive": node("CLIPTextEncode", clip=["pair", 2], text=text),
-        "negative": node("CLIPTextEncode", clip=["pair", 2], text=""),
-        "latent": node("EmptySD3LatentImage", width=SIDE, height=SIDE, batch_size=batch),
-    }
-
-
-def ksampler(seed: int, cfg: float = CFG, **inputs: object) -> Json:
-    """What the samplers for a pair ask for."""
-    return {
-        "base": ["pair", 0], "tuned": ["pair", 1], "positive": ["positive", 0], "negative": ["negative", 0],
-        "latent_image": ["latent", 0], "seed": seed, "steps": STEPS, "cfg": cfg, "sampler_name": "euler",
-        "scheduler": "normal", "denoise": 1.0, **inputs,
-    }  # fmt: skip
-
-
-def shown(samples: str, name: str = "save") -> dict[str, Json]:
-    """The nodes that a graph ends with."""
-    return {
-        f"{name}_decoded": node("VAEDecode", samples=[samples, 0], vae=["pair", 3]),
-        name: node("PreviewImage", images=[f"{name}_decoded", 0]),
-    }
-
-
 def run(client: ComfyClient, graph: Mapping[str, Json]) -> dict[str, list[Image.Image]]:
     """The pictures of each node of a graph that shows some."""
     return {name: [_opened(png) for png in pngs] for name, pngs in client.outputs(dict(graph)).items()}
@@ -133,7 +98,7 @@ def render(
             graph[f"cfg{number}"] = node("PrimitiveFloat", value=look.tuned_cfg)
             inputs["tuned_cfg"] = [f"cfg{number}", 0]
         graph[f"sample{number}"] = node("RLGKSampler", **inputs)
-        graph |= shown(f"sample{number}", f"save{number}")
+        graph |= shown(number)
     found = run(client, graph)
     numbers = range(len(looks))
     curves = [found.get(f"curve{number}") for number in numbers]

@@ -10,12 +10,10 @@ import numpy as np
 from PIL import Image
 
 from demo.client import ComfyClient, Json
+from demo.graphs import ksampler, node, pair, shown
 from demo.rewards import REWARDS, composition
-from demo.scenes import SIDE, Prompt
-from demo.trained_pair import CHECKPOINT, LORAS
+from demo.scenes import Prompt
 from rewards.pixels import pixel_distances
-
-STEPS, CFG = 12, 1.0
 
 
 @dataclass(frozen=True)
@@ -97,27 +95,14 @@ def _sampled(
 
 def sweep_prompt(lora: str, settings: Sequence[Setting], text: str, seeds: int, seed: int) -> Json:
     """An API prompt: the loader, the text and the noise once, then a sampler for each setting; pictures in `save0` …"""
-    graph: Json = {
-        "pair": _node("RLGLoadModels", ckpt_name=CHECKPOINT, lora_name=LORAS[lora], lora_strength=1.0),
-        "positive": _node("CLIPTextEncode", clip=["pair", 2], text=text),
-        "negative": _node("CLIPTextEncode", clip=["pair", 2], text=""),
-        "latent": _node("EmptySD3LatentImage", width=SIDE, height=SIDE, batch_size=seeds),
-    }
+    graph = pair(text, seeds, lora)
     for column, setting in enumerate(settings):
-        graph[f"sample{column}"] = _node(
-            "RLGKSampler", base=["pair", 0], tuned=["pair", 1], positive=["positive", 0], negative=["negative", 0],
-            latent_image=["latent", 0], seed=seed, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler="normal",
-            denoise=1.0, scale=setting.scale,
-        )  # fmt: skip
+        inputs = ksampler(seed, scale=setting.scale)
         if setting.switch is not None:
-            graph[f"schedule{column}"] = _node(
+            graph[f"schedule{column}"] = node(
                 "RLGCombinedGeneration", switch_percent=setting.switch, scale=setting.scale
             )
-            graph[f"sample{column}"]["inputs"]["schedule"] = [f"schedule{column}", 0]
-        graph[f"decode{column}"] = _node("VAEDecode", samples=[f"sample{column}", 0], vae=["pair", 3])
-        graph[f"save{column}"] = _node("PreviewImage", images=[f"decode{column}", 0])
+            inputs["schedule"] = [f"schedule{column}", 0]
+        graph[f"sample{column}"] = node("RLGKSampler", **inputs)
+        graph |= shown(column)
     return graph
-
-
-def _node(kind: str, **inputs: object) -> Json:
-    return {"class_type": kind, "inputs": inputs}

@@ -21,7 +21,8 @@ from PIL import Image
 
 from demo import report
 from demo.client import ComfyClient, Json, PromptError
-from demo.measure import CFG, STEPS, Measured, Setting, measure
+from demo.graphs import CFG, STEPS
+from demo.measure import Measured, Setting, measure
 from demo.scenes import SIDE, prompts
 from demo.server import REPO, ServerError, comfy_server
 from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import reference
-from demo.measure import CFG, STEPS, Measured, Setting, sweep_prompt
+from demo.graphs import CFG, STEPS
+from demo.measure import Measured, Setting, sweep_prompt
 from demo.scenes import Prompt, prompts
 from demo.train.base import CONFIG
 from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models
