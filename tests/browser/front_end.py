@@ -15,8 +15,9 @@ from browser.server import Server
 SCREEN = {"width": 1600, "height": 1000}
 LARGE_SCREEN = {"width": 2560, "height": 1440}
 """For screenshots: a whole workflow on it can be read."""
-LIMIT = 300.0
+LIMIT = 120.0
 """Seconds that anything may take. A quiet machine needs a few; a busy one has its own idea of time."""
+expect.set_options(timeout=LIMIT * 1000)
 
 # No sandbox, because it does not work for root and in containers, and all pages are our own server's. The others keep
 # the browser from calling home.
@@ -76,6 +77,16 @@ SET_WIDGETS = """(changes) => {
             widget.value = value;
             widget.callback?.(value);
         }
+}"""
+
+ALL_IN_SIGHT = """() => {
+    const {canvas, ds} = app.canvas, ratio = window.devicePixelRatio;
+    return app.graph.nodes.every(node => {
+        const [x, y, width, height] = node.boundingRect;
+        const [left, top] = [(x + ds.offset[0]) * ds.scale, (y + ds.offset[1]) * ds.scale];
+        return left > -1 && top > -1
+            && left + width * ds.scale < canvas.width / ratio + 1 && top + height * ds.scale < canvas.height / ratio + 1;
+    });
 }"""
 
 # On the canvas a node keeps the images it draws; as HTML they are elements in it.
@@ -160,8 +171,19 @@ class FrontEnd:
 
     def fit_view(self) -> None:
         """Bring all nodes on the screen: nodes out of sight load no pictures."""
-        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.wait_for_timeout(500)  # the view glides there
+        # Of selected nodes it would show these. And it moves the view of what it has just loaded itself, at times later.
+        self.page.evaluate("() => app.canvas.deselectAll()")
+        deadline = time.monotonic() + LIMIT
+        while time.monotonic() < deadline:
+            self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+            self.page.wait_for_timeout(500)  # the view glides there
+            if self.page.evaluate(ALL_IN_SIGHT):
+                return
+        raise TimeoutError(f"the nodes did not come into view within {LIMIT:.0f} s")
+
+    def dialog_gone(self) -> None:
+        """Wait until a dialog that was closed has faded: it is seen, and catches what is dropped, until then."""
+        expect(self.page.locator(".p-dialog, .p-dialog-mask")).to_have_count(0)
 
     def graph(self) -> dict[str, Any]:
         """The workflow as the front end would save it."""

@@ -20,11 +20,11 @@ from packed import REPO, install_packed
 HOST = Path(os.environ["COMFYUI_PATH"])
 WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
 
-OURS = re.compile(r"rlg(?!-comfyui-)|rl.?guidance", re.IGNORECASE)
-"""In whatever the pack says: its files, nodes and messages all have it in their names (the server's own temporary
-folder, `rlg-comfyui-…`, does not count)."""
-ELSEWHERE = re.compile(r"https://\S+")
-"""The front end looks a workflow's packs up in the registry, which this server's rules do not let it: not our words."""
+OURS = re.compile(r"rlg|rl.?guidance", re.IGNORECASE)
+"""In whatever the pack says: its files, nodes and messages all have it in their names."""
+ELSEWHERE = re.compile(rf"https://\S+|rlg-comfyui-|{re.escape(str(HOST))}")
+"""Not our words: the front end looks a workflow's packs up in the registry, which this server's rules do not let it;
+and folders of the tests, the server's and ComfyUI's, may have our name in theirs."""
 
 CHECKPOINT_WIDGETS = {"CheckpointLoaderSimple": 0, "RLGLoadModels": 0}
 LORA_WIDGETS = {"RLGLoadModels": 1, "RLGLoadLora": 0}

@@ -8,11 +8,10 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Browser, Locator, expect
 
-from browser.front_end import LIMIT, FrontEnd
+from browser.front_end import FrontEnd
 from browser.server import WORKFLOWS, Server
 
 pytestmark = pytest.mark.slow
-expect.set_options(timeout=LIMIT * 1000)
 
 SCHEDULES = {
     "RLGScale": [1.6, 0, 1, 1],
