@@ -480,6 +480,11 @@ def kill_drivers(file: Path, plan: Plan, kills: int, actors: int) -> None:
             driver.kill()
             driver.wait()
         done = len(list(plan.output.glob("shards/*/*.csv")))
+        _, alive = psutil.wait_procs(left, timeout=0 if actors else 30)
+        # Ray's agents stay where a driver of its own dies like this, with or without anything of ours.
+        agents = [process for process in alive if any("/ray/" in part for part in process.cmdline())]
+        for agent in agents:
+            agent.kill()
         _, alive = psutil.wait_procs(left, timeout=30)
         assert not alive
     subprocess.run(command, env=environment, check=True, capture_output=True)

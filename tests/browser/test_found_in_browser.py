@@ -23,7 +23,8 @@ LANGUAGE = "zh"
 
 @pytest.fixture
 def canvas(front_end: FrontEnd) -> FrontEnd:
-    front_end.page.evaluate("() => app.graph.clear()")
+    front_end.page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    front_end.page.wait_for_function("() => !app.graph.nodes.length && !app.extensionManager.spinner")
     return front_end
 
 
@@ -47,7 +48,7 @@ def _add_by_search(front_end: FrontEnd, words: str, name: str) -> None:
     page.wait_for_function("() => app.graph.nodes.length === 1")
     # The newer front end asks where to put it. Not where the search was opened: that might be a double click.
     page.mouse.click(EMPTY_SPOT[0] + 200, EMPTY_SPOT[1])
-    front_end.dialog_gone()
+    front_end.nothing_in_front()
 
 
 def test_the_subgraph_is_found_run_and_seen(canvas: FrontEnd) -> None:

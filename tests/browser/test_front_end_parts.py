@@ -25,8 +25,11 @@ SMALL = {"EmptySD3LatentImage": {"width": 64, "height": 64}, "RLGSweep": {"steps
 LABELS = ["scale 0, seed 42", "scale 1, seed 42", "scale 2, seed 42"]
 EXTENSIONS = ["RLG.ScheduleCurve", "RLG.SweepViewer"]
 
+# With an id that no node had before: the newer front end keeps the values of widgets by it, also of what is gone.
 ADD = """(type) => {
+    const last = app.graph.state.lastNodeId;
     app.graph.clear();
+    app.graph.state.lastNodeId = last;
     const node = LiteGraph.createNode(type);
     node.pos = [100, 100];
     app.graph.add(node);

@@ -127,6 +127,5 @@ def test_a_missing_node_and_a_missing_file_would_be_seen(front_end: FrontEnd, tm
     words = " ".join(front_end.problems())
     assert "NoSuchNode" in words and "missing.safetensors" in words
     front_end.page.keyboard.press("Escape")
-    front_end.dialog_gone()
     front_end.drop(MAIN)
     assert front_end.problems() == []
