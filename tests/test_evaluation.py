@@ -475,18 +475,18 @@ def kill_drivers(file: Path, plan: Plan, kills: int, actors: int) -> None:
             while driver.poll() is None and len(list(plan.output.glob("shards/*/*.csv"))) <= done:
                 time.sleep(0.01)
             time.sleep(random.random() * 0.1)
-            left = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+            started = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+            # Processes of Ray itself: its agents stay where the driver of a local cluster dies, with or without ours.
+            of_ray = [child for child in started if "/ray/" in " ".join(child.as_dict(["cmdline"], [])["cmdline"])]
         finally:
             driver.kill()
             driver.wait()
         done = len(list(plan.output.glob("shards/*/*.csv")))
-        _, alive = psutil.wait_procs(left, timeout=0 if actors else 30)
-        # Ray's agents stay where a driver of its own dies like this, with or without anything of ours.
-        agents = [process for process in alive if any("/ray/" in part for part in process.cmdline())]
-        for agent in agents:
-            agent.kill()
-        _, alive = psutil.wait_procs(left, timeout=30)
+        _, alive = psutil.wait_procs(set(started) - set(of_ray), timeout=30)
         assert not alive
+        _, alive = psutil.wait_procs(of_ray, timeout=0)
+        for process in alive:
+            process.kill()
     subprocess.run(command, env=environment, check=True, capture_output=True)
 
 

@@ -130,9 +130,9 @@ class FrontEnd:
         settings = SETTINGS | {"Comfy.VueNodes.Enabled": vue_nodes}
         expect(context.request.post(f"{server.address}/api/settings", data=settings)).to_be_ok()
         self.page.goto(server.address)
-        # With a graph of its own in it, which would otherwise come over what is dropped early.
-        self.page.wait_for_function("() => window.app?.extensionManager && window.app.graph?.nodes.length")
+        self.page.wait_for_function("() => window.app?.extensionManager && window.app.graph")
         expect(self.run_button).to_be_enabled()
+        self.nothing_in_front()
         self.page.evaluate(
             "() => { window.steps = 0; app.api.addEventListener('progress', event => steps = event.detail.value); }"
         )
