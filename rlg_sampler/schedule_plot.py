@@ -21,7 +21,8 @@ def plot(schedule: Schedule) -> torch.Tensor:
     """
     pixels = _RIGHT - _LEFT
     values = schedule.per_step(pixels)
-    low, high = min(0.0, *values), max(1.0, *values)
+    scales = [scale for _, scale in schedule.points]  # where it is going, also if no step falls on the end itself
+    low, high = min(0.0, *scales), max(1.0, *scales)
 
     def row(scale: float) -> float:
         return _BOTTOM - (scale - low) / (high - low) * (_BOTTOM - _TOP)
@@ -31,7 +32,7 @@ def plot(schedule: Schedule) -> torch.Tensor:
     font = ImageFont.load_default(13)
     for scale in sorted({low, 0.0, 1.0, high}):
         draw.line([(_LEFT, row(scale)), (_RIGHT, row(scale))], _GRID)
-        draw.text((_LEFT - 6, row(scale)), f"{scale:g}", _TEXT, font, anchor="rm")
+        draw.text((_LEFT - 6, row(scale)), f"{scale:.3g}", _TEXT, font, anchor="rm")
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         column = _LEFT + tick * pixels
         draw.line([(column, _BOTTOM), (column, _BOTTOM + 4)], _GRID)

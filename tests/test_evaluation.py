@@ -55,6 +55,7 @@ SURPRISES = [
     "café",
 ]
 
+RAY_WORKER = "ray::_Actor"
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install ray")
 
 
@@ -476,15 +477,17 @@ def kill_drivers(file: Path, plan: Plan, kills: int, actors: int) -> None:
                 time.sleep(0.01)
             time.sleep(random.random() * 0.1)
             started = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
-            # Processes of Ray itself: its agents stay where the driver of a local cluster dies, with or without ours.
-            of_ray = [child for child in started if "/ray/" in " ".join(child.as_dict(["cmdline"], [])["cmdline"])]
+            names = {child: " ".join(child.as_dict(["cmdline"], [])["cmdline"]) for child in started}
         finally:
             driver.kill()
             driver.wait()
         done = len(list(plan.output.glob("shards/*/*.csv")))
-        _, alive = psutil.wait_procs(set(started) - set(of_ray), timeout=30)
+        _, alive = psutil.wait_procs(
+            [child for child in started if not actors or RAY_WORKER in names[child]], timeout=30
+        )
         assert not alive
-        _, alive = psutil.wait_procs(of_ray, timeout=0)
+        # Agents of Ray stay where the driver of a local cluster dies, with or without anything of ours.
+        _, alive = psutil.wait_procs(started, timeout=0)
         for process in alive:
             process.kill()
     subprocess.run(command, env=environment, check=True, capture_output=True)
@@ -525,7 +528,7 @@ def test_any_number_of_ray_workers_that_die_at_random_give_the_same_files(tmp_pa
         def run(plan: Plan = plan, count: int = count) -> None:
             evaluate(plan, lambda: RayWorkers(fakes.job(plan, seconds=0.2), "local", count))
 
-        assert kill_at_random(run, plan, kills, command="ray::_Actor") <= kills
+        assert kill_at_random(run, plan, kills, command=RAY_WORKER) <= kills
         assert _files(plan.output) == expected
 
 
@@ -569,8 +572,11 @@ def test_ray_workers_that_cannot_work_end_the_evaluation(
     assert not plan.output.exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
-def test_ray_that_is_not_installed_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_ray_that_is_not_installed_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "evaluation.ray_workers", raising=False)
     assert carry_out(parse([str(_write_plan(tmp_path)), "--host", HOST, "--ray", "auto"])) == 1
     assert "Error: --ray: Ray is not installed; run `pip install ray`" in capsys.readouterr().err
 

@@ -80,12 +80,12 @@ SET_WIDGETS = """(changes) => {
 }"""
 
 ALL_IN_SIGHT = """() => {
-    const {canvas, ds} = app.canvas, ratio = window.devicePixelRatio;
+    const {canvas, ds} = app.canvas;
+    const [right, bottom] = [canvas.width, canvas.height].map(size => size / window.devicePixelRatio + 1);
     return app.graph.nodes.every(node => {
         const [x, y, width, height] = node.boundingRect;
         const [left, top] = [(x + ds.offset[0]) * ds.scale, (y + ds.offset[1]) * ds.scale];
-        return left > -1 && top > -1
-            && left + width * ds.scale < canvas.width / ratio + 1 && top + height * ds.scale < canvas.height / ratio + 1;
+        return left > -1 && top > -1 && left + width * ds.scale < right && top + height * ds.scale < bottom;
     });
 }"""
 
@@ -175,7 +175,8 @@ class FrontEnd:
         """Bring all nodes on the screen: nodes out of sight load no pictures."""
         if self.page.evaluate("() => !app.graph.nodes.length"):
             return  # the newer front end would complain
-        # Of selected nodes it would show these. And it moves the view of what it has just loaded itself, at times later.
+        # Of selected nodes it would show these. And the front end moves the view of what it has just loaded itself, at
+        # times after this.
         self.page.evaluate("() => app.canvas.deselectAll()")
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
