@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> str:
 
         return RayWorkers(job, options.ray, options.workers)
 
-    return f"{evaluate(plan, workers)}\nEverything is in {plan.output}"
+    return f"{evaluate(plan, workers)}\nEverything is in {plan.output.resolve()}"
 
 
 def default_host() -> Path | None:
