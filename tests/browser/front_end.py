@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Playwright, expect
 
 from browser.server import Server
+
+T = TypeVar("T")
 
 SCREEN = {"width": 1600, "height": 1000}
 LARGE_SCREEN = {"width": 2560, "height": 1440}
@@ -178,13 +181,30 @@ class FrontEnd:
         # Of selected nodes it would show these. And the front end moves the view of what it has just loaded itself, at
         # times after this.
         self.page.evaluate("() => app.canvas.deselectAll()")
+
+        def fitted() -> bool:
+            self.command("Comfy.Canvas.FitView")
+            self.page.wait_for_timeout(500)  # the view glides there
+            return self.page.evaluate(ALL_IN_SIGHT)
+
+        self.until(fitted, "the nodes did not come into view")
+
+    def command(self, name: str) -> None:
+        """Carry out a command of the front end, as a menu or a key would."""
+        self.page.evaluate("(name) => app.extensionManager.command.execute(name)", name)
+
+    def until(self, found: Callable[[], T], failure: str) -> T:
+        """What `found` gives once that is something; it is called again and again.
+
+        Raises:
+            TimeoutError: `failure`, and what is on the screen.
+        """
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
-            self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-            self.page.wait_for_timeout(500)  # the view glides there
-            if self.page.evaluate(ALL_IN_SIGHT):
-                return
-        raise TimeoutError(f"the nodes did not come into view within {LIMIT:.0f} s")
+            if result := found():
+                return result
+            self.page.wait_for_timeout(100)  # unlike time.sleep, it lets the console's messages in
+        raise TimeoutError(f"{failure} within {LIMIT:.0f} s; on the screen: {self.problems()}")
 
     def nothing_in_front(self) -> None:
         """Wait until what covers the page has faded: it is seen, and catches what is dropped, until then."""
@@ -215,12 +235,10 @@ class FrontEnd:
         return before
 
     def ended(self, before: set[str]) -> dict[str, Any]:
-        deadline = time.monotonic() + LIMIT
-        while time.monotonic() < deadline:
-            if new := [entry for run, entry in self._history().items() if run not in before]:
-                return new[0]
-            self.page.wait_for_timeout(100)  # unlike time.sleep, it lets the console's messages in
-        raise TimeoutError(f"the run did not end within {LIMIT:.0f} s; on the screen: {self.problems()}")
+        def new() -> list[dict[str, Any]]:
+            return [entry for run, entry in self._history().items() if run not in before]
+
+        return self.until(new, "the run did not end")[0]
 
     def cancel(self) -> None:
         self.page.get_by_label("Cancel current run").click()

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
@@ -22,9 +23,9 @@ WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
 
 OURS = re.compile(r"rlg|rl.?guidance", re.IGNORECASE)
 """In whatever the pack says: its files, nodes and messages all have it in their names."""
-ELSEWHERE = re.compile(rf"https://\S+|rlg-comfyui-|{re.escape(str(HOST))}")
+ELSEWHERE = re.compile("|".join([r"https://\S+", "rlg-comfyui-", *map(re.escape, (str(HOST), sys.prefix))]))
 """Not our words: the front end looks a workflow's packs up in the registry, which this server's rules do not let it;
-and folders of the tests, the server's and ComfyUI's, may have our name in theirs."""
+and the folders of the server, of ComfyUI and of the packages it imports may have our name in theirs."""
 
 CHECKPOINT_WIDGETS = {"CheckpointLoaderSimple": 0, "RLGLoadModels": 0}
 LORA_WIDGETS = {"RLGLoadModels": 1, "RLGLoadLora": 0}

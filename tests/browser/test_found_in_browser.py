@@ -23,7 +23,7 @@ LANGUAGE = "zh"
 
 @pytest.fixture
 def canvas(front_end: FrontEnd) -> FrontEnd:
-    front_end.page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    front_end.command("Comfy.NewBlankWorkflow")
     front_end.page.wait_for_function("() => !app.graph.nodes.length && !app.extensionManager.spinner")
     return front_end
 
@@ -32,11 +32,15 @@ def _search(front_end: FrontEnd, words: str) -> Locator:
     """Double-click the canvas and type; what is offered."""
     page = front_end.page
     field = page.get_by_role("combobox").first
-    while not field.is_visible():
+
+    def opened() -> bool:
         # A canvas that is busy takes two clicks for two clicks.
         page.mouse.dblclick(*EMPTY_SPOT)
         with contextlib.suppress(TimeoutError):
             field.wait_for(timeout=5000)
+        return field.is_visible()
+
+    front_end.until(opened, "the search did not open")
     field.press_sequentially(words)
     return page.get_by_role("option")
 

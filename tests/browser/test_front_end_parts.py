@@ -35,8 +35,6 @@ ADD = """(type) => {
     app.graph.add(node);
 }"""
 
-COMMAND = "(id) => app.extensionManager.command.execute(id)"
-
 # As large as a user has a node that he works with; `fit_view` would make a single one larger than the screen.
 GO_TO = """(type) => {
     const node = app.graph.nodes.find(node => node.type === type);
@@ -193,9 +191,9 @@ def test_the_node_does_not_grow_from_run_to_run(front_end: FrontEnd, viewer: Loc
 
 
 def test_the_pictures_are_there_again_after_a_look_at_another_tab(front_end: FrontEnd, viewer: Locator) -> None:
-    front_end.page.evaluate(COMMAND, "Comfy.NewBlankWorkflow")
+    front_end.command("Comfy.NewBlankWorkflow")
     expect(viewer).to_have_count(0)
-    front_end.page.evaluate(COMMAND, "Workspace.PreviousOpenedWorkflow")
+    front_end.command("Workspace.PreviousOpenedWorkflow")
     front_end.page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'RLGGrid')")
     front_end.page.evaluate(GO_TO, "RLGGrid")
     _shown(viewer)  # of the run that the host has kept for the tab, which need not be the last one
