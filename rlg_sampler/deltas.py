@@ -8,6 +8,7 @@ without a sign. It exists only inside `attached`, so nothing is left behind afte
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,11 +17,18 @@ from typing import TYPE_CHECKING, Any
 import comfy.utils
 import torch
 import torch.nn.functional as F
+from comfy.quant_ops import QuantizedTensor
 
 from .patch_difference import LowRank, WeightChange, dense_change, low_rank_change
+from .unpatched_weight import unpatched_weight
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+
+
+logger = logging.getLogger(__name__)
+
+_SHOWN_NAMES = 3
 
 
 class RowsNotSeparable(RuntimeError):
@@ -45,14 +53,20 @@ class Rows:
 
 @dataclass
 class ModuleDelta:
-    """What the tuned model changes in one module: any of a low-rank part, a dense part and a bias."""
+    """What the tuned model changes in one module: any of a low-rank part, a dense part and a bias.
+
+    Attributes:
+        was_added: whether a call of the model has come to it.
+    """
 
     low_rank: LowRank | None = None
     dense: torch.Tensor | None = None
     bias: torch.Tensor | None = None
+    was_added: bool = False
 
     def add(self, module: torch.nn.Module, x: torch.Tensor, out: torch.Tensor) -> None:
         """Add the change to `out` = module(x), in place."""
+        self.was_added = True
         if self.low_rank is not None:
             down, up = self.low_rank.down.to(x.dtype), self.low_rank.up.to(out.dtype)
             if _is_conv(module):
@@ -86,6 +100,7 @@ class Deltas:
     def __init__(self, modules: Mapping[str, ModuleDelta]) -> None:
         self.modules = dict(modules)
         self.rows: Rows | None = None
+        self._checked = False
 
     @classmethod
     def from_changes(
@@ -107,7 +122,6 @@ class Deltas:
         Raises:
             ValueError: a changed weight is neither weight nor bias of a linear or convolution module.
         """
-        originals = None
         modules: dict[str, ModuleDelta] = {}
         for key, change in changes.items():
             name, kind = checked_module(patcher.model, key)
@@ -118,11 +132,7 @@ class Deltas:
                     kept[key] = low_rank_change(change, module.weight.shape).to("cpu", dtype)
                 delta.low_rank = kept[key].to(device, dtype)
                 continue
-            if originals is None:
-                originals = patcher.get_key_patches("diffusion_model.")
-            weight, convert = originals[key][0]
-            unpatched = convert(weight.to(device, torch.float32, copy=True), inplace=True)
-            difference = dense_change(change, unpatched, key)
+            difference = dense_change(change, unpatched_weight(patcher, key, device), key)
             setattr(delta, "dense" if kind == "weight" else "bias", difference.to(device, dtype))
         return cls(modules)
 
@@ -154,6 +164,33 @@ class Deltas:
             yield
         finally:
             self.rows = previous
+
+    @contextmanager
+    def in_model_call(self, rows: Rows, model: torch.nn.Module) -> Iterator[None]:
+        """As `applied_to`, for one call of `model`; after the first it is known whether every correction had effect.
+
+        Raises:
+            ValueError: some modules of a quantised model compute without their forward.
+        """
+        with self.applied_to(rows):
+            yield
+        if self._checked:
+            return
+        self._checked = True
+        missed = [name for name, delta in self.modules.items() if not delta.was_added]
+        if not missed:
+            return
+        shown = ", ".join(missed[:_SHOWN_NAMES])
+        more = f" and {len(missed) - _SHOWN_NAMES} more" if len(missed) > _SHOWN_NAMES else ""
+        if any(isinstance(comfy.utils.get_attr(model, name).weight, QuantizedTensor) for name in missed):
+            raise ValueError(
+                f"tuned: ComfyUI computes {shown}{more} in fused kernels of base's precision, which leave no place for "
+                "a change on the fly; load base in another precision, such as fp8 or bf16."
+            )
+        logger.warning(
+            "RLG: the model ran without %d of the %d modules that tuned changes, so that part has no effect: %s%s.",
+            len(missed), len(self.modules), shown, more,
+        )  # fmt: skip
 
 
 class _AdaptedForward:

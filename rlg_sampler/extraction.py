@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import comfy.lora
 import torch
@@ -13,13 +13,14 @@ from .deltas import can_be_changed
 from .model_name import model_name
 from .pair import ModelPair
 from .svd import Factors, low_rank_factors
+from .unpatched_weight import unpatched_weight
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 _PREFIX = "diffusion_model."
 # Parameters that say how others are stored.
-_STORAGE = ("scale_weight", "scale_input", "weight_scale", "input_scale")
+_STORAGE = ("scale_weight", "scale_input", "weight_scale", "input_scale", "pre_quant_scale")
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,14 @@ def extract_lora(base: ModelPatcher, tuned: ModelPatcher, rank: int, done: Calla
         ValueError: the two do not belong together, or nothing in them can be expressed as a LoRA.
     """
     ModelPair.from_models(base, tuned)
-    versions = [model.get_key_patches(_PREFIX) for model in (base, tuned)]
     names = [f"{_PREFIX}{name}" for name, _ in base.model.diffusion_model.named_parameters()]
-    keys = [key for key in names if key in versions[0] and not key.endswith(_STORAGE)]
+    keys = [key for key in names if not key.endswith(_STORAGE)]
     weights: dict[str, torch.Tensor] = {}
     modules: dict[str, Factors] = {}
     left_out: dict[str, float] = {}
     biases = 0
     for number, key in enumerate(keys, 1):
-        of_base, of_tuned = (_patched(version[key], key, base.load_device) for version in versions)
+        of_base, of_tuned = (_patched(model, key, base.load_device) for model in (base, tuned))
         change = of_tuned - of_base
         module, _, kind = key.rpartition(".")
         if not change.any():
@@ -105,11 +105,9 @@ def extract_lora(base: ModelPatcher, tuned: ModelPatcher, rank: int, done: Calla
     return ExtractedLora(weights, modules, biases, left_out, model_name(base))
 
 
-def _patched(entry: list[Any], key: str, device: torch.device) -> torch.Tensor:
-    """A weight with a MODEL's patches, in float32."""
-    (weight, convert), *patches = entry
-    start = convert(weight.to(device, torch.float32, copy=True), inplace=True)
-    return comfy.lora.calculate_weight(patches, start, key)
+def _patched(model: ModelPatcher, key: str, device: torch.device) -> torch.Tensor:
+    """A weight with the MODEL's patches, in float32."""
+    return comfy.lora.calculate_weight(model.patches.get(key, []), unpatched_weight(model, key, device), key)
 
 
 def _in_the_file(module: str, factors: Factors, shape: torch.Size) -> dict[str, torch.Tensor]:

@@ -112,6 +112,10 @@ _QWEN = {
     "image_model": "qwen_image", "in_channels": 64, "num_layers": 1, "attention_head_dim": 128,
     "num_attention_heads": 1, "joint_attention_dim": 64,
 }  # fmt: skip
+_WAN = {
+    "image_model": "wan2.1", "model_type": "t2v", "dim": 128, "ffn_dim": 256, "num_heads": 1, "num_layers": 1,
+    "text_dim": 64, "in_dim": 16, "out_dim": 16,
+}  # fmt: skip
 FAMILIES = {
     "SD1.5": Family(
         "SD15",
@@ -138,6 +142,7 @@ FAMILIES = {
     ),
     "Flux": Family("Flux", _FLUX, (16, SIZE, SIZE), text=64, pooled=48),
     "Qwen-Image": Family("QwenImage", _QWEN, (16, 1, SIZE, SIZE), text=64),
+    "Wan": Family("WAN21_T2V", _WAN, (16, 2, SIZE, SIZE), text=64),
 }  # fmt: skip
 
 

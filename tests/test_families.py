@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.lora
+import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import pytest
@@ -120,6 +121,7 @@ UNET_MODULES = ("attn1.to_q.weight", "attn2.to_v.weight", "0.in_layers.2.weight"
 MODULES = {
     "Flux": ("img_attn.qkv.weight", "img_mlp.0.weight", "linear1.weight", "linear2.weight"),
     "Qwen-Image": ("attn.to_q.weight", "attn.add_k_proj.weight", "img_mlp.net.2.weight"),
+    "Wan": ("self_attn.q.weight", "cross_attn.v.weight", "ffn.2.weight", "patch_embedding.weight"),
 }
 
 
@@ -147,6 +149,8 @@ DIFFUSERS_MODULES = {
     "Flux": ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.add_v_proj", "transformer_blocks.0.ff.net.2",
              "single_transformer_blocks.0.attn.to_k", "single_transformer_blocks.0.proj_mlp"),
     "Qwen-Image": ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_add_out"),
+    # The host knows Wan's own names alone.
+    "Wan": ("blocks.0.self_attn.q", "blocks.0.cross_attn.o", "blocks.0.ffn.0"),
 }  # fmt: skip
 _BLOCK = "attentions.0.transformer_blocks.0"
 UNET_DIFFUSERS_MODULES = (
@@ -157,7 +161,7 @@ UNET_DIFFUSERS_MODULES = (
 def _host_target(model: Any, module: str) -> tuple[str, Any]:
     """(weight, part of it) that a module of diffusers' model is in the host's."""
     names = comfy.lora.model_lora_keys_unet(model.model, {})
-    spellings = (f"transformer.{module}", f"lora_unet_{module.replace('.', '_')}")
+    spellings = (f"transformer.{module}", f"lora_unet_{module.replace('.', '_')}", f"diffusion_model.{module}")
     target = next(names[name] for name in spellings if name in names)
     return (target, None) if isinstance(target, str) else (target[0], target[1])
 
@@ -294,14 +298,9 @@ def test_low_rank_change_of_any_convolution(rlg, dimensions, groups) -> None:
     model = torch.nn.ModuleDict({"conv": conv})
     (change,) = difference.patch_difference({}, {"conv.weight": [patch]}).values()
 
-    class Patcher:
-        def __init__(self) -> None:
-            self.model = model
-
-        def get_key_patches(self, _: str) -> dict:
-            return {"conv.weight": [(conv.weight, lambda weight, **_: weight)]}
-
-    made = deltas.Deltas.from_changes({"conv.weight": change}, Patcher(), torch.device("cpu"), torch.float32, {})
+    cpu = torch.device("cpu")
+    patcher = comfy.model_patcher.ModelPatcher(model, cpu, cpu)
+    made = deltas.Deltas.from_changes({"conv.weight": change}, patcher, cpu, torch.float32, {})
     x = _randn(4, 3, 4, *[9] * dimensions)
     out = conv(x)
     made.modules["conv"].add(conv, x, out)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfy.quant_ops
 import comfy.sd
 import pytest
 import torch
@@ -86,3 +88,32 @@ def test_a_delta_is_not_rounded_to_the_dtype_of_the_weights(checkpoint, models_d
     merged = two_models(load(), tune(load()), 1.6, **task(steps=3))
     assert relative(ours, expected) < TOLERANCE[kind]
     assert relative(merged, expected) > 3 * TOLERANCE[kind]
+
+
+def test_float8_layers_that_the_file_lists(checkpoint, models_dir, run_node) -> None:
+    """Mixed precision as files had it at first: formats in the metadata, a scale beside each weight."""
+    prefix = "model.diffusion_model."
+    listed, whole, layers = {}, {}, {}
+    for key, weight in load_file(checkpoint).items():
+        own = key.removeprefix(prefix)
+        if not own.startswith("joint_blocks") or not own.endswith(".weight") or weight.ndim != 2:
+            listed[own] = whole[key] = weight
+            continue
+        scale = weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+        listed[own] = (weight / scale).to(torch.float8_e4m3fn)
+        listed[own.replace(".weight", ".weight_scale")] = scale
+        whole[key] = listed[own].float() * scale
+        layers[own.removesuffix(".weight")] = {"format": "float8_e4m3fn"}
+    paths = [models_dir / "checkpoints" / f"listed-{name}.safetensors" for name in ("few-bits", "whole")]
+    save_file(listed, paths[0], {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})})
+    save_file(whole, paths[1])
+
+    def tune(model: Any) -> Any:
+        return run_node("RLGLoadLora", model=model, lora_name="precision", strength=1.0)[0]
+
+    base = comfy.sd.load_diffusion_model(str(paths[0]))
+    weight = base.model.diffusion_model.joint_blocks[0].x_block.attn.qkv.weight
+    assert isinstance(weight, comfy.quant_ops.QuantizedTensor)
+    ours = run_node("RLGKSampler", base=base, tuned=tune(base), scale=1.6, **task(steps=3))[0]["samples"]
+    expected = two_models(load_checkpoint(paths[1]), tune(load_checkpoint(paths[1])), 1.6, **task(steps=3))
+    assert relative(ours, expected) < CLOSE

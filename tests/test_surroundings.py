@@ -359,3 +359,17 @@ def test_guiders_of_other_packs(base, other, run_node) -> None:
     (model,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
     of_base, of_tuned = one_step(base), one_step(tuned_other)
     assert relative(one_step(model), of_base + 1.6 * (of_tuned - of_base)) < CLOSE
+
+
+def test_a_block_that_another_node_leaves_out(check, caplog) -> None:
+    """The tuned model's changes there have no effect, in stock samplers either; it is said, and said only then."""
+
+    def without_first_block(model: Any) -> Any:
+        model = model.clone()
+        model.set_model_patch_replace(lambda args, _: {k: args[k] for k in ("txt", "img")}, "dit", "double_block", 0)
+        return model
+
+    check()
+    assert "has no effect" not in caplog.text
+    check(without_first_block, without_first_block)
+    assert caplog.text.count("has no effect: diffusion_model.joint_blocks.0.") == 1
