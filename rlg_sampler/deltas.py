@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from comfy.quant_ops import QuantizedTensor
 
-from .patch_difference import LowRank, WeightChange, dense_change, low_rank_change
+from .low_rank import LowRank, is_conv
+from .patch_difference import WeightChange, dense_change, low_rank_change
 from .unpatched_weight import unpatched_weight
 
 if TYPE_CHECKING:
@@ -68,22 +69,12 @@ class ModuleDelta:
         """Add the change to `out` = module(x), in place."""
         self.was_added = True
         if self.low_rank is not None:
-            down, up = self.low_rank.down.to(x.dtype), self.low_rank.up.to(out.dtype)
-            if _is_conv(module):
-                # A convolution's own forward knows its stride, padding and padding mode.
-                hidden = module._conv_forward(x, down.view(-1, *module.weight.shape[1:]), None).to(out.dtype)
-                out += torch.einsum("or,br...->bo...", up, hidden)
-            elif out.is_contiguous():
-                hidden = F.linear(x, down).to(out.dtype)
-                # One fused multiply-add instead of a product and a second pass over the output.
-                out.view(-1, out.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), up.t())
-            else:
-                out += F.linear(F.linear(x, down).to(out.dtype), up)
+            self.low_rank.add(module, x, out)
         if self.dense is not None:
             weight = self.dense.to(x.dtype)
-            out += module._conv_forward(x, weight, None) if _is_conv(module) else F.linear(x, weight)
+            out += module._conv_forward(x, weight, None) if is_conv(module) else F.linear(x, weight)
         if self.bias is not None:
-            channels = (-1, *[1] * (out.ndim - 2)) if _is_conv(module) else (-1,)
+            channels = (-1, *[1] * (out.ndim - 2)) if is_conv(module) else (-1,)
             out += self.bias.to(out.dtype).view(channels)
 
 
@@ -144,8 +135,8 @@ class Deltas:
             name, kind = checked_module(model, key)
             module = comfy.utils.get_attr(model, name)
             shape = getattr(module, kind).shape
-            low_rank = change.rank * (shape[0] + shape[1:].numel())
-            numbers += low_rank if _stays_low_rank(module, kind, change) else shape.numel()
+            stays = _stays_low_rank(module, kind, change)
+            numbers += change.low_rank_numbers(shape) if stays else shape.numel()
         return numbers * dtype.itemsize
 
     @contextmanager
@@ -247,13 +238,9 @@ def can_be_changed(model: torch.nn.Module, key: str) -> bool:
     module = comfy.utils.get_attr(model, name) if name else model
     weight = getattr(module, "weight", None)
     linear = weight is not None and weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
-    return kind in ("weight", "bias") and (linear or _is_conv(module))
+    return kind in ("weight", "bias") and (linear or is_conv(module))
 
 
 def _stays_low_rank(module: torch.nn.Module, kind: str, change: WeightChange) -> bool:
     """Whether two small products do: a convolution in groups has a set of kernels for each of them."""
     return kind == "weight" and change.terms is not None and getattr(module, "groups", 1) == 1
-
-
-def _is_conv(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d)

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from .patch_difference import LowRank
+from .low_rank import LowRank
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

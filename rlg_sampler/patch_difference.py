@@ -15,6 +15,8 @@ import comfy.lora
 import torch
 from comfy.weight_adapter.lora import LoRAAdapter
 
+from .low_rank import LowRank
+
 # The host's patch: (strength, LoRA or ("diff", …), strength_model, (dim, start, length) or None, function or None)
 Patch = tuple[float, Any, float, tuple[int, int, int] | None, Any]
 WeightPatches = Mapping[str, Sequence[Patch]]
@@ -34,10 +36,10 @@ class WeightChange:
     tuned: tuple[Patch, ...]
     terms: tuple[tuple[float, Patch], ...] | None
 
-    @property
-    def rank(self) -> int:
-        """Of the matrices that `low_rank_change` stacks."""
-        return sum(adapter.weights[1].shape[0] for _, (_, adapter, *_) in self.terms or ())
+    def low_rank_numbers(self, shape: torch.Size) -> int:
+        """How many numbers `low_rank_change` holds for a weight of this shape."""
+        terms = [(_rows(part, shape), adapter.weights[1].shape[0]) for _, (_, adapter, _, part, _) in self.terms or ()]
+        return sum(rank * (stop - start + shape[1:].numel()) for (start, stop), rank in terms)
 
 
 def patch_difference(base: WeightPatches, tuned: WeightPatches) -> dict[str, WeightChange]:
@@ -59,33 +61,24 @@ def patch_difference(base: WeightPatches, tuned: WeightPatches) -> dict[str, Wei
 
 
 def low_rank_change(change: WeightChange, shape: torch.Size) -> LowRank:
-    """Stack the terms of a change into one pair of matrices.
-
-    A fused weight (SD3's qkv) gets the deltas of its parts side by side: one `down` for all, and an `up` with one
-    block per part, so that the whole costs two matrix products.
+    """The terms of a change as matrices.
 
     Args:
         change: one whose `terms` are not None.
         shape: of the weight, (out_features, in_features) or a convolution's (out, in, ...).
     """
-    downs, ups = [], []
+    terms = []
     for sign, (strength, adapter, _, part, _) in change.terms or ():
         up, down, alpha, mid, *_ = adapter.weights
         scale = sign * strength * (1.0 if alpha is None else alpha / down.shape[0])
-        # Fold the scale in float32: half-precision factors are then rounded once, not twice.
-        up = up.flatten(1).float() * scale
+        # Scale in float32: half-precision factors are then rounded once, not twice.
         down = down.float() if mid is None else _with_mid(down.float(), mid.float())
-        down = down.flatten(1)
-        if part is not None:
-            dim, start, length = part
-            after = shape[dim] - start - length
-            if dim == 0:
-                up = torch.nn.functional.pad(up, (0, 0, start, after))
-            else:
-                down = torch.nn.functional.pad(down, (start, after))
-        downs.append(down)
-        ups.append(up)
-    return LowRank(torch.cat(downs), torch.cat(ups, dim=1))
+        down = scale * down.flatten(1)
+        if part is not None and part[0] == 1:
+            _, start, length = part
+            down = torch.nn.functional.pad(down, (start, shape[1] - start - length))
+        terms.append((_rows(part, shape), up.flatten(1), down))
+    return LowRank.of(terms)
 
 
 def dense_change(change: WeightChange, weight: torch.Tensor, key: str) -> torch.Tensor:
@@ -102,18 +95,12 @@ def dense_change(change: WeightChange, weight: torch.Tensor, key: str) -> torch.
     return tuned - base
 
 
-@dataclass(frozen=True)
-class LowRank:
-    """The change `up @ down` of a weight: down is (rank, in_features), up is (out_features, rank).
-
-    For a convolution in_features are the numbers under its kernel, in · height · width.
-    """
-
-    down: torch.Tensor
-    up: torch.Tensor
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> LowRank:
-        return LowRank(self.down.to(device, dtype), self.up.to(device, dtype))
+def _rows(part: tuple[int, int, int] | None, shape: torch.Size) -> tuple[int, int]:
+    """The rows of a weight that a patch for this part of it changes."""
+    if part is None or part[0] != 0:
+        return 0, shape[0]
+    _, start, length = part
+    return start, start + length
 
 
 def _with_mid(down: torch.Tensor, mid: torch.Tensor) -> torch.Tensor:

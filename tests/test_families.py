@@ -310,5 +310,5 @@ def test_low_rank_change_of_any_convolution(rlg, dimensions, groups) -> None:
     torch.testing.assert_close(out, changed(x), rtol=1e-5, atol=1e-5)
     held = made.modules["conv"]
     assert (held.dense is None) == (groups == 1), "one difference per kernel only where two products do not"
-    sizes = [t.nbytes for t in (held.dense, *(vars(held.low_rank).values() if held.low_rank else ())) if t is not None]
+    sizes = [t.nbytes for t in (held.dense, *(held.low_rank.tensors if held.low_rank else ())) if t is not None]
     assert deltas.Deltas.memory_of({"conv.weight": change}, model, torch.float32) == sum(sizes)

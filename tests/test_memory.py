@@ -34,7 +34,7 @@ def _bytes(deltas: Any) -> int:
     tensors = [
         tensor
         for delta in deltas.modules.values()
-        for tensor in (*(vars(delta.low_rank).values() if delta.low_rank else ()), delta.dense, delta.bias)
+        for tensor in (*(delta.low_rank.tensors if delta.low_rank else ()), delta.dense, delta.bias)
     ]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
@@ -57,6 +57,19 @@ def test_room_is_made_for_just_what_deltas_take(base, tune, rlg, monkeypatch, ki
     branch.make_deltas(torch.device("cpu"))
     assert asked == [(_bytes(branch.deltas), torch.device("cpu"))]
     assert asked[0][0] > 0
+
+
+def test_a_lora_of_the_models_dtype_is_copied_by_half(base, tune, rlg) -> None:
+    """On a CPU one half, the scaled `down` matrices, is new memory; the other is that of the LoRA's file."""
+    tuned = tune(base)
+    module = rlg.module("rlg_sampler.branch")
+    pair = rlg.module("rlg_sampler.pair").ModelPair.from_models(base, tuned)
+    branch = module.TunedBranch(module.TunedModel(pair, None), base, {}, False)
+    branch.make_deltas(torch.device("cpu"))
+    of_file = {t.data_ptr() for patches in tuned.patches.values() for p in patches for t in p[1].weights[:2]}
+    held = [t for delta in branch.deltas.modules.values() for t in delta.low_rank.tensors]
+    new = sum(t.nbytes for t in held if t.data_ptr() not in of_file)
+    assert new == _bytes(branch.deltas) / 2 > 0
 
 
 def test_deltas_take_their_place_before_the_host_loads_weights(base, tune, run_node, rlg, monkeypatch) -> None:
