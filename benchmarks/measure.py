@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+
+import psutil
 
 from evaluation.host import Extension
 
@@ -49,35 +51,60 @@ class Result:
     magnitude: float
 
 
-def load_methods(files: models.Files, extension: Extension) -> dict[str, Method]:
-    """Load the models of all methods, to stay loaded."""
+# The others, by what they load beside the base model, and that as a part of its size.
+_OTHERS = {(TWO_LOADED, OUR_CHECKPOINTS): 1.0, (HOOKS,): 0.5, (DIFFUSERS,): 1.0}
+
+
+def groups_that_fit(files: models.Files) -> list[set[str]]:
+    """The methods to be measured beside ours: all together where memory allows, else in groups; some may be missing."""
+    # The host on a CPU, and diffusers, widen what they load to float32, which the files are in.
+    one = files.base.stat().st_size
+    free = psutil.virtual_memory().available / 1.1
+    if (1 + sum(_OTHERS.values())) * one < free:
+        return [{name for names in _OTHERS for name in names}]
+    return [set(names) for names, more in _OTHERS.items() if (1 + more) * one < free] or [set()]
+
+
+def load_methods(files: models.Files, extension: Extension, others: Collection[str]) -> dict[str, Method]:
+    """Load the models of plain CFG, of ours on one copy, and of `others`, to stay loaded."""
     base = models.load_model(files.base)
     tuned = models.load_tuned(base, files.adapter, extension)
-    merged = models.load_model(files.merged)
-    return {
+    methods_of = {
         PLAIN: methods.plain_cfg(base),
         OURS: methods.rlg_guider(base, tuned, extension),
         ONE_BATCH: methods.rlg_guider(base, tuned, extension, "one batch"),
         TWO_PASSES: methods.rlg_guider(base, tuned, extension, "two passes"),
-        OUR_CHECKPOINTS: methods.rlg_guider(base, merged, extension),
-        TWO_LOADED: methods.two_stock_guiders(base, merged),
-        HOOKS: methods.core_hooks(base, models.lora_weights(files.adapter, extension)),
-        DIFFUSERS: diffusers_loop.diffusers_peft(diffusers_loop.load_transformer(files.base, files.adapter)),
     }
+    if TWO_LOADED in others:
+        merged = models.load_model(files.merged)
+        methods_of[OUR_CHECKPOINTS] = methods.rlg_guider(base, merged, extension)
+        methods_of[TWO_LOADED] = methods.two_stock_guiders(base, merged)
+    if HOOKS in others:
+        methods_of[HOOKS] = methods.core_hooks(base, models.lora_weights(files.adapter, extension))
+    if DIFFUSERS in others:
+        transformer = diffusers_loop.load_transformer(files.base, files.adapter)
+        methods_of[DIFFUSERS] = diffusers_loop.diffusers_peft(transformer)
+    return methods_of
 
 
 def measure_cell(
-    cell: Cell, compared: Mapping[str, Method], rounds: int, budget: float, progress: Callable[[str], None]
+    cell: Cell,
+    compared: Mapping[str, Method],
+    untimed: Collection[str],
+    rounds: int,
+    budget: float,
+    progress: Callable[[str], None],
 ) -> Result:
-    """Time all methods on one size and compare what they return.
+    """Time methods on one size and compare what they return.
 
     Args:
+        untimed: those of `compared` that are only asked for their evaluations.
         rounds: how many at most; fewer where they do not fit into `budget` seconds, but never under `MIN_ROUNDS`.
         progress: called with what is going on.
     """
     start = time.perf_counter()
     progress("warming up")
-    task, seconds = _sized_task(cell, compared[TWO_PASSES if PLAIN not in compared else PLAIN])
+    task, seconds = _sized_task(cell, compared.get(PLAIN, compared[TWO_PASSES]))
     if seconds > _DEAR_STEP:  # what it adds to two loaded models is in the other cells
         compared = {name: method for name, method in compared.items() if name != OUR_CHECKPOINTS}
     latents, evaluations = {}, {}
@@ -87,7 +114,8 @@ def measure_cell(
         latents[name] = sample.latents
     expected = latents[TWO_LOADED if TWO_LOADED in latents else TWO_PASSES]
     budget -= time.perf_counter() - start
-    timings = interleaved(compared, task, rounds, budget, lambda n: progress(f"round {n} of {rounds}"))
+    timed = {name: method for name, method in compared.items() if name not in untimed}
+    timings = interleaved(timed, task, rounds, budget, lambda n: progress(f"round {n} of {rounds}"))
     return Result(
         cell,
         task.steps,

@@ -21,7 +21,7 @@ from . import diffusers_loop, methods, models
 from .evaluations import at_evaluations
 from .machine import host_options
 from .models import Files
-from .names import DIFFUSERS, HOOKS, OURS, PLAIN
+from .names import DIFFUSERS, HOOKS, OURS, PLAIN, TWO_PASSES
 from .task import make_task
 
 _STEPS = 2
@@ -41,21 +41,22 @@ class Memory:
     peak: int
 
 
-def measure_memory(name: str, host: Path, on_cpu: bool, files: Files, latent: int) -> Memory:
+def measure_memory(name: str, host: Path, on_cpu: bool, files: Files, latent: int, dtype: torch.dtype) -> Memory:
     """`Memory` of one method, from a fresh process.
 
     Args:
-        name: `PLAIN`, `OURS`, `TWO_LOADED`, `HOOKS` or `DIFFUSERS`.
+        name: `PLAIN`, `OURS`, `TWO_PASSES`, `TWO_LOADED`, `HOOKS` or `DIFFUSERS`.
         host: its folder.
         on_cpu: leave a GPU alone.
         latent: side of the latents.
+        dtype: what the host holds weights in.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=open_host, initargs=(host, host_options(on_cpu))) as pool:
-        return pool.submit(_measure_here, name, files, latent).result()
+        return pool.submit(_measure_here, name, files, latent, dtype).result()
 
 
-def _measure_here(name: str, files: Files, latent: int) -> Memory:
+def _measure_here(name: str, files: Files, latent: int, dtype: torch.dtype) -> Memory:
     extension = Extension()
     models.add_lora_folder(files.adapter.parent)
     task = make_task(latent, 1, _STEPS)
@@ -66,15 +67,16 @@ def _measure_here(name: str, files: Files, latent: int) -> Memory:
             transformer = diffusers_loop.load_transformer(files.base, files.adapter)
             method = diffusers_loop.diffusers_peft(transformer)
         else:
-            base = models.load_model(files.base)
+            base = models.load_model(files.base, dtype)
             if name == PLAIN:
                 method = methods.plain_cfg(base)
-            elif name == OURS:
-                method = methods.rlg_guider(base, models.load_tuned(base, files.adapter, extension), extension)
+            elif name in (OURS, TWO_PASSES):
+                tuned = models.load_tuned(base, files.adapter, extension)
+                method = methods.rlg_guider(base, tuned, extension, "auto" if name == OURS else "two passes")
             elif name == HOOKS:
                 method = methods.core_hooks(base, models.lora_weights(files.adapter, extension))
             else:
-                method = methods.two_stock_guiders(base, models.load_model(files.merged))
+                method = methods.two_stock_guiders(base, models.load_model(files.merged, dtype))
         held = []
 
         def note(inputs: Sequence[torch.Tensor]) -> None:

@@ -52,9 +52,15 @@ def lora_weights(adapter: Path, extension: Extension) -> dict[str, torch.Tensor]
     return read_lora(adapter / "adapter_model.safetensors", adapter.name).weights
 
 
-def load_model(checkpoint: Path) -> Any:
-    """The MODEL of a checkpoint: a set of weights of its own at each call."""
-    model, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=False)
+def load_model(checkpoint: Path, dtype: torch.dtype | None = None) -> Any:
+    """The MODEL of a checkpoint: a set of weights of its own at each call.
+
+    Args:
+        dtype: what to hold the weights in; None leaves it to the host, which widens all to float32 on a CPU.
+    """
+    model, *_ = comfy.sd.load_checkpoint_guess_config(
+        str(checkpoint), output_vae=False, output_clip=False, model_options={"dtype": dtype} if dtype else {}
+    )
     return model
 
 

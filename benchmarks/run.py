@@ -6,6 +6,7 @@
     python dev.py bench --memory   only what weights take, at SD3.5 medium's shape in bfloat16 (14 GB of memory)
 
 Prints the tables and writes them to benchmarks/results/, as Markdown, JSON and plots. With a GPU it runs there.
+Models too large to be loaded all at once (--depth 24) are measured in turn, each beside plain CFG and ours.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="time for all rounds together (4; with --quick 0.5)")
     parser.add_argument("--threads", type=_count, help="torch's threads (its own choice)")
     arguments = parser.parse_args()
+    chosen = {name: getattr(arguments, name) for name in ("depth", "latent", "batch")}
+    arguments.sizes = [f"{name} {' '.join(map(str, values))}" for name, values in chosen.items() if values]
     arguments.more_batches = [] if arguments.batch or arguments.quick or arguments.batching else [2, 4, 8]
     arguments.batch = arguments.batch or [1]
     arguments.depth = arguments.depth or ([24] if arguments.memory else [4] if arguments.quick else [4, 12])

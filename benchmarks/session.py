@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import gc
 import json
 import os
 import re
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from evaluation.host import Extension
 from . import report
 from .approximations import measure_errors, measure_times
 from .machine import describe_machine
-from .measure import Cell, Result, load_methods, measure_cell, measure_overhead
+from .measure import Cell, Result, groups_that_fit, load_methods, measure_cell, measure_overhead
 from .memory import Memory, measure_memory
 from .models import Files, write_files
 from .names import DIFFUSERS, HOOKS, ONE_BATCH, OURS, PLAIN, TWO_LOADED, TWO_PASSES
@@ -50,7 +53,7 @@ class Session:
             for latent in sorted(arguments.latent)
             for batch in sorted(arguments.batch + (arguments.more_batches if (depth, latent) == smallest else []))
         ]
-        self._cells_left = len(self._cells)
+        self._cells_left = float(len(self._cells))
         self._memory: dict[str, Memory] = {}
         self._results: list[Result] = []
         self._sections: list[str] = []
@@ -89,6 +92,7 @@ class Session:
         machine = self._values["machine"]
         parts = [machine["processor"], f"{machine['torch threads']} threads", f"comfyui {machine['ComfyUI']}"]
         parts += [mode for mode in ("quick", "batching", "approximate", "memory") if getattr(self._arguments, mode)]
+        parts += self._arguments.sizes
         name = re.sub(r"[^a-z0-9.]+", "-", " ".join(parts).lower()).strip("-")
         folder.mkdir(exist_ok=True)
         for suffix, text in (
@@ -106,41 +110,52 @@ class Session:
 
     def _compare_at(self, depth: int, files: Files, extension: Extension) -> None:
         if self._arguments.batching:
-            methods = load_methods(files, extension)
-            self._measure_cells(depth, {name: methods[name] for name in (TWO_PASSES, ONE_BATCH)})
+            methods = load_methods(files, extension, ())
+            self._measure_cells(depth, {name: methods[name] for name in (TWO_PASSES, ONE_BATCH, OURS)}, untimed={OURS})
             return
-        if depth == max(self._arguments.depth) and not self._arguments.quick:
+        groups = groups_that_fit(files)
+        together = len(groups) == 1
+        if together and depth == max(self._arguments.depth) and not self._arguments.quick:
             self._compare_memory(depth, files, torch.float32)
-        methods = load_methods(files, extension)
-        if depth == min(self._arguments.depth):
-            self._progress("timing the code around networks that do nothing")
-            overhead = measure_overhead(methods)
-            self._values["overhead"] = asdict(overhead)
-            self._show(report.overhead_section(overhead))
-        self._measure_cells(depth, methods)
+        for others in groups:
+            self._progress(f"loading the models of depth {depth} for {', '.join(sorted(others)) or 'ours alone'}")
+            methods = load_methods(files, extension, others)
+            if together and depth == min(self._arguments.depth):
+                self._progress("timing the code around networks that do nothing")
+                overhead = measure_overhead(methods)
+                self._values["overhead"] = asdict(overhead)
+                self._show(report.overhead_section(overhead))
+            self._measure_cells(depth, methods, part=1 / len(groups))
+            del methods
+            gc.collect()
 
-    def _measure_cells(self, depth: int, methods: dict[str, Method]) -> None:
+    def _measure_cells(
+        self, depth: int, methods: dict[str, Method], untimed: Collection[str] = (), part: float = 1.0
+    ) -> None:
+        """Measure the cells of `depth`; `methods` are this `part` of what is to be measured of each."""
         arguments = self._arguments
         for cell in [cell for cell in self._cells if cell.depth == depth]:
             start = time.perf_counter()
             # Cells come cheapest first, and what they leave of their share goes to the dear ones.
-            share = self._budget / self._cells_left
-            result = measure_cell(
-                cell, methods, arguments.rounds, share, lambda text, cell=cell: self._progress(f"{cell}: {text}")
-            )
+            share = self._budget * part / self._cells_left
+            note = functools.partial(self._note, cell)
+            result = measure_cell(cell, methods, untimed, arguments.rounds, share, note)
             self._budget -= time.perf_counter() - start
-            self._cells_left -= 1
+            self._cells_left -= part
             self._results.append(result)
             if not arguments.batching:
                 self._show(report.cell_section(result))
+
+    def _note(self, cell: Cell, text: str) -> None:
+        self._progress(f"{cell}: {text}")
 
     def _compare_memory(self, depth: int, files: Files, dtype: torch.dtype) -> None:
         memory = self._memory
         # diffusers would compute in the weights' dtype, which is slow in bfloat16 on a CPU; it holds one copy as well.
         others = [HOOKS, DIFFUSERS] if dtype == torch.float32 else [HOOKS]
-        for name in (PLAIN, OURS, TWO_LOADED, *others):
+        for name in (PLAIN, OURS, TWO_PASSES, TWO_LOADED, *others):
             self._progress(f"memory of a process of its own: {name}, depth {depth}")
-            memory[name] = measure_memory(name, self._arguments.host, self._arguments.cpu, files, _MEMORY_LATENT)
+            memory[name] = measure_memory(name, self._arguments.host, self._arguments.cpu, files, _MEMORY_LATENT, dtype)
         stored = str(dtype).removeprefix("torch.")
         of_methods = {name: asdict(m) for name, m in memory.items()}
         self._values["memory"] = {"depth": depth, "dtype": stored, **of_methods}
