@@ -8,7 +8,6 @@ without a sign. It exists only inside `attached`, so nothing is left behind afte
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,19 +16,14 @@ from typing import TYPE_CHECKING, Any
 import comfy.utils
 import torch
 import torch.nn.functional as F
-from comfy.quant_ops import QuantizedTensor
 
 from .low_rank import LowRank, is_conv
+from .missed_modules import report_missed
 from .patch_difference import WeightChange, dense_change, low_rank_change
 from .unpatched_weight import unpatched_weight
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
-
-
-logger = logging.getLogger(__name__)
-
-_SHOWN_NAMES = 3
 
 
 class RowsNotSeparable(RuntimeError):
@@ -161,27 +155,14 @@ class Deltas:
         """As `applied_to`, for one call of `model`; after the first it is known whether every correction had effect.
 
         Raises:
-            ValueError: some modules of a quantised model compute without their forward.
+            ValueError: the host computes some modules past their forward.
         """
         with self.applied_to(rows):
             yield
-        if self._checked:
-            return
-        self._checked = True
-        missed = [name for name, delta in self.modules.items() if not delta.was_added]
-        if not missed:
-            return
-        shown = ", ".join(missed[:_SHOWN_NAMES])
-        more = f" and {len(missed) - _SHOWN_NAMES} more" if len(missed) > _SHOWN_NAMES else ""
-        if any(isinstance(comfy.utils.get_attr(model, name).weight, QuantizedTensor) for name in missed):
-            raise ValueError(
-                f"tuned: ComfyUI computes {shown}{more} in fused kernels of base's precision, which leave no place for "
-                "a change on the fly; load base in another precision, such as fp8 or bf16."
-            )
-        logger.warning(
-            "RLG: the model ran without %d of the %d modules that tuned changes, so that part has no effect: %s%s.",
-            len(missed), len(self.modules), shown, more,
-        )  # fmt: skip
+        if not self._checked:
+            self._checked = True
+            missed = [name for name, delta in self.modules.items() if not delta.was_added]
+            report_missed(missed, len(self.modules), model)
 
 
 class _AdaptedForward:

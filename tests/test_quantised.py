@@ -174,5 +174,5 @@ def test_a_module_that_computes_without_its_forward(run_node, models_dir) -> Non
     weights = {f"diffusion_model.{name}.{part}.weight": torch.ones(size) for part, size in parts.items()}
     save_file(weights, models_dir / "loras" / "wan-ffn.safetensors")
     tuned = run_node("RLGLoadLora", model=base, lora_name="wan-ffn.safetensors", strength=1.0)[0]
-    with pytest.raises(ValueError, match=r"tuned: .*blocks\.0\.ffn\.2 in fused kernels.*another precision"):
+    with pytest.raises(ValueError, match=r"tuned: .*blocks\.0\.ffn\.2 in fused int8 kernels.*another precision"):
         run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **family.task(steps=1))

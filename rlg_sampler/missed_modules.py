@@ -1,0 +1,50 @@
+"""Modules that a tuned model changes and that a call of the model did not come to: there it stays the base."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import comfy.utils
+import torch
+from comfy.quant_ops import QuantizedTensor
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 3
+
+
+def report_missed(missed: Sequence[str], changed: int, model: torch.nn.Module) -> None:
+    """Warn of modules whose change has no effect.
+
+    Args:
+        missed: their names in `model`.
+        changed: how many modules the tuned model changes.
+
+    Raises:
+        ValueError: the host computes some of them past their forward.
+    """
+    if fused := [name for name in missed if _is_fused(model, name)]:
+        raise ValueError(
+            f"tuned: ComfyUI computes {_named(fused)} in fused int8 kernels, which leave no place for a change on the "
+            "fly; load base in another precision, such as fp8 or bf16."
+        )
+    if missed:
+        logger.warning(
+            "RLG: the model ran without %d of the %d modules that tuned changes, so that part has no effect: %s.",
+            len(missed), changed, _named(missed),
+        )  # fmt: skip
+
+
+def _is_fused(model: torch.nn.Module, name: str) -> bool:
+    """Whether a module around this one hands its weight to `comfy.ops.linear_input_act` (newer hosts)."""
+    weight = comfy.utils.get_attr(model, name).weight
+    if not isinstance(weight, QuantizedTensor) or getattr(weight, "_layout_cls", "") != "TensorWiseINT8Layout":
+        return False
+    around = [comfy.utils.get_attr(model, name.rsplit(".", levels)[0]) for levels in (1, 2)]
+    return any("linear_input_act" in type(module).forward.__code__.co_names for module in around)
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
