@@ -29,7 +29,7 @@ def describe_machine() -> dict[str, str | int]:
         "torch": torch.__version__,
         "ComfyUI": host_version(),
         "ComfyUI's arguments": host_arguments(),
-        "dtype": "float32",
+        "computes in": "float32",
     }
 
 

@@ -27,7 +27,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--approximate", action="store_true", help="only time and error of the approximate modes")
     parser.add_argument("--depth", type=_count, nargs="+", help="blocks of the model; its width is 64 × depth (4 12)")
     parser.add_argument("--latent", type=_count, nargs="+", help="sides of the latents (32 64)")
-    parser.add_argument("--batch", type=_count, nargs="+", help="images a run (1, and 2, 4, 8 for the smallest)")
+    parser.add_argument(
+        "--batch", type=_count, nargs="+", help="images a run (1; by default 2, 4, 8 for the smallest, too)"
+    )
     parser.add_argument("--cpu", action="store_true", help="run on the processor even where there is a GPU")
     parser.add_argument("--rounds", type=_count, default=11, help="rounds of each cell at most (11)")
     parser.add_argument("--minutes", type=float, help="time for all rounds together (4; with --quick 0.5)")
@@ -35,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     chosen = {name: getattr(arguments, name) for name in ("depth", "latent", "batch")}
     arguments.sizes = [f"{name} {' '.join(map(str, values))}" for name, values in chosen.items() if values]
-    arguments.more_batches = [] if arguments.batch or arguments.quick or arguments.batching else [2, 4, 8]
+    arguments.more_batches = [] if arguments.sizes or arguments.quick or arguments.batching else [2, 4, 8]
     arguments.batch = arguments.batch or [1]
     arguments.depth = arguments.depth or ([24] if arguments.memory else [4] if arguments.quick else [4, 12])
     arguments.latent = arguments.latent or ([32] if arguments.quick else [32, 64])

@@ -22,7 +22,7 @@ from evaluation.host import Extension
 from . import report
 from .approximations import measure_errors, measure_times
 from .machine import describe_machine
-from .measure import Cell, Result, groups_that_fit, load_methods, measure_cell, measure_overhead
+from .measure import EVERYTHING, Cell, Result, groups_that_fit, load_methods, measure_cell, measure_overhead
 from .memory import Memory, measure_memory
 from .models import Files, write_files
 from .names import DIFFUSERS, HOOKS, ONE_BATCH, OURS, PLAIN, TWO_LOADED, TWO_PASSES
@@ -64,7 +64,7 @@ class Session:
         if self._arguments.threads:
             torch.set_num_threads(self._arguments.threads)
         self._values["machine"] = describe_machine()
-        self._show(_introduction(self._values["machine"]))
+        self._show(_introduction(self._values["machine"], timed=not self._arguments.memory))
         with torch.inference_mode(), tempfile.TemporaryDirectory(prefix="rlg-bench-") as folder:
             extension = Extension()
             _settle_allocator()
@@ -114,7 +114,7 @@ class Session:
             self._measure_cells(depth, {name: methods[name] for name in (TWO_PASSES, ONE_BATCH, OURS)}, untimed={OURS})
             return
         groups = groups_that_fit(files)
-        together = len(groups) == 1
+        together = groups == [EVERYTHING]
         if together and depth == max(self._arguments.depth) and not self._arguments.quick:
             self._compare_memory(depth, files, torch.float32)
         for others in groups:
@@ -189,11 +189,16 @@ def _settle_allocator() -> None:
         torch.empty(31 * 1024**2, dtype=torch.uint8).fill_(0)
 
 
-def _introduction(machine: dict[str, Any]) -> str:
+def _introduction(machine: dict[str, Any], timed: bool) -> str:
     described = "\n".join(f"- {key}: {value}" for key, value in machine.items())
+    how = (
+        "methods are interleaved: every round runs each once, in random order; medians, and quartiles of each round's "
+        "own ratio in brackets"
+        if timed
+        else "each method in a process of its own"
+    )
     return (
         f"# RLG benchmark\n\n{described}\n"
         f"- cfg {CFG}, scale {SCALE}, {TEXT_TOKENS} text tokens, euler; the same weights, noise and steps for all\n"
-        "- methods are interleaved: every round runs each once, in random order; medians, and quartiles of each "
-        "round's own ratio in brackets\n"
+        f"- {how}\n"
     )

@@ -18,6 +18,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from .branch_options import KEY, Options, added_options, sampling_options, with_wrapper_first
 from .deltas import ALL_ROWS, Deltas
 from .kept_matrices import kept_matrices
+from .missed_modules import warn_of_missed
 from .pair import ModelPair
 from .schedule import Schedule
 
@@ -126,6 +127,8 @@ class TunedBranch:
                     latent_shapes=inputs.latent_shapes,
                 )
             yield
+            if self.deltas is not None:
+                warn_of_missed(self.deltas.missed, len(self.deltas.modules), self.tuned.pair.tuned)
 
     def options(self, current: Options) -> Options:
         """Model options for this branch, given those the sampler passes for the base."""

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import comfy.utils
 import torch
 import torch.nn.functional as F
+from comfy.ops import CastWeightBiasOp
 
 from .low_rank import LowRank, is_conv
-from .missed_modules import report_missed
+from .missed_modules import refuse_fused
 from .patch_difference import WeightChange, dense_change, low_rank_change
 from .unpatched_weight import unpatched_weight
 
@@ -85,7 +86,7 @@ class Deltas:
     def __init__(self, modules: Mapping[str, ModuleDelta]) -> None:
         self.modules = dict(modules)
         self.rows: Rows | None = None
-        self._checked = False
+        self._called = False
 
     @classmethod
     def from_changes(
@@ -152,17 +153,21 @@ class Deltas:
 
     @contextmanager
     def in_model_call(self, rows: Rows, model: torch.nn.Module) -> Iterator[None]:
-        """As `applied_to`, for one call of `model`; after the first it is known whether every correction had effect.
+        """As `applied_to`, for one call of `model`.
 
         Raises:
-            ValueError: the host computes some modules past their forward.
+            ValueError: the host computes some modules past their forward; known after the first call of a run.
         """
         with self.applied_to(rows):
             yield
-        if not self._checked:
-            self._checked = True
-            missed = [name for name, delta in self.modules.items() if not delta.was_added]
-            report_missed(missed, len(self.modules), model)
+        if not self._called:
+            self._called = True
+            refuse_fused(self.missed, model)
+
+    @property
+    def missed(self) -> list[str]:
+        """Modules that no call of the model has come to so far; none before the first."""
+        return [name for name, delta in self.modules.items() if self._called and not delta.was_added]
 
 
 class _AdaptedForward:
@@ -218,8 +223,8 @@ def can_be_changed(model: torch.nn.Module, key: str) -> bool:
     name, _, kind = key.rpartition(".")
     module = comfy.utils.get_attr(model, name) if name else model
     weight = getattr(module, "weight", None)
-    linear = weight is not None and weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
-    return kind in ("weight", "bias") and (linear or is_conv(module))
+    linear = isinstance(module, torch.nn.Linear | CastWeightBiasOp) and not isinstance(module, torch.nn.Embedding)
+    return kind in ("weight", "bias") and ((linear and weight is not None and weight.ndim == 2) or is_conv(module))
 
 
 def _stays_low_rank(module: torch.nn.Module, kind: str, change: WeightChange) -> bool:

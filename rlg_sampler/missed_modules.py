@@ -4,36 +4,52 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import comfy.utils
 import torch
 from comfy.quant_ops import QuantizedTensor
 
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
 logger = logging.getLogger(__name__)
 
 _SHOWN = 3
+_told: WeakSet[ModelPatcher] = WeakSet()
 
 
-def report_missed(missed: Sequence[str], changed: int, model: torch.nn.Module) -> None:
-    """Warn of modules whose change has no effect.
+def refuse_fused(missed: Sequence[str], model: torch.nn.Module) -> None:
+    """Refuse changes of modules that the host computes without their forward.
 
     Args:
-        missed: their names in `model`.
-        changed: how many modules the tuned model changes.
+        missed: names in `model` of those that its call did not come to.
 
     Raises:
-        ValueError: the host computes some of them past their forward.
+        ValueError: there are such.
     """
     if fused := [name for name in missed if _is_fused(model, name)]:
         raise ValueError(
             f"tuned: ComfyUI computes {_named(fused)} in fused int8 kernels, which leave no place for a change on the "
             "fly; load base in another precision, such as fp8 or bf16."
         )
-    if missed:
-        logger.warning(
-            "RLG: the model ran without %d of the %d modules that tuned changes, so that part has no effect: %s.",
-            len(missed), changed, _named(missed),
-        )  # fmt: skip
+
+
+def warn_of_missed(missed: Sequence[str], changed: int, tuned: ModelPatcher) -> None:
+    """Say what had no effect in a whole run, once for each tuned MODEL: the cells of a sweep all lack the same.
+
+    Args:
+        missed: names of modules.
+        changed: how many the tuned MODEL changes.
+    """
+    if not missed or tuned in _told:
+        return
+    _told.add(tuned)
+    logger.warning(
+        "RLG: the model ran without %d of the %d modules that tuned changes, so that part has no effect: %s.",
+        len(missed), changed, _named(missed),
+    )  # fmt: skip
 
 
 def _is_fused(model: torch.nn.Module, name: str) -> bool:

@@ -185,6 +185,22 @@ class Counter:
         self.calls += 1
 
 
+class StoredBits:
+    """Compares the stored weight of a module with what it was, at each of its calls."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._before = self._of(module)
+        self.unchanged: list[bool] = []
+        self._handle = module.register_forward_pre_hook(self._compare)
+
+    def _compare(self, module: torch.nn.Module, _: tuple) -> None:
+        self.unchanged.append(torch.equal(self._of(module), self._before))
+
+    @staticmethod
+    def _of(module: torch.nn.Module) -> torch.Tensor:
+        return getattr(module.weight, "_qdata", module.weight).detach().view(torch.uint8).clone()
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference, relative to the largest value of `b`."""
     assert torch.isfinite(b).all()

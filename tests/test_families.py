@@ -312,3 +312,35 @@ def test_low_rank_change_of_any_convolution(rlg, dimensions, groups) -> None:
     assert (held.dense is None) == (groups == 1), "one difference per kernel only where two products do not"
     sizes = [t.nbytes for t in (held.dense, *(held.low_rank.tensors if held.low_rank else ())) if t is not None]
     assert deltas.Deltas.memory_of({"conv.weight": change}, model, torch.float32) == sum(sizes)
+
+
+def test_parts_of_a_fused_weight_on_devices_that_cannot_write_into_a_view(rlg, monkeypatch) -> None:
+    """Apple's: the same sums, by another way."""
+    module = rlg.module("rlg_sampler.low_rank")
+    layer = torch.nn.Linear(8, 12)
+    terms = [((start, start + 4), _randn(start, 4, 2), _randn(start + 1, 2, 8)) for start in (0, 4, 8)]
+    change = module.LowRank.of(terms)
+    x = _randn(9, 2, 3, 8)
+    expected = torch.nn.functional.linear(x, layer.weight + torch.cat([up @ down for _, up, down in terms]), layer.bias)
+    for devices in (module._WRITE_INTO_A_VIEW, ()):
+        monkeypatch.setattr(module, "_WRITE_INTO_A_VIEW", devices)
+        out = layer(x).detach()
+        change.add(layer, x, out)
+        torch.testing.assert_close(out, expected)
+
+
+class _Gate(torch.nn.Module):
+    """Has a matrix and is no linear layer, as the gate of a mixture of experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4, 4))
+
+
+def test_a_matrix_alone_makes_no_linear_layer(rlg) -> None:
+    """Nobody knows what such a module does with its weight, so nothing can be added to what it gives."""
+    module = rlg.module("rlg_sampler.deltas")
+    model = torch.nn.ModuleDict({"gate": _Gate(), "linear": torch.nn.Linear(4, 4)})
+    assert module.checked_module(model, "linear.weight") == ("linear", "weight")
+    with pytest.raises(ValueError, match=r"tuned: it changes gate\.weight, which cannot be changed on the fly"):
+        module.checked_module(model, "gate.weight")

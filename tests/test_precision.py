@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oracle import two_models
-from pairs import CLOSE, load_checkpoint, relative, task
+from pairs import CLOSE, StoredBits, load_checkpoint, relative, task
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)
@@ -30,13 +30,13 @@ def test_low_precision_weights(checkpoint: Path, run_node: Callable, dtype: torc
     exact = load_checkpoint(checkpoint)
     expected = two_models(exact, tune(load_checkpoint(checkpoint)), 1.6, **task())
     base = load()
-    weight = base.model.diffusion_model.joint_blocks[0].x_block.attn.qkv.weight
-    assert weight.dtype == dtype
-    before = weight.clone()
+    qkv = base.model.diffusion_model.joint_blocks[0].x_block.attn.qkv
+    assert qkv.weight.dtype == dtype
+    bits = StoredBits(qkv)
     ours = run_node("RLGKSampler", base=base, tuned=tune(base), scale=1.6, **task())[0]["samples"]
     error = relative(ours, expected)
     merged = relative(two_models(load(), tune(load()), 1.6, **task()), expected)
-    assert torch.equal(weight.view(torch.uint8), before.view(torch.uint8))
+    assert bits.unchanged and all(bits.unchanged)
     assert error < 2 * merged
 
 
@@ -90,8 +90,15 @@ def test_a_delta_is_not_rounded_to_the_dtype_of_the_weights(checkpoint, models_d
     assert relative(merged, expected) > 3 * TOLERANCE[kind]
 
 
-def test_float8_layers_that_the_file_lists(checkpoint, models_dir, run_node) -> None:
-    """Mixed precision as files had it at first: formats in the metadata, a scale beside each weight."""
+@pytest.mark.parametrize("lora", ["precision", "lokr.safetensors"])
+def test_float8_layers_that_the_file_lists(checkpoint, models_dir, run_node, lora) -> None:
+    """Mixed precision as files had it at first: formats in the metadata, a scale beside each weight.
+
+    LoKr with DoRA's scale depends on the whole weight.
+    """
+    module = "lora_unet_joint_blocks_0_x_block_mlp_fc1"
+    lokr = {"lokr_w1": torch.eye(2), "lokr_w2": 0.01 * torch.ones(256, 64), "dora_scale": torch.full((512, 1), 2.0)}
+    save_file({f"{module}.{name}": part for name, part in lokr.items()}, models_dir / "loras" / "lokr.safetensors")
     prefix = "model.diffusion_model."
     listed, whole, layers = {}, {}, {}
     for key, weight in load_file(checkpoint).items():
@@ -109,7 +116,7 @@ def test_float8_layers_that_the_file_lists(checkpoint, models_dir, run_node) -> 
     save_file(whole, paths[1])
 
     def tune(model: Any) -> Any:
-        return run_node("RLGLoadLora", model=model, lora_name="precision", strength=1.0)[0]
+        return run_node("RLGLoadLora", model=model, lora_name=lora, strength=1.0)[0]
 
     base = comfy.sd.load_diffusion_model(str(paths[0]))
     weight = base.model.diffusion_model.joint_blocks[0].x_block.attn.qkv.weight
