@@ -22,6 +22,7 @@ from comfy.weight_adapter import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 
 from .model_name import model_name
+from .name_list import name_list
 from .peft_config import CONFIG_NAME, WEIGHTS_NAME, PeftConfig
 
 if TYPE_CHECKING:
@@ -254,20 +255,17 @@ def _report(lora: LoraFile, patches: Mapping[Target, Any], left_out: list[str], 
         lines.append(f"rank {_spread(ranks)}, alpha {_spread(alphas)}, scale {_spread(scales)} ({lora.scale_source})")
     of_text = [key for key in left_out if key.startswith(_TEXT_ENCODER_PREFIXES)]
     if rest := [key for key in left_out if key not in of_text]:
-        lines.append(f"left out, because this model has no place for them, {len(rest)} keys: {_shown(rest)}")
+        lines.append(
+            f"left out, because this model has no place for them, {len(rest)} keys: {name_list(rest, _SHOWN_KEYS)}"
+        )
     if of_text:
         lines.append(
             f"left out, because base and tuned model share the prompt, {len(of_text)} keys for the text encoder: "
-            f"{_shown(of_text)}"
+            f"{name_list(of_text, _SHOWN_KEYS)}"
         )
     if not left_out:
         lines.append("nothing left out")
     return "; ".join(lines) + "."
-
-
-def _shown(keys: list[str]) -> str:
-    more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
-    return ", ".join(keys[:_SHOWN_KEYS]) + more
 
 
 def _spread(values: set[float]) -> str:

@@ -149,7 +149,7 @@ class TunedBranch:
         return get_all_wrappers(WrappersMP.PREDICT_NOISE, own, is_model_options=True)
 
     def _on_all_rows(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self.deltas.in_model_call(ALL_ROWS, self.model):
+        with self.deltas.in_model_call(ALL_ROWS):
             return executor(*args, **kwargs)
 
     @contextmanager

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from comfy.ops import CastWeightBiasOp
 
 from .low_rank import LowRank, is_conv
-from .missed_modules import refuse_fused
+from .missed_modules import may_be_fused, refuse_fused
 from .patch_difference import WeightChange, dense_change, low_rank_change
 from .unpatched_weight import unpatched_weight
 
@@ -86,6 +86,7 @@ class Deltas:
     def __init__(self, modules: Mapping[str, ModuleDelta]) -> None:
         self.modules = dict(modules)
         self.rows: Rows | None = None
+        self._fused: set[str] = set()
         self._called = False
 
     @classmethod
@@ -106,7 +107,8 @@ class Deltas:
             kept: weight → matrices of earlier runs in main memory; those made here are added.
 
         Raises:
-            ValueError: a changed weight is neither weight nor bias of a linear or convolution module.
+            ValueError: a changed weight is neither weight nor bias of a linear or convolution module, or what changes
+                depends on a weight that cannot be read.
         """
         modules: dict[str, ModuleDelta] = {}
         for key, change in changes.items():
@@ -138,6 +140,7 @@ class Deltas:
     def attached(self, model: torch.nn.Module) -> Iterator[None]:
         """Adapt every changed module of `model`; without effect outside `applied_to`."""
         with ExitStack() as stack:
+            self._fused = {name for name in self.modules if may_be_fused(model, name)}
             for name, delta in self.modules.items():
                 stack.enter_context(_AdaptedForward(comfy.utils.get_attr(model, name), delta, self))
             yield
@@ -152,8 +155,8 @@ class Deltas:
             self.rows = previous
 
     @contextmanager
-    def in_model_call(self, rows: Rows, model: torch.nn.Module) -> Iterator[None]:
-        """As `applied_to`, for one call of `model`.
+    def in_model_call(self, rows: Rows) -> Iterator[None]:
+        """As `applied_to`, for one call of the model.
 
         Raises:
             ValueError: the host computes some modules past their forward; known after the first call of a run.
@@ -162,7 +165,7 @@ class Deltas:
             yield
         if not self._called:
             self._called = True
-            refuse_fused(self.missed, model)
+            refuse_fused([name for name in self.missed if name in self._fused])
 
     @property
     def missed(self) -> list[str]:

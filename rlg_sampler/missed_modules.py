@@ -11,6 +11,8 @@ import comfy.utils
 import torch
 from comfy.quant_ops import QuantizedTensor
 
+from .name_list import name_list
+
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
@@ -20,19 +22,16 @@ _SHOWN = 3
 _told: WeakSet[ModelPatcher] = WeakSet()
 
 
-def refuse_fused(missed: Sequence[str], model: torch.nn.Module) -> None:
+def refuse_fused(names: Sequence[str]) -> None:
     """Refuse changes of modules that the host computes without their forward.
-
-    Args:
-        missed: names in `model` of those that its call did not come to.
 
     Raises:
         ValueError: there are such.
     """
-    if fused := [name for name in missed if _is_fused(model, name)]:
+    if names:
         raise ValueError(
-            f"tuned: ComfyUI computes {_named(fused)} in fused int8 kernels, which leave no place for a change on the "
-            "fly; load base in another precision, such as fp8 or bf16."
+            f"tuned: ComfyUI computes {name_list(names, _SHOWN)} in fused int8 kernels, which leave no place for a "
+            "change on the fly; load base in another precision, such as fp8 or bf16."
         )
 
 
@@ -48,19 +47,14 @@ def warn_of_missed(missed: Sequence[str], changed: int, tuned: ModelPatcher) -> 
     _told.add(tuned)
     logger.warning(
         "RLG: the model ran without %d of the %d modules that tuned changes, so that part has no effect: %s.",
-        len(missed), changed, _named(missed),
+        len(missed), changed, name_list(missed, _SHOWN),
     )  # fmt: skip
 
 
-def _is_fused(model: torch.nn.Module, name: str) -> bool:
-    """Whether a module around this one hands its weight to `comfy.ops.linear_input_act` (newer hosts)."""
+def may_be_fused(model: torch.nn.Module, name: str) -> bool:
+    """Whether a module around this one may hand its weight to `comfy.ops.linear_input_act` (newer hosts)."""
     weight = comfy.utils.get_attr(model, name).weight
     if not isinstance(weight, QuantizedTensor) or getattr(weight, "_layout_cls", "") != "TensorWiseINT8Layout":
         return False
     around = [comfy.utils.get_attr(model, name.rsplit(".", levels)[0]) for levels in (1, 2)]
     return any("linear_input_act" in type(module).forward.__code__.co_names for module in around)
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

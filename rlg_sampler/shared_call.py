@@ -137,7 +137,7 @@ class SharedCalls:
         deltas = [part.deltas for part in parts.values()]
         if joined := self._all_joined(parts, model, x):
             uuids = [(part.negative[0]["uuid"], part.positive[0]["uuid"]) for part in parts.values()]
-            router = _JoinedRows(deltas, model, uuids, timestep)
+            router = _JoinedRows(deltas, uuids, timestep)
             routed = with_wrapper_first(options, WrappersMP.APPLY_MODEL, KEY, router)
             twice = (torch.cat([x, x]), torch.cat([timestep, timestep]))
             outputs = comfy.samplers.calc_cond_batch(model, joined, *twice, routed)
@@ -185,7 +185,7 @@ def _evaluate_conds(
 ) -> dict[int, list[torch.Tensor]]:
     """index → x0 of its positive and of the negative given for it, the host choosing which of them go together."""
     conds = [cond for index, part in parts.items() for cond in (part.positive, negatives[index])]
-    router = _RowRouter([part.deltas for part in parts.values()], model)
+    router = _RowRouter([part.deltas for part in parts.values()])
     routed = with_wrapper_first(options, WrappersMP.APPLY_MODEL, KEY, router)
     outputs = comfy.samplers.calc_cond_batch(model, conds, x, timestep, routed)
     return {index: outputs[2 * n : 2 * n + 2] for n, index in enumerate(parts)}
@@ -203,9 +203,8 @@ def _fits(model: BaseModel, joined: dict, x: torch.Tensor) -> bool:
 class _RowRouter:
     """APPLY_MODEL wrapper: entry 2·i of the cond list is part i's positive, 2·i+1 its negative."""
 
-    def __init__(self, deltas: Sequence[Deltas | None], model: BaseModel) -> None:
+    def __init__(self, deltas: Sequence[Deltas | None]) -> None:
         self._deltas = deltas
-        self._model = model
 
     def __call__(self, executor: WrapperExecutor, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         # apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
@@ -213,7 +212,7 @@ class _RowRouter:
         entries = transformer_options["cond_or_uncond"]
         with ExitStack() as stack:
             for rows, deltas in self._rows(entries, x.shape[0]):
-                stack.enter_context(deltas.in_model_call(rows, self._model))
+                stack.enter_context(deltas.in_model_call(rows))
             return executor(x, *before, {**transformer_options, **self._told(entries)}, *args[5:], **kwargs)
 
     def _rows(self, entries: Sequence[int], total: int) -> Iterator[tuple[Rows, Deltas]]:
@@ -240,7 +239,6 @@ class _JoinedRows(_RowRouter):
 
     Args:
         deltas: of each part.
-        model: whose weights they share.
         uuids: of each part's negative and positive cond.
         sigmas: noise level per row of the latents.
 
@@ -248,14 +246,8 @@ class _JoinedRows(_RowRouter):
         was_split: whether the host found too little memory for a call of all entries.
     """
 
-    def __init__(
-        self,
-        deltas: Sequence[Deltas | None],
-        model: BaseModel,
-        uuids: Sequence[tuple[Any, Any]],
-        sigmas: torch.Tensor,
-    ) -> None:
-        super().__init__(deltas, model)
+    def __init__(self, deltas: Sequence[Deltas | None], uuids: Sequence[tuple[Any, Any]], sigmas: torch.Tensor) -> None:
+        super().__init__(deltas)
         self._uuids, self._sigmas = uuids, sigmas
         self.was_split = False
 

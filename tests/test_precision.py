@@ -124,3 +124,25 @@ def test_float8_layers_that_the_file_lists(checkpoint, models_dir, run_node, lor
     ours = run_node("RLGKSampler", base=base, tuned=tune(base), scale=1.6, **task(steps=3))[0]["samples"]
     expected = two_models(load_checkpoint(paths[1]), tune(load_checkpoint(paths[1])), 1.6, **task(steps=3))
     assert relative(ours, expected) < CLOSE
+
+
+class _Packed(torch.Tensor):
+    """Stands for the tensors of packs that store weights in ways of their own, such as GGUF's."""
+
+
+def test_weights_that_only_another_pack_can_read(checkpoint, models_dir, run_node) -> None:
+    """Low-rank matrices are added to what the module gives; a change that depends on the weight is refused."""
+    base = load_checkpoint(checkpoint)
+    fc1 = base.model.diffusion_model.joint_blocks[0].x_block.mlp.fc1
+    fc1.weight = torch.nn.Parameter(fc1.weight.detach().as_subclass(_Packed), requires_grad=False)
+    module = "lora_unet_joint_blocks_0_x_block_mlp_fc1"
+    rows, columns = fc1.weight.shape
+    parts = {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(rows // 2, columns // 2)}
+    save_file({f"{module}.{n}": p for n, p in parts.items()}, models_dir / "loras" / "lokr.safetensors")
+    low_rank, whole = (
+        run_node("RLGLoadLora", model=base, lora_name=name, strength=1.0)[0]
+        for name in ("precision", "lokr.safetensors")
+    )
+    run_node("RLGKSampler", base=base, tuned=low_rank, scale=1.6, **task(steps=1))
+    with pytest.raises(ValueError, match=r"tuned: what it changes in .*mlp\.fc1\.weight .* stored as _Packed"):
+        run_node("RLGKSampler", base=base, tuned=whole, scale=1.6, **task(steps=1))
