@@ -48,7 +48,7 @@ def add_lora_folder(folder: Path) -> None:
 
 def lora_weights(adapter: Path, extension: Extension) -> dict[str, torch.Tensor]:
     """The adapter's tensors, with the scale of its config as alpha tensors, which the host reads."""
-    read_lora = extension.module("rlg_sampler.adapters").read_lora
+    read_lora = extension.module("rlg_sampler.weights.lora_file").read_lora
     return read_lora(adapter / "adapter_model.safetensors", adapter.name).weights
 
 

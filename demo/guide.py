@@ -32,7 +32,7 @@ from demo.figures import (
 from demo.run import demo_models
 from demo.server import REPO, ServerError, comfy_server
 from dev import cache_folder
-from sets.files import replacing
+from files.replacing import replacing
 
 GUIDE, HELP = REPO / "docs" / "guide", REPO / "web" / "docs" / "images"
 QUALITY = 85

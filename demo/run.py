@@ -28,7 +28,7 @@ from demo.server import REPO, ServerError, comfy_server
 from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models
 from demo.ui_to_api import WorkflowError, node_info, set_widget, to_prompt
 from dev import cache_folder
-from sets.files import replacing
+from files.replacing import replacing
 
 WORKFLOW = REPO / "workflows" / "rlg_text_to_image.json"
 PROMPT = "a red star to the left of a blue circle"

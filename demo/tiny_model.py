@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sets.files import replacing
+from files.replacing import replacing
 
 from .tiny_encoders import CLIP_WIDTH, LATENT_CHANNELS, clip_l_in_checkpoint, vae_state_dict
 

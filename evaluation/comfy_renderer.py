@@ -24,7 +24,7 @@ from evaluation.host import (
 )
 from evaluation.pictures import Picture
 from evaluation.plan import Batch, Pair, Plan
-from sets.pictures import png
+from files.pictures import png
 
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16
 """Of a file, for its fingerprint."""
@@ -65,7 +65,7 @@ class ComfyRenderer:
         self._to_bytes = extension.module("rewards.pixels").to_bytes
         self._check()
         # The extension's own classes, not those of the plan's package.
-        schedules = extension.module("rlg_sampler.schedule")
+        schedules = extension.module("rlg_sampler.schedules.schedule")
         self._constant = schedules.constant
         self._cells = [
             self._sweep.Cell(schedules.Schedule(**dataclasses.asdict(cell.schedule)), str(cell)) for cell in plan.cells
@@ -190,7 +190,7 @@ class ComfyRenderer:
                 found[file] = Path(path)
         if pair.lora is not None:
             found[pair.lora] = path = self._extension.module("nodes.loaders").lora_path(pair.lora)
-            config = path.with_name(self._extension.module("rlg_sampler.peft_config").CONFIG_NAME)
+            config = path.with_name(self._extension.module("rlg_sampler.weights.peft_config").CONFIG_NAME)
             if config.is_file():
                 found[f"{pair.lora}, {config.name}"] = config
         return found

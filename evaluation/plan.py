@@ -12,9 +12,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evaluation.errors import EvaluationError
-from rlg_sampler import schedule as schedules
-from sets.pictures import folder_name
-from sets.prompts import read_prompts
+from files.pictures import folder_name
+from files.prompts import read_prompts
+from rlg_sampler.schedules import schedule as schedules
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=0)]

@@ -15,7 +15,7 @@ from evaluation.plots import plots
 from evaluation.progress import Progress
 from evaluation.store import Store
 from evaluation.workers import Workers, described, rendered
-from sets.pictures import png, write_bytes
+from files.pictures import png, write_bytes
 
 
 def evaluate(plan: Plan, make_workers: Callable[[], Workers]) -> str:

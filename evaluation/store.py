@@ -27,8 +27,8 @@ from evaluation.errors import EvaluationError
 from evaluation.pictures import Picture
 from evaluation.plan import Batch, Plan
 from evaluation.worker import difference
-from sets.files import replacing
-from sets.pictures import COLUMNS, METADATA, Entry, image_name, write_bytes, write_csv
+from files.pictures import COLUMNS, METADATA, Entry, image_name, write_bytes, write_csv
+from files.replacing import replacing
 
 MANIFEST = "manifest.json"
 RESULTS = "evaluation_results.csv"

@@ -8,12 +8,12 @@ from .approximation import RLGApproximate
 from .branching import RLGBranch, RLGSamplerFlowGRPO
 from .curves import RLGDiversity, RLGPlot
 from .extraction import RLGExtractLora
+from .files import RLGLoadPrompts, RLGSaveSet
 from .guidance import RLGGuiderNode, RLGModel
 from .loaders import RLGLoadLora, RLGLoadModels
 from .sampling import RLGKSampler
 from .schedules import RLGCombinedGeneration, RLGKeyframes, RLGRamp, RLGScale
 from .scoring import RLGLoadReward, RLGPickBest, RLGScore
-from .sets import RLGLoadPrompts, RLGSaveSet
 from .sweep import RLGGrid, RLGSweep
 
 

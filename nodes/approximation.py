@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.approximation import Approximation
+from ..rlg_sampler.guidance.approximation import Approximation
 from . import inputs
 from .search import search_aliases
 

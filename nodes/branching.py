@@ -8,11 +8,11 @@ import comfy.samplers
 import latent_preview
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.branch_sampling import Fork, branch_samples
-from ..rlg_sampler.flow_grpo import sample_flow_grpo
-from ..rlg_sampler.guider import guided_model
-from ..rlg_sampler.labels import labels
-from ..rlg_sampler.schedule import Schedule
+from ..rlg_sampler.guidance.guider import guided_model
+from ..rlg_sampler.schedules.schedule import Schedule
+from ..rlg_sampler.stochastic.flow_grpo_sampler import sample_flow_grpo
+from ..rlg_sampler.sweeps.branch_sampling import Fork, branch_samples
+from ..rlg_sampler.sweeps.labels import labels
 from . import inputs
 from .search import search_aliases
 

@@ -9,7 +9,7 @@ from ..rewards import curve_plot
 from ..rewards import diversity as diversities
 from ..rewards.curve import curve
 from ..rlg_sampler.image_tensor import to_tensor
-from ..rlg_sampler.labels import places, settings
+from ..rlg_sampler.sweeps.labels import places, settings
 from .lists import as_list, only, per_image
 from .scoring import AUTO, file_input
 from .search import search_aliases

@@ -10,7 +10,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.extraction import extract_lora
+from ..rlg_sampler.weights.extraction import extract_lora
 from .search import search_aliases
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.approximation import EXACT, Approximation
-from ..rlg_sampler.branch_calls import AUTO
-from ..rlg_sampler.guider import RLGGuider, guided_model
-from ..rlg_sampler.schedule import Schedule
+from ..rlg_sampler.guidance.approximation import EXACT, Approximation
+from ..rlg_sampler.guidance.branch_calls import AUTO
+from ..rlg_sampler.guidance.guider import RLGGuider, guided_model
+from ..rlg_sampler.schedules.schedule import Schedule
 from . import inputs
 from .search import search_aliases
 

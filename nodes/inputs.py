@@ -5,8 +5,8 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler import schedule as schedules
-from ..rlg_sampler.branch_calls import AUTO, BATCHING
+from ..rlg_sampler.guidance.branch_calls import AUTO, BATCHING
+from ..rlg_sampler.schedules import schedule as schedules
 
 Schedule = io.Custom("RLG_SCHEDULE")
 Approximation = io.Custom("RLG_APPROXIMATION")

@@ -8,8 +8,8 @@ import folder_paths
 import nodes as comfy_nodes
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.adapters import load_lora
-from ..rlg_sampler.peft_config import CONFIG_NAME, WEIGHTS_NAME
+from ..rlg_sampler.weights.lora_file import load_lora
+from ..rlg_sampler.weights.peft_config import CONFIG_NAME, WEIGHTS_NAME
 from .search import search_aliases
 
 _STRENGTH_TOOLTIP = (

@@ -6,10 +6,10 @@ import comfy.sample
 import nodes as comfy_nodes
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.approximation import EXACT, Approximation
-from ..rlg_sampler.branch_calls import AUTO
-from ..rlg_sampler.guider import check_latent, guided_model
-from ..rlg_sampler.schedule import Schedule
+from ..rlg_sampler.guidance.approximation import EXACT, Approximation
+from ..rlg_sampler.guidance.branch_calls import AUTO
+from ..rlg_sampler.guidance.guider import check_latent, guided_model
+from ..rlg_sampler.schedules.schedule import Schedule
 from . import inputs
 from .search import search_aliases
 

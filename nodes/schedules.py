@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io, ui
 
-from ..rlg_sampler import schedule as schedules
-from ..rlg_sampler.schedule_plot import plot
+from ..rlg_sampler.schedules import schedule as schedules
+from ..rlg_sampler.schedules.plot import plot
 from . import inputs
 from .search import search_aliases
 

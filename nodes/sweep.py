@@ -8,11 +8,11 @@ import latent_preview
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..rlg_sampler.grid import labelled_grid
-from ..rlg_sampler.guider import guided_model
-from ..rlg_sampler.labels import labels
-from ..rlg_sampler.schedule import constant
-from ..rlg_sampler.sweep import cells, sweep
+from ..rlg_sampler.guidance.guider import guided_model
+from ..rlg_sampler.schedules.schedule import constant
+from ..rlg_sampler.sweeps.grid import labelled_grid
+from ..rlg_sampler.sweeps.labels import labels
+from ..rlg_sampler.sweeps.sweep import cells, sweep
 from . import inputs
 from .lists import as_list, only
 from .search import search_aliases

@@ -1,1 +1,10 @@
-"""How Reinforcement Learning Guidance works: no node schema, no file dialogs, no UI."""
+"""How Reinforcement Learning Guidance works: no node schema, no file dialogs, no UI.
+
+Rooms, and what each may import (arrows go one way; `tests/package/test_package.py` holds them):
+
+    schedules   progress of a run → scale                             nothing
+    stochastic  one step with noise, as RL training explores          nothing
+    weights     a LoRA file or two patch lists → changes of modules   messages
+    guidance    the pair, one run, one step, the formula              schedules, weights, messages
+    sweeps      several runs that belong together                     guidance, schedules
+"""

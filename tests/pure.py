@@ -13,13 +13,13 @@ for _name in ("rewards", "rlg_sampler"):
     _package.__path__ = [str(Path(__file__).resolve().parent.parent / _name)]
     sys.modules[_package.__name__] = _package
 
-mixing = importlib.import_module("pure_rlg_sampler.mixing")
-grid = importlib.import_module("pure_rlg_sampler.grid")
-labels = importlib.import_module("pure_rlg_sampler.labels")
-peft_config = importlib.import_module("pure_rlg_sampler.peft_config")
-plan = importlib.import_module("pure_rlg_sampler.plan")
-svd = importlib.import_module("pure_rlg_sampler.svd")
-schedule = importlib.import_module("pure_rlg_sampler.schedule")
+mixing = importlib.import_module("pure_rlg_sampler.guidance.mixing")
+grid = importlib.import_module("pure_rlg_sampler.sweeps.grid")
+labels = importlib.import_module("pure_rlg_sampler.sweeps.labels")
+peft_config = importlib.import_module("pure_rlg_sampler.weights.peft_config")
+plan = importlib.import_module("pure_rlg_sampler.sweeps.shared_evaluations")
+svd = importlib.import_module("pure_rlg_sampler.weights.svd")
+schedule = importlib.import_module("pure_rlg_sampler.schedules.schedule")
 
 curve = importlib.import_module("pure_rewards.curve")
 curve_plot = importlib.import_module("pure_rewards.curve_plot")

@@ -1,5 +1,5 @@
 /**
- * Schedules as values: progress of a run → scale. The same as `rlg_sampler/schedule.py`, for the curve that follows
+ * Schedules as values: progress of a run → scale. The same as `rlg_sampler/schedules/schedule.py`, for the curve that follows
  * the widgets before anything runs; a test compares the two. No page, no ComfyUI.
  *
  * @typedef {[progress: number, scale: number]} Point

@@ -28,7 +28,7 @@ from demo.train.flow_grpo import SAMPLING_STEPS, Task, train_lora
 from demo.train.text import encoded
 from demo.trained_pair import PAIR
 from dev import cache_folder
-from sets.files import replacing
+from files.replacing import replacing
 
 PROMPTS = 512
 """Different prompts that a LoRA is trained on."""

@@ -23,7 +23,7 @@ from demo.tiny_encoders import CLIP_WIDTH, LATENT_CHANNELS
 from demo.tiny_model import TinySD3
 from demo.train.loop import cosine, train
 from demo.train.text import Text, encoded
-from sets.files import replacing
+from files.replacing import replacing
 
 CONFIG = TinySD3(depth=3, dual_attention_blocks=1, pos_embed_max_size=16)
 CAPTIONS, SCENES_EACH = 8192, 3

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from sets.files import replacing
+from files.replacing import replacing
 
 SAVE_EVERY = 60.0  # seconds
 SAY_EVERY = 10.0

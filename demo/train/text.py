@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from demo.tiny_encoders import CLIP_POSITIONS, clip_l_state_dict
-from sets.files import replacing
+from files.replacing import replacing
 
 BATCH = 32
 

@@ -1,0 +1,20 @@
+"""How messages call a model and list names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+
+def model_name(patcher: ModelPatcher) -> str:
+    """The family as the host detected it (SD3, SDXL, Flux, ...), which users know better than class names."""
+    return type(patcher.model.model_config).__name__
+
+
+def name_list(names: Sequence[str], most: int) -> str:
+    """The first `most` of the names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,106 @@
+"""Labels of pictures: what RLG Sweep and RLG Branch write is read here by all that group, plot or save pictures.
+
+A label has parts of a name and a value, separated by ", ": "switch 0.5, scale 1.6, picture 2, seed 7".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..schedules.schedule import Schedule, combined_generation, constant, exact
+
+_SEPARATOR = ", "
+_TELLS_APART = re.compile(r"(picture|seed|branch|image) \S+")
+"""Parts that differ between pictures of one setting."""
+_NUMBER = re.compile(r"(?P<name>scale|switch) (?P<value>\S+)")
+_OF_SWEEP = re.compile(r"(?:switch \S+, )?scale \S+,(?: picture \d+,)? seed (?P<seed>\d+)")
+
+
+class Place(NamedTuple):
+    """Where a picture belongs in a plot.
+
+    Attributes:
+        series: what its label says besides, such as "switch 0.5"; may be empty.
+        x: its place along the axis.
+    """
+
+    series: str
+    x: float
+
+
+def labels(runs: Sequence[str], pictures: int, seed: int) -> list[str]:
+    """One label for each picture of several runs, a run's pictures next to each other.
+
+    Args:
+        runs: what a label says of each run.
+        pictures: how many each run has.
+        seed: of the first noise.
+    """
+    numbers = [[f"picture {n + 1}"] for n in range(pictures)] if pictures > 1 else [[]]
+    return [_SEPARATOR.join([run, *number, f"seed {seed}"]) for run in runs for number in numbers]
+
+
+def of_cell(scale: float, switch: float | None = None) -> str:
+    """What labels say of a run with one scale, or with that from the switch point on; to the last digit."""
+    of_scale = f"scale {exact(scale)}"
+    return of_scale if switch is None else f"switch {exact(switch)}{_SEPARATOR}{of_scale}"
+
+
+def split(label: str) -> list[str]:
+    return label.split(_SEPARATOR)
+
+
+def settings(labels: Sequence[str]) -> list[str]:
+    """Of each label what it shares with the other pictures of its setting; may be empty."""
+    return [_SEPARATOR.join(part for part in split(label) if not _TELLS_APART.fullmatch(part)) for label in labels]
+
+
+def places(labels: Sequence[str]) -> tuple[str, list[Place]]:
+    """The name of the axis, and where each picture lies on it.
+
+    The axis is the scale. Where all scales are equal and switch points are not, it is the switch point.
+
+    Raises:
+        ValueError: a label says no scale, or none that is a number.
+    """
+    numbers = [_numbers(label) for label in labels]
+    for label, found in zip(labels, numbers, strict=True):
+        if "scale" not in found:
+            raise ValueError(f"labels: '{label}' says no scale; connect the labels of RLG Sweep.")
+    axis = "scale"
+    if len({found["scale"] for found in numbers}) == 1 and len({found.get("switch") for found in numbers}) > 1:
+        axis = "switch"
+    for label, found in zip(labels, numbers, strict=True):
+        if axis not in found:
+            raise ValueError(f"labels: '{label}' says no {axis}, which others do; connect the labels of one RLG Sweep.")
+    series = [_SEPARATOR.join(part for part in split(s) if not part.startswith(f"{axis} ")) for s in settings(labels)]
+    return axis, [Place(s, found[axis]) for s, found in zip(series, numbers, strict=True)]
+
+
+def schedule_and_seed(label: str) -> tuple[Schedule, int]:
+    """How a picture of RLG Sweep was sampled.
+
+    Raises:
+        ValueError: it is no label of RLG Sweep.
+    """
+    found = _OF_SWEEP.fullmatch(label)
+    if found is None:
+        raise ValueError(f"labels: '{label}' is no label of RLG Sweep; connect its labels, or seed and scale instead.")
+    numbers = _numbers(label)
+    scale, switch = numbers["scale"], numbers.get("switch")
+    return constant(scale) if switch is None else combined_generation(switch, scale), int(found["seed"])
+
+
+def _numbers(label: str) -> dict[str, float]:
+    found = {}
+    for match in filter(None, map(_NUMBER.fullmatch, split(label))):
+        try:
+            found[match["name"]] = float(match["value"])
+        except ValueError:
+            found[match["name"]] = math.nan
+        if not math.isfinite(found[match["name"]]):
+            raise ValueError(f"labels: '{match['value']}' in '{label}' is not a number; connect labels of RLG Sweep.")
+    return found

@@ -1,0 +1,133 @@
+"""One picture per cell: the same noise and sampler, another schedule."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from tqdm.auto import tqdm
+
+from ..guidance.guider import check_latent, on_schedule
+from ..schedules.schedule import Schedule, check_position, check_scale, combined_generation, constant
+from .joined_latent import as_one_latent
+from .labels import of_cell
+from .shared_evaluations import SharedEvaluations, in_turn
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of a sweep: its schedule and what a label says about it."""
+
+    schedule: Schedule
+    label: str
+
+
+def cells(scales: str, switch_percents: str) -> list[Cell]:
+    """Every scale; where there are switch points, every (switch, scale), row by row: switch outer, scale inner.
+
+    Args:
+        scales: numbers separated by commas.
+        switch_percents: positions separated by commas, where combined generation starts to use the scale; may be empty.
+
+    Raises:
+        ValueError: a text does not say that.
+    """
+    values = [check_scale(scale, "scales") for scale in _numbers(scales, "scales", "0, 1, 2")]
+    if not values:
+        raise ValueError("scales: there are none; write one or more numbers, such as 0, 1, 2.")
+    switches = _numbers(switch_percents, "switch_percents", "0.2, 0.5, 0.8")
+    if not switches:
+        return [Cell(constant(scale), of_cell(scale)) for scale in values]
+    return [
+        Cell(combined_generation(switch, scale), of_cell(scale, switch))
+        for switch in (check_position(position, "switch_percents") for position in switches)
+        for scale in values
+    ]
+
+
+def sweep(
+    model: ModelPatcher,
+    cells: Sequence[Cell],
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    positive: list,
+    negative: list,
+    latent: dict[str, Any],
+    denoise: float,
+    make_callback: Callable[[int], Callable],
+) -> dict[str, Any]:
+    """Sample every cell; each equals a separate run of the stock sampler with its schedule.
+
+    Args:
+        model: a guided MODEL; the cells' schedules are for the tuned model that was added last.
+        cells: what to sample.
+        seed ... denoise: as the stock KSampler takes them.
+        make_callback: number of all steps → the host's callback for progress and previews.
+
+    Returns:
+        The latent with `samples` of shape (cells · batch, channels, ...), a cell's pictures next to each other.
+
+    Raises:
+        ValueError: the latent is of another kind of model.
+    """
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    check_latent(model, samples)
+    sampler = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise)
+    steps_run = max(len(sampler.sigmas) - 1, 0)
+    total = max(steps_run * len(cells), 1)
+    logger.info("RLG sweep: %d cells of %d steps, one after another; common beginnings once", len(cells), steps_run)
+    callback = make_callback(total)
+    shared = SharedEvaluations()
+    results: dict[int, torch.Tensor] = {}
+    turns = in_turn([cell.schedule.per_step(steps_run) for cell in cells])
+    for turn in tqdm(turns, desc="RLG sweep", unit="cell", disable=not comfy.utils.PROGRESS_BAR_ENABLED):
+        done = len(results) * steps_run
+
+        def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int, done: int = done) -> None:
+            callback(done + min(step, steps_run - 1), x0, x, total)
+
+        # Drawn again for each cell: samplers that use the global generator go on from there.
+        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+        shared.begin(turn)
+        results[turn.cell] = comfy.sample.sample(
+            on_schedule(model, cells[turn.cell].schedule, shared),
+            noise,
+            steps,
+            cfg,
+            sampler_name,
+            scheduler,
+            positive,
+            negative,
+            samples,
+            denoise=denoise,
+            noise_mask=latent.get("noise_mask"),
+            callback=report,
+            disable_pbar=True,
+            seed=seed,
+        )
+    return as_one_latent(latent, [results[cell] for cell in range(len(cells))])
+
+
+def _numbers(text: str, name: str, example: str) -> list[float]:
+    numbers = []
+    for part in (part.strip() for part in text.replace("\n", ",").split(",")):
+        try:
+            if part:
+                numbers.append(float(part))
+        except ValueError:
+            raise ValueError(f"{name}: '{part}' is not a number; write numbers such as {example}.") from None
+    return numbers

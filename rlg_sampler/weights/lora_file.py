@@ -1,0 +1,272 @@
+"""LoRA files → weight patches of the host, at the strength their trainer meant.
+
+The host maps keys and applies patches; this module adds what it leaves out: the scale that PEFT keeps in
+`adapter_config.json`, and the refusal to go on when a file does not belong to the model.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.utils
+import torch
+from comfy.weight_adapter import WeightAdapterBase
+from comfy.weight_adapter.lora import LoRAAdapter
+
+from ..messages import model_name, name_list
+from .peft_config import CONFIG_NAME, WEIGHTS_NAME, PeftConfig
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+logger = logging.getLogger(__name__)
+
+StateDict = dict[str, torch.Tensor]
+# What a patch is for: a weight of the model, or (weight, (dim, start, length)) for a part of a fused one.
+Target = str | tuple[Any, ...]
+
+# PEFT puts the adapter's name between lora_A and weight when a model was saved without its own save method.
+_PEFT_KEY = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight$")
+_PEFT_PREFIX = "base_model.model."
+# diffusers' own LoRA files: they keep the scale inside, and a config beside them is another adapter's.
+_DIFFUSERS_PREFIXES = ("transformer.", "unet.")
+# Suffixes that the host reads besides the matrices its adapter classes claim.
+_PLAIN_SUFFIXES = (".diff", ".diff_b", ".set_weight", ".w_norm", ".b_norm")
+_TEXT_ENCODER_PREFIXES = ("lora_te", "text_encoder", "text_model", "base_model.model.text_model", "clip_")
+_SHOWN_KEYS = 8
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA as read from disk.
+
+    Attributes:
+        name: how messages name it.
+        weights: the tensors, PEFT modules already carrying an `.alpha` that makes the host apply their scale.
+        scale_source: where that scale came from, for the report.
+    """
+
+    name: str
+    weights: StateDict
+    scale_source: str
+
+
+def load_lora(model: ModelPatcher, path: Path, name: str, strength: float) -> tuple[ModelPatcher, str]:
+    """Put a LoRA on a clone of `model`.
+
+    Args:
+        model: the MODEL to tune; it is left as it is.
+        path: the LoRA file (for a PEFT folder, its `adapter_model.safetensors`).
+        name: how messages name it.
+        strength: 1.0 means what the trainer meant.
+
+    Returns:
+        The clone with the weight patches, and a one-paragraph report of what was matched and what was left out.
+
+    Raises:
+        ValueError: the file cannot be read, has no known scale, does not fit the model's shapes, or no key matches.
+    """
+    lora = read_lora(path, name)
+    key_map = comfy.lora.model_lora_keys_unet(model.model, {})
+    weights = comfy.lora_convert.convert_lora(_rename_peft_modules(lora.weights, key_map))
+    patches = comfy.lora.load_lora(weights, key_map, log_missing=False)
+    family = model_name(model)
+    if not patches:
+        raise ValueError(
+            f"lora_name: none of the {len(lora.weights)} keys in '{name}' match this model ({family}); "
+            f"the file starts with {', '.join(list(lora.weights)[:3])}. Choose a LoRA that was trained for {family}."
+        )
+    _check_shapes(patches, model, name)
+    tuned = model.clone()
+    tuned.add_patches(patches, strength)
+    left_out = _left_out(weights, patches, key_map)
+    report = _report(lora, patches, left_out, family, strength)
+    if left_out:
+        logger.warning("RLG: %s", report)
+    return tuned, report
+
+
+def read_lora(path: Path, name: str) -> LoraFile:
+    """Read a LoRA file; PEFT adapters get the scale of their config as alpha tensors.
+
+    Raises:
+        ValueError: the file is damaged, or it is a PEFT adapter whose config is missing or contradicts it.
+    """
+    try:
+        weights, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    except Exception as error:  # the host, safetensors and torch each raise their own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"lora_name: '{name}' cannot be read ({reason}); download the file again.") from error
+    weights = {k: v for k, v in weights.items() if isinstance(v, torch.Tensor)}
+    modules = _peft_modules(weights, name)
+    without_alpha = {m: keys for m, keys in modules.items() if f"{m}.alpha" not in weights}
+    if not without_alpha:
+        return LoraFile(name, weights, "alpha tensors in the file" if _has_alpha(weights) else "no alpha in the file")
+    saved_by_peft = path.name == WEIGHTS_NAME or any(m.startswith(_PEFT_PREFIX) for m in modules)
+    self_contained = not saved_by_peft and all(m.startswith(_DIFFUSERS_PREFIXES) for m in modules)
+    config, source = _find_config(path, metadata or {}, name, look_beside=not self_contained)
+    if config is None and saved_by_peft:
+        raise ValueError(
+            f"lora_name: '{name}' is a PEFT adapter without its {CONFIG_NAME}, so its strength (lora_alpha / r) is "
+            f"unknown; put the {CONFIG_NAME} that was saved with it into the folder {path.parent.name}."
+        )
+    renamed = {k: v for k, v in weights.items() if not _PEFT_KEY.match(k)}
+    for module, keys in modules.items():
+        down, up = weights[keys["A"]], weights[keys["B"]]
+        renamed[f"{module}.lora_A.weight"], renamed[f"{module}.lora_B.weight"] = down, up
+        if config is not None and module in without_alpha:
+            renamed[f"{module}.alpha"] = _alpha_tensor(config, module.removeprefix(_PEFT_PREFIX), down, source)
+    return LoraFile(name, renamed, source)
+
+
+def _peft_modules(weights: StateDict, name: str) -> dict[str, dict[str, str]]:
+    """module → {"A": key, "B": key} for every PEFT-style pair of matrices."""
+    modules: dict[str, dict[str, str]] = {}
+    adapters: set[str] = set()
+    for key in weights:
+        if match := _PEFT_KEY.match(key):
+            modules.setdefault(match["module"], {})[match["side"]] = key
+            adapters.add(match["adapter"] or "")
+    if len(adapters) > 1:
+        raise ValueError(
+            f"lora_name: '{name}' holds several adapters ({', '.join(sorted(adapters))}); save the one you want alone."
+        )
+    for module, keys in modules.items():
+        if keys.keys() != {"A", "B"}:
+            missing = ({"A", "B"} - keys.keys()).pop()
+            raise ValueError(f"lora_name: '{name}' has no lora_{missing} for {module}; download the file again.")
+    return modules
+
+
+def _has_alpha(weights: StateDict) -> bool:
+    return any(k.endswith(".alpha") for k in weights)
+
+
+def _find_config(
+    path: Path, metadata: Mapping[str, str], name: str, look_beside: bool
+) -> tuple[PeftConfig | None, str]:
+    beside = path.with_name(CONFIG_NAME)
+    if look_beside and beside.is_file():
+        return PeftConfig.from_file(beside), CONFIG_NAME
+    if "lora_adapter_metadata" in metadata:  # where diffusers' save_lora_weights keeps the LoraConfig
+        source = f"metadata of '{name}'"
+        try:
+            stored = json.loads(metadata["lora_adapter_metadata"])
+        except json.JSONDecodeError as error:
+            raise ValueError(f"lora_name: the {source} is damaged ({error}); download the file again.") from error
+        config = {k.removeprefix(p): v for k, v in stored.items() for p in _DIFFUSERS_PREFIXES if k.startswith(p)}
+        if config:
+            return PeftConfig.from_dict(config, source), source
+    return None, "no alpha in the file: scale 1"
+
+
+def _alpha_tensor(config: PeftConfig, module: str, down: torch.Tensor, source: str) -> torch.Tensor:
+    rank = down.shape[0]
+    if config.rank(module) != rank:
+        raise ValueError(
+            f"lora_name: {source} gives {module} rank {config.rank(module)}, but the file's matrices have rank {rank}; "
+            "use the config that was saved with this file."
+        )
+    # The host multiplies by alpha / rank, so this alpha yields exactly the trainer's scale.
+    return torch.tensor(config.scale(module, rank) * rank, dtype=torch.float64)
+
+
+def _rename_peft_modules(weights: StateDict, key_map: Mapping[str, Target]) -> StateDict:
+    """Give modules that the host does not know by this name the one it does."""
+    names: dict[str, str] = {}
+    renamed: StateDict = {}
+    for key, tensor in weights.items():
+        module, dot, suffix = key.rpartition(".lora_") if ".lora_" in key else key.rpartition(".")
+        if module not in names:
+            names[module] = next((c for c in _host_names(module) if c in key_map), module)
+        renamed[names[module] + dot + suffix] = tensor
+    return renamed
+
+
+def _host_names(module: str) -> tuple[str, ...]:
+    bare = module.removeprefix(_PEFT_PREFIX)
+    return (
+        module,
+        f"{_PEFT_PREFIX}{bare}",
+        f"transformer.{bare}",
+        bare,
+        f"diffusion_model.{bare}",
+        f"lora_unet_{bare.removeprefix('unet.').replace('.', '_')}",
+    )
+
+
+def _check_shapes(patches: Mapping[Target, Any], model: ModelPatcher, name: str) -> None:
+    for target, patch in patches.items():
+        key, part = (target, None) if isinstance(target, str) else (target[0], target[1])
+        # The attribute's shape, not the state dict's, which for quantised weights is that of their storage.
+        expected = list(comfy.utils.get_attr(model.model, key).shape)
+        if part is not None:
+            expected[part[0]] = part[2]
+        found = _patched_shape(patch, expected)
+        if found is not None and found != expected:
+            raise ValueError(
+                f"lora_name: '{name}' does not fit this model: {key.removesuffix('.weight')} expects a weight of shape "
+                f"{expected}, the LoRA has {found}. Choose a LoRA that was trained for this checkpoint."
+            )
+
+
+def _patched_shape(patch: Any, expected: list[int]) -> list[int] | None:
+    """Shape of the weight that a patch was made for, or None where only the host can tell."""
+    if isinstance(patch, LoRAAdapter):
+        up, down, _, mid, _, reshape = patch.weights
+        if mid is not None or reshape is not None:
+            return None
+        rows, columns = up.shape[0], down[0].numel()
+        matches = up[0].numel() == down.shape[0] and columns == torch.Size(expected[1:]).numel()
+        return [rows, *expected[1:]] if matches else [rows, *down.shape[1:]]
+    if isinstance(patch, tuple) and patch[0] == "diff" and len(patch[1]) == 1:
+        return list(patch[1][0].shape)
+    return None
+
+
+def _left_out(weights: StateDict, patches: Mapping[Target, Any], key_map: Mapping[str, Target]) -> list[str]:
+    used: set[str] = set()
+    for patch in patches.values():
+        if isinstance(patch, WeightAdapterBase):
+            used |= patch.loaded_keys
+    used |= {k for k in weights for s in _PLAIN_SUFFIXES if k.endswith(s) and k.removesuffix(s) in key_map}
+    return sorted(weights.keys() - used)
+
+
+def _report(lora: LoraFile, patches: Mapping[Target, Any], left_out: list[str], family: str, strength: float) -> str:
+    ranks, alphas, scales = set(), set(), set()
+    for patch in patches.values():
+        if isinstance(patch, LoRAAdapter):
+            rank, alpha = patch.weights[1].shape[0], patch.weights[2]
+            ranks.add(rank)
+            alphas.add(rank if alpha is None else alpha)
+            scales.add(1.0 if alpha is None else alpha / rank)
+    lines = [f"{lora.name}: {len(patches)} modules of {family} matched, strength {strength:g}"]
+    if ranks:
+        lines.append(f"rank {_spread(ranks)}, alpha {_spread(alphas)}, scale {_spread(scales)} ({lora.scale_source})")
+    of_text = [key for key in left_out if key.startswith(_TEXT_ENCODER_PREFIXES)]
+    if rest := [key for key in left_out if key not in of_text]:
+        lines.append(
+            f"left out, because this model has no place for them, {len(rest)} keys: {name_list(rest, _SHOWN_KEYS)}"
+        )
+    if of_text:
+        lines.append(
+            f"left out, because base and tuned model share the prompt, {len(of_text)} keys for the text encoder: "
+            f"{name_list(of_text, _SHOWN_KEYS)}"
+        )
+    if not left_out:
+        lines.append("nothing left out")
+    return "; ".join(lines) + "."
+
+
+def _spread(values: set[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g}…{high:g}"

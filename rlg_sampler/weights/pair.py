@@ -1,0 +1,164 @@
+"""A base and a tuned MODEL that belong together, and how the tuned one is reached from the base."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..messages import model_name
+from .deltas import checked_module
+from .patch_difference import WeightChange, patch_difference
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+logger = logging.getLogger(__name__)
+
+_NOTHING_TO_GUIDE = (
+    "tuned: it has the same weights as base, so there is nothing to guide; {check} and that its output is "
+    "connected to 'tuned'."
+)
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """Two MODELs that can be mixed.
+
+    Attributes:
+        base, tuned: the MODELs as the user connected them.
+        changes: what the tuned weights change, where both are clones of one model; None where they are two sets
+            of weights.
+    """
+
+    base: ModelPatcher
+    tuned: ModelPatcher
+    changes: Mapping[str, WeightChange] | None
+
+    @property
+    def shares_weights(self) -> bool:
+        return self.changes is not None
+
+    @classmethod
+    def from_models(cls, base: ModelPatcher, tuned: ModelPatcher) -> ModelPair:
+        """Check that the two belong together.
+
+        Raises:
+            ValueError: they do not, or they are the same; the message names the input and what to do.
+        """
+        if base.is_clone(tuned):
+            return cls(base, tuned, _shared_changes(base, tuned))
+        _check_same_architecture(base, tuned)
+        _check_same_noise_process(base, tuned)
+        if _same_weights(base, tuned):
+            raise ValueError(_NOTHING_TO_GUIDE.format(check="check that its checkpoint loader names another file"))
+        return cls(base, tuned, None)
+
+
+def check_nothing_added(pair: ModelPair, model: ModelPatcher) -> None:
+    """Refuse weights or model patches that were put on a guided MODEL whose tuned model has weights of its own.
+
+    Args:
+        pair: two checkpoints.
+        model: the guided MODEL, a clone of `pair.base` with whatever later nodes added.
+
+    Raises:
+        ValueError: something was added, which would act on the base alone.
+    """
+    patches = [
+        name for name in model.object_patches if model.object_patches[name] is not pair.base.object_patches.get(name)
+    ]
+    changed = [*patch_difference(pair.base.patches, model.patches), *patches]
+    if changed:
+        raise ValueError(
+            f"model: a LoRA or model patch after RLG Model ({changed[0]}) would act on the base alone, since the tuned "
+            "model is another checkpoint; put that node before RLG Model, on both MODELs."
+        )
+
+
+def _shared_changes(base: ModelPatcher, tuned: ModelPatcher) -> Mapping[str, WeightChange]:
+    _check_same_attachments(base, tuned)
+    changes = patch_difference(base.patches, tuned.patches)
+    if not changes:
+        raise ValueError(_NOTHING_TO_GUIDE.format(check="check that the LoRA loader has a strength other than 0"))
+    for key in changes:
+        checked_module(base.model, key)
+    return changes
+
+
+def _check_same_attachments(base: ModelPatcher, tuned: ModelPatcher) -> None:
+    """Only weights differ on the fly; what else sits on the tuned MODEL alone would be lost without a sign."""
+    for kind, of_base, of_tuned in (
+        ("a model patch", base.object_patches, tuned.object_patches),
+        ("injections (such as a bypass LoRA)", base.injections, tuned.injections),
+        ("weight wrappers", base.weight_wrapper_patches, tuned.weight_wrapper_patches),
+    ):
+        for name in of_base.keys() | of_tuned.keys():
+            if not _same_attachment(of_base.get(name), of_tuned.get(name)):
+                raise ValueError(
+                    f"tuned: base and tuned differ in {kind} on '{name}'; put that node before the LoRA loader, "
+                    "so that both MODELs carry it, or load the LoRA with RLG Load LoRA."
+                )
+
+
+def _same_attachment(a: Any, b: Any) -> bool:
+    if a is b or (isinstance(a, list) and a == b):
+        return True
+    # Two nodes with equal settings make equal samplings, each with a class of its own: compare what they do.
+    same_type = type(a).__name__ == type(b).__name__ and type(a).__bases__ == type(b).__bases__
+    return same_type and hasattr(a, "sigmas") and torch.equal(a.sigmas, b.sigmas)
+
+
+def _check_same_architecture(base: ModelPatcher, tuned: ModelPatcher) -> None:
+    kinds = model_name(base), model_name(tuned)
+    advice = "connect the RL-tuned version of the same base model."
+    if type(base.model) is not type(tuned.model):
+        raise ValueError(f"tuned: it is a {kinds[1]} model and base is a {kinds[0]}; {advice}")
+    latents = [m.get_model_object("latent_format") for m in (base, tuned)]
+    if type(latents[0]) is not type(latents[1]):
+        raise ValueError(
+            f"tuned: its latents are {type(latents[1]).__name__} and base's are {type(latents[0]).__name__}; {advice}"
+        )
+    shapes = [{k: tuple(v.shape) for k, v in _weights(m).items()} for m in (base, tuned)]
+    if shapes[0] != shapes[1]:
+        key = min(k for k in shapes[0].keys() | shapes[1].keys() if shapes[0].get(k) != shapes[1].get(k))
+        raise ValueError(
+            f"tuned: it is another size of {kinds[0]} than base ({key} is {shapes[1].get(key, 'absent')} there and "
+            f"{shapes[0].get(key, 'absent')} in base); {advice}"
+        )
+
+
+def _check_same_noise_process(base: ModelPatcher, tuned: ModelPatcher) -> None:
+    types = [m.model.model_type.name for m in (base, tuned)]
+    flow = ["FLOW" in t or "FLUX" in t for t in types]
+    if flow[0] != flow[1]:
+        raise ValueError(
+            f"tuned: it was trained on another noise process ({types[1]}) than base ({types[0]}), so their steps do "
+            "not match; connect the RL-tuned version of the same base model."
+        )
+    samplings = [m.get_model_object("model_sampling") for m in (base, tuned)]
+    if types[0] != types[1] or not _same_attachment(*samplings):
+        logger.warning(
+            "RLG: base and tuned use different model sampling (%s, %s): they are mixed as x0 on base's sigmas. "
+            "If that is not meant, put the same ModelSampling node on both.",
+            *types,
+        )
+
+
+def _same_weights(base: ModelPatcher, tuned: ModelPatcher) -> bool:
+    if patch_difference(base.patches, tuned.patches):
+        return False
+    of_tuned = _weights(tuned)
+    return all(
+        weight.dtype == of_tuned[key].dtype and torch.equal(weight, of_tuned[key].to(weight.device))
+        for key, weight in _weights(base).items()
+    )
+
+
+def _weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
+    """Weights and biases, in the shapes they act in; quantised models store more beside them."""
+    named = model.model.diffusion_model.named_parameters()
+    return {key: weight for key, weight in named if key.endswith((".weight", ".bias"))}

