@@ -75,7 +75,7 @@ MAY_IMPORT = {
     "files": set(),
     "rewards": set(),
     "rlg_sampler": set(),
-    "rlg_sampler.schedules": set(),
+    "rlg_sampler.schedules": {"rlg_sampler.image_tensor"},
     "rlg_sampler.stochastic": set(),
     "rlg_sampler.weights": {"rlg_sampler.messages"},
     "rlg_sampler.guidance": {"rlg_sampler.messages", "rlg_sampler.schedules", "rlg_sampler.weights"},
