@@ -60,7 +60,10 @@ class ComfyRenderer:
 
     def __init__(self, plan: Plan, extension: Extension) -> None:
         self._plan, self._extension = plan, extension
-        self._sweep, self._guider = (extension.module(f"rlg_sampler.{name}") for name in ("sweep", "guider"))
+        self._sweep, self._guided_model, self._settings, self._ksampler_inputs = (
+            extension.module(f"rlg_sampler.{name}")
+            for name in ("sweeps.sweep", "guidance.guided_model", "guidance.settings", "ksampler_inputs")
+        )
         self._registry, self._measures = (extension.module(f"rewards.{name}") for name in ("registry", "diversity"))
         self._to_bytes = extension.module("rewards.pixels").to_bytes
         self._check()
@@ -106,10 +109,10 @@ class ComfyRenderer:
         """(cells, height, width, 3) uint8"""
         plan = self._plan
         (latent,) = self._extension.run_node("EmptyLatentImage", width=plan.width, height=plan.height, batch_size=1)
-        latent = self._sweep.sweep(
-            model, self._cells, seed, plan.steps, plan.cfg, plan.sampler, plan.scheduler, positive, negative, latent,
-            1.0, lambda total: lambda *progress: None,
-        )  # fmt: skip
+        inputs = self._ksampler_inputs.KSamplerInputs(
+            seed, plan.steps, plan.cfg, plan.sampler, plan.scheduler, positive, negative, latent, 1.0
+        )
+        latent = self._sweep.sweep(model, self._cells, inputs, lambda total: lambda *progress: None)
         # One by one: how many the VAE takes at a time depends on the free memory.
         decoded = [vae.decode(samples[None]) for samples in latent["samples"]]
         return np.stack([self._to_bytes(images[0]) for images in decoded])
@@ -140,7 +143,8 @@ class ComfyRenderer:
                 else:
                     tuned, *_ = run_node("CheckpointLoaderSimple", ckpt_name=pair.tuned_checkpoint)
                 # Any schedule that needs guidance: the cells bring their own.
-                model = self._guider.guided_model(base, tuned, self._constant(1.0), self._plan.tuned_cfg)
+                settings = self._settings.GuidanceSettings(self._constant(1.0), self._plan.tuned_cfg)
+                model = self._guided_model.guided_model(base, tuned, settings)
             (negative,) = run_node("CLIPTextEncode", clip=clip, text=self._plan.negative)
             self._loaded = index, (model, clip, vae, negative)
         return self._loaded[1]

@@ -8,7 +8,8 @@ import comfy.samplers
 import latent_preview
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.guidance.guider import guided_model
+from ..rlg_sampler.guidance.guided_model import guided_model
+from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules.schedule import Schedule
 from ..rlg_sampler.stochastic.flow_grpo_sampler import sample_flow_grpo
 from ..rlg_sampler.sweeps.branch_sampling import Fork, branch_samples
@@ -122,10 +123,10 @@ class RLGBranch(io.ComfyNode):
         tuned_cfg: float | None = None,
         sampler: io.Sampler.Type | None = None,
     ) -> io.NodeOutput:
-        model = guided_model(base, tuned, inputs.schedule_of(scale, schedule), tuned_cfg)
-        latent = branch_samples(
-            model, Fork(branch_percent, branches, noise_level), seed, steps, cfg, sampler_name, scheduler, positive,
-            negative, latent_image, denoise, functools.partial(latent_preview.prepare_callback, model), sampler,
-        )  # fmt: skip
+        model = guided_model(base, tuned, inputs.guidance_settings(scale, schedule, tuned_cfg))
+        fork = Fork(branch_percent, branches, noise_level)
+        ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
+        make_callback = functools.partial(latent_preview.prepare_callback, model)
+        latent = branch_samples(model, fork, ksampler, make_callback, sampler)
         names = [f"branch {branch + 1}" for branch in range(branches)]
         return io.NodeOutput(latent, labels(names, len(latent_image["samples"]), seed))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.guidance.approximation import EXACT, Approximation
-from ..rlg_sampler.guidance.branch_calls import AUTO
-from ..rlg_sampler.guidance.guider import RLGGuider, guided_model
+from ..rlg_sampler.guidance.guided_model import RLGGuider, guided_model
+from ..rlg_sampler.guidance.settings import AUTO
 from ..rlg_sampler.schedules.schedule import Schedule
 from . import inputs
 from .search import search_aliases
@@ -53,8 +53,8 @@ class RLGModel(io.ComfyNode):
         batching: str = AUTO,
         approximate: Approximation = EXACT,
     ) -> io.NodeOutput:
-        schedule = inputs.schedule_of(scale, schedule)
-        return io.NodeOutput(guided_model(base, tuned, schedule, None, batching, approximate))
+        settings = inputs.guidance_settings(scale, schedule, None, batching, approximate)
+        return io.NodeOutput(guided_model(base, tuned, settings))
 
 
 class RLGGuiderNode(io.ComfyNode):
@@ -99,8 +99,8 @@ class RLGGuiderNode(io.ComfyNode):
         batching: str = AUTO,
         approximate: Approximation = EXACT,
     ) -> io.NodeOutput:
-        schedule = inputs.schedule_of(scale, schedule)
-        guider = RLGGuider(guided_model(base, tuned, schedule, tuned_cfg, batching, approximate))
+        settings = inputs.guidance_settings(scale, schedule, tuned_cfg, batching, approximate)
+        guider = RLGGuider(guided_model(base, tuned, settings))
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
         return io.NodeOutput(guider)

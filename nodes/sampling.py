@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import comfy.sample
 import nodes as comfy_nodes
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.guidance.approximation import EXACT, Approximation
-from ..rlg_sampler.guidance.branch_calls import AUTO
-from ..rlg_sampler.guidance.guider import check_latent, guided_model
+from ..rlg_sampler.guidance.guided_model import guided_model
+from ..rlg_sampler.guidance.settings import AUTO
+from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules.schedule import Schedule
 from . import inputs
 from .search import search_aliases
@@ -57,10 +57,9 @@ class RLGKSampler(io.ComfyNode):
         batching: str = AUTO,
         approximate: Approximation = EXACT,
     ) -> io.NodeOutput:
-        schedule = inputs.schedule_of(scale, schedule)
-        model = guided_model(base, tuned, schedule, tuned_cfg, batching, approximate)
-        check_latent(model, comfy.sample.fix_empty_latent_channels(model, latent_image["samples"]))
-        (latent,) = comfy_nodes.common_ksampler(
-            model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
-        )
+        settings = inputs.guidance_settings(scale, schedule, tuned_cfg, batching, approximate)
+        model = guided_model(base, tuned, settings)
+        ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
+        ksampler.start(model)  # refuses a latent of another model before anything is loaded
+        (latent,) = comfy_nodes.common_ksampler(model, **vars(ksampler))
         return io.NodeOutput(latent)

@@ -8,7 +8,9 @@ import latent_preview
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..rlg_sampler.guidance.guider import guided_model
+from ..rlg_sampler.guidance.guided_model import guided_model
+from ..rlg_sampler.guidance.settings import GuidanceSettings
+from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules.schedule import constant
 from ..rlg_sampler.sweeps.grid import labelled_grid
 from ..rlg_sampler.sweeps.labels import labels
@@ -75,11 +77,9 @@ class RLGSweep(io.ComfyNode):
         tuned_cfg: float | None = None,
     ) -> io.NodeOutput:
         wanted = cells(scales, switch_percents)
-        model = guided_model(base, tuned, constant(1.0), tuned_cfg)
-        latent = sweep(
-            model, wanted, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise,
-            functools.partial(latent_preview.prepare_callback, model),
-        )  # fmt: skip
+        model = guided_model(base, tuned, GuidanceSettings(constant(1.0), tuned_cfg))
+        ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
+        latent = sweep(model, wanted, ksampler, functools.partial(latent_preview.prepare_callback, model))
         return io.NodeOutput(latent, labels([cell.label for cell in wanted], len(latent_image["samples"]), seed))
 
 

@@ -15,12 +15,12 @@ import torch
 from comfy.model_patcher import create_model_options_clone
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers, merge_nested_dicts
 
-from ..schedules.schedule import Schedule
 from ..weights.deltas import ALL_ROWS, Deltas
 from ..weights.kept_matrices import kept_matrices
 from ..weights.missed_modules import warn_of_missed
 from ..weights.pair import ModelPair
 from .branch_options import KEY, Options, added_options, sampling_options, with_wrapper_first
+from .settings import GuidanceSettings
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
@@ -34,11 +34,10 @@ _COMPILE_KEY = "torch.compile"
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A tuned MODEL in the mix, with its scale over the run and its CFG (None: the sampler's)."""
+    """A tuned MODEL in the mix, with its base, and how it is guided."""
 
     pair: ModelPair
-    schedule: Schedule
-    cfg: float | None = None
+    settings: GuidanceSettings
 
 
 @dataclass(frozen=True)

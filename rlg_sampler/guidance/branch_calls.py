@@ -15,16 +15,13 @@ from .approximation import BASE, lead
 from .branch import TunedBranch
 from .branch_options import Options
 from .prediction import Prediction
+from .settings import AUTO, TWO_PASSES, GuidanceSettings
 from .shared_call import Part, SharedCalls, can_share_a_call, is_plain_cfg, with_uncond
 
 if TYPE_CHECKING:
     from comfy.samplers import CFGGuider
 
 logger = logging.getLogger(__name__)
-
-# How the branches that share weights are evaluated. "auto" puts them into one batch where that is faster; in each case
-# the host splits a batch that does not fit into memory.
-BATCHING = AUTO, ONE_BATCH, TWO_PASSES = "auto", "one batch", "two passes"
 
 # On a CPU a larger batch no longer fills idle cores and only spills the caches: measured, see benchmarks/.
 _CPU_ONE_BATCH_LATENT_PIXELS = 8 * 32 * 32
@@ -37,16 +34,20 @@ class BranchCalls:
         guider: the guider that samples.
         branches: the tuned models; the base model is the branch `BASE`.
         base_wrappers: PREDICT_NOISE wrappers of the base MODEL, the outermost first.
-        batching: one of `BATCHING`.
+        settings: of the run.
     """
 
     def __init__(
-        self, guider: CFGGuider, branches: Sequence[TunedBranch], base_wrappers: Sequence[Callable], batching: str
+        self,
+        guider: CFGGuider,
+        branches: Sequence[TunedBranch],
+        base_wrappers: Sequence[Callable],
+        settings: GuidanceSettings,
     ) -> None:
         self._guider = guider
         self._branches = branches
         self._base_wrappers = base_wrappers
-        self._batching = batching
+        self._batching = settings.batching
         self._shared = SharedCalls()
         self._rows_separable = True
 
@@ -107,7 +108,7 @@ class BranchCalls:
         return self._base_wrappers if branch == BASE else self._branches[branch].predict_wrappers
 
     def _cfg(self, branch: int) -> float:
-        own = None if branch == BASE else self._branches[branch].tuned.cfg
+        own = None if branch == BASE else self._branches[branch].tuned.settings.tuned_cfg
         return self._guider.cfg if own is None else own
 
     def _parts(self, needed: Sequence[int], options: Options, x: torch.Tensor) -> dict[int, Part]:
@@ -156,8 +157,8 @@ class BranchCalls:
     def _acting_for(self, branch: TunedBranch) -> Iterator[None]:
         """Give the guider the model, conds and CFG of a branch."""
         own = {"inner_model": branch.model, "conds": branch.conds}
-        if branch.tuned.cfg is not None:
-            own["cfg"] = branch.tuned.cfg
+        if branch.tuned.settings.tuned_cfg is not None:
+            own["cfg"] = branch.tuned.settings.tuned_cfg
         saved = {name: getattr(self._guider, name) for name in own}
         try:
             for name, value in own.items():

@@ -17,12 +17,13 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..schedules.schedule import step_index
-from .approximation import BASE, EXACT, Approximation, Directions, lead
+from .approximation import BASE, EXACT, Directions, lead
 from .branch import RunInputs, TunedBranch
-from .branch_calls import AUTO, BranchCalls
+from .branch_calls import BranchCalls
 from .branch_options import KEY, Options
 from .mixing import base_coefficient, mix
 from .prediction import KnownPredictions, Prediction
+from .settings import GuidanceSettings
 
 if TYPE_CHECKING:
     from comfy.samplers import CFGGuider
@@ -46,11 +47,10 @@ class GuidedRun:
         guider: the guider that samples (stock or another pack's).
         branches: the tuned models.
         base_wrappers: PREDICT_NOISE wrappers of the base MODEL, the outermost first.
+        settings: those that hold for the whole run.
         latent_shapes: as the host passes it to `outer_sample`.
-        shared: predictions in common with other runs of a sweep.
+        known: predictions in common with other runs of a sweep.
         whole: sigmas of the run that this one is a part of; None where it is whole.
-        batching: one of `BATCHING`.
-        approximation: what the run may leave out.
     """
 
     def __init__(
@@ -58,19 +58,18 @@ class GuidedRun:
         guider: CFGGuider,
         branches: Sequence[TunedBranch],
         base_wrappers: Sequence[Callable],
+        settings: GuidanceSettings,
         latent_shapes: Any,
-        shared: KnownPredictions | None = None,
+        known: KnownPredictions | None = None,
         whole: Sequence[float] | None = None,
-        batching: str = AUTO,
-        approximation: Approximation = EXACT,
     ) -> None:
         self._guider = guider
         self._branches = list(branches)
         self._base_wrappers = list(base_wrappers)
-        self._calls = BranchCalls(guider, self._branches, self._base_wrappers, batching)
-        self._approximation = approximation
-        self._directions = Directions(approximation.direction_every)
-        self._shared = shared
+        self._calls = BranchCalls(guider, self._branches, self._base_wrappers, settings)
+        self._approximation = settings.approximation
+        self._directions = Directions(settings.approximation.direction_every)
+        self._known = known
         self._whole = whole
         self._sigmas: Sequence[float] = []
         self._steps: list[_Step] = []
@@ -143,12 +142,12 @@ class GuidedRun:
         record = bool(sampler_hooks)
         step = self._step_at(timestep)
         scales, needed = self._steps[step].scales, self._steps[step].needed
-        predictions = self._shared.at(step, x, timestep) if self._shared else {}
+        predictions = self._known.at(step, x, timestep) if self._known else {}
         missing = [branch for branch in needed if branch not in predictions]
         predictions.update(self._predict(step, missing, options, x, timestep, seed, record))
         predictions = {branch: predictions[branch] for branch in needed}
         mixed = _mixed(predictions, scales, "x0")
-        if self._shared:
+        if self._known:
             mixed = mixed.clone()  # a sampler may work in place on what it gets
         if not record or any(p.cond is None for p in predictions.values()):
             return mixed
@@ -156,13 +155,13 @@ class GuidedRun:
 
     def _plan_steps(self) -> list[_Step]:
         count = len(self._sigmas) - 1
-        scales = zip(*(branch.tuned.schedule.per_step(count) for branch in self._branches), strict=True)
+        scales = zip(*(branch.tuned.settings.schedule.per_step(count) for branch in self._branches), strict=True)
         approximate = self._approximation.per_step(count)
         return [_Step(s, tuple(_needed(s)), rough) for s, rough in zip(scales, approximate, strict=True)]
 
     def _step_at(self, timestep: torch.Tensor) -> int:
         # Reading the noise level makes the processor wait for a GPU: only where steps differ.
-        if self._steps_differ or self._shared:
+        if self._steps_differ or self._known:
             return step_index(float(timestep.max()), self._sigmas)
         return 0
 
@@ -233,9 +232,9 @@ class GuidedRun:
         weights = f"shared weights, {adapted} adapted modules" if adapted else "two sets of weights"
         passes = f"{together} branches in one batch" if together else "branches one after another"
         patches = ", each with the patches of its own MODEL" if any(b.has_own_options for b in self._branches) else ""
-        schedules = [branch.tuned.schedule for branch in self._branches]
+        schedules = [branch.tuned.settings.schedule for branch in self._branches]
         # Runs that belong together have a line of their own.
-        level = logging.DEBUG if self._shared or self._whole else logging.INFO
+        level = logging.DEBUG if self._known or self._whole else logging.INFO
         logger.log(level, "RLG: scale %s, %s, %s%s", "; ".join(map(str, schedules)), weights, passes, patches)
         if self._approximation != EXACT:
             logger.log(level, "RLG: approximate: %s", self._approximation)

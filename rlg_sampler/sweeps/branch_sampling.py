@@ -14,14 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import comfy.sample
 import comfy.samplers
 import comfy.utils
 import torch
 from tqdm.auto import tqdm
 
-from ..guidance.guider import as_part_of, check_latent
-from .joined_latent import as_one_latent
+from ..guidance.guided_model import as_part_of
+from ..ksampler_inputs import KSamplerInputs
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -63,15 +62,7 @@ class Fork:
 def branch_samples(
     model: ModelPatcher,
     fork: Fork,
-    seed: int,
-    steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
-    positive: list,
-    negative: list,
-    latent: dict[str, Any],
-    denoise: float,
+    inputs: KSamplerInputs,
     make_callback: Callable[[int], Callable],
     sampler: comfy.samplers.Sampler | None = None,
 ) -> dict[str, Any]:
@@ -82,9 +73,9 @@ def branch_samples(
     Args:
         model: a guided MODEL, or any.
         fork: where and how the branches part.
-        seed ... denoise: as the stock KSampler takes them.
+        inputs: of the stock KSampler.
         make_callback: number of all steps → the host's callback for progress and previews.
-        sampler: in place of the one called `sampler_name`.
+        sampler: in place of the one that `inputs` names.
 
     Returns:
         The latent with `samples` of shape (branches · batch, channels, ...), a branch's pictures next to each other.
@@ -92,52 +83,60 @@ def branch_samples(
     Raises:
         ValueError: the latent is of another kind of model, or no step is left for the branches.
     """
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    check_latent(model, samples)
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise).sigmas
+    start, sigmas = inputs.start(model), inputs.sigmas(model)
     count = max(len(sigmas) - 1, 0)
     forked = fork.step(count)
-    model = as_part_of(model, sigmas.tolist())
     total = forked + fork.branches * (count - forked)
     logger.info("RLG branches: %d of them, after %d of %d steps in common", fork.branches, forked, count)
-    callback = make_callback(total)
-    sampler = sampler or comfy.samplers.sampler_object(sampler_name)
-    bar = tqdm(total=total, desc="RLG branches", disable=not comfy.utils.PROGRESS_BAR_ENABLED)
-    last_x0 = samples
-
-    def run(of_sigmas: torch.Tensor, noise: torch.Tensor, start: torch.Tensor, seed: int, done: int) -> torch.Tensor:
-        def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int) -> None:
-            nonlocal last_x0
-            last_x0 = x0
-            bar.update(done + step + 1 - bar.n)
-            callback(done + step, x0, x, total)
-
-        return comfy.sample.sample_custom(
-            model, noise, cfg, sampler, of_sigmas, positive, negative, start,
-            noise_mask=latent.get("noise_mask"), callback=report, disable_pbar=True, seed=seed,
-        )  # fmt: skip
-
-    with bar:
-        start = samples
+    parts = _Parts(as_part_of(model, sigmas.tolist()), inputs, sampler, make_callback(total), total)
+    seed, noise, x0, results = inputs.seed, inputs.noise(start), start, []
+    with parts.bar:
         if forked:
-            reached = run(sigmas[: forked + 1], noise, samples, seed, 0)
-            x0 = last_x0.to(reached)
-            noise = _noise_in(model, reached, x0, sigmas[forked].to(reached))
-            start = model.model.process_latent_out(x0)
-        results = []
+            noise, x0 = parts.to_fork(sigmas[: forked + 1], noise, start)
         for branch in range(1, fork.branches + 1):
-            fresh = comfy.sample.prepare_noise(samples, (seed + branch) % 2**64, latent.get("batch_index"))
+            fresh = inputs.noise(start, (seed + branch) % 2**64)
             mixed = math.sqrt(1.0 - fork.noise_level**2) * noise + fork.noise_level * fresh
-            done = forked + (branch - 1) * (count - forked)
             # A seed that no branch's fresh noise has: on the CPU a stochastic sampler would draw that noise once more.
             own_seed = (seed + fork.branches + branch) % 2**64
-            results.append(run(sigmas[forked:], mixed, start, own_seed, done))
-    return as_one_latent(latent, results)
+            results.append(parts.run(sigmas[forked:], mixed, x0, own_seed))
+    return inputs.latent_of(results)
 
 
-def _noise_in(model: ModelPatcher, reached: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """ε of x = noise_scaling(σ, ε, x0), where `reached` is what the host makes of x at the end of a run."""
-    sampling, none = model.get_model_object("model_sampling"), torch.zeros_like(x0)
-    x = sampling.noise_scaling(sigma, none, model.model.process_latent_in(reached))
-    return (x - sampling.noise_scaling(sigma, none, x0)) / sigma
+class _Parts:
+    """Runs one after another that count as one: for the progress, and for the schedules of `model`."""
+
+    def __init__(
+        self,
+        model: ModelPatcher,
+        inputs: KSamplerInputs,
+        sampler: comfy.samplers.Sampler | None,
+        callback: Callable,
+        total: int,
+    ) -> None:
+        self._model, self._inputs, self._sampler = model, inputs, sampler
+        self._callback, self._total, self._done = callback, total, 0
+        self.bar = tqdm(total=total, desc="RLG branches", disable=not comfy.utils.PROGRESS_BAR_ENABLED)
+        self._last_x0: torch.Tensor | None = None
+
+    def run(self, sigmas: torch.Tensor, noise: torch.Tensor, start: torch.Tensor, seed: int) -> torch.Tensor:
+        """The latents at the end of `sigmas`."""
+        done = self._done
+        self._done += len(sigmas) - 1
+
+        def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int) -> None:
+            self._last_x0 = x0
+            self.bar.update(done + step + 1 - self.bar.n)
+            self._callback(done + step, x0, x, self._total)
+
+        return self._inputs.sample(self._model, sigmas, noise, start, report, seed, self._sampler)
+
+    def to_fork(
+        self, sigmas: torch.Tensor, noise: torch.Tensor, start: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run to where the branches part; ε and x0 there, from which the host makes x = noise_scaling(σ, ε, x0)."""
+        reached = self.run(sigmas, noise, start, self._inputs.seed)
+        x0, sigma = self._last_x0.to(reached), sigmas[-1].to(reached)
+        sampling, none = self._model.get_model_object("model_sampling"), torch.zeros_like(x0)
+        x = sampling.noise_scaling(sigma, none, self._model.model.process_latent_in(reached))
+        noise = (x - sampling.noise_scaling(sigma, none, x0)) / sigma
+        return noise, self._model.model.process_latent_out(x0)

@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import comfy.sample
-import comfy.samplers
 import comfy.utils
 import torch
 from tqdm.auto import tqdm
 
-from ..guidance.guider import check_latent, on_schedule
+from ..guidance.guided_model import on_schedule
+from ..ksampler_inputs import KSamplerInputs
 from ..schedules.schedule import Schedule, check_position, check_scale, combined_generation, constant
-from .joined_latent import as_one_latent
 from .labels import of_cell
 from .shared_evaluations import SharedEvaluations, in_turn
 
@@ -57,25 +55,14 @@ def cells(scales: str, switch_percents: str) -> list[Cell]:
 
 
 def sweep(
-    model: ModelPatcher,
-    cells: Sequence[Cell],
-    seed: int,
-    steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
-    positive: list,
-    negative: list,
-    latent: dict[str, Any],
-    denoise: float,
-    make_callback: Callable[[int], Callable],
+    model: ModelPatcher, cells: Sequence[Cell], inputs: KSamplerInputs, make_callback: Callable[[int], Callable]
 ) -> dict[str, Any]:
     """Sample every cell; each equals a separate run of the stock sampler with its schedule.
 
     Args:
         model: a guided MODEL; the cells' schedules are for the tuned model that was added last.
         cells: what to sample.
-        seed ... denoise: as the stock KSampler takes them.
+        inputs: of the stock KSampler.
         make_callback: number of all steps → the host's callback for progress and previews.
 
     Returns:
@@ -84,42 +71,25 @@ def sweep(
     Raises:
         ValueError: the latent is of another kind of model.
     """
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    check_latent(model, samples)
-    sampler = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise)
-    steps_run = max(len(sampler.sigmas) - 1, 0)
-    total = max(steps_run * len(cells), 1)
-    logger.info("RLG sweep: %d cells of %d steps, one after another; common beginnings once", len(cells), steps_run)
+    start, sigmas = inputs.start(model), inputs.sigmas(model)
+    steps = max(len(sigmas) - 1, 0)
+    total = max(steps * len(cells), 1)
+    logger.info("RLG sweep: %d cells of %d steps, one after another; common beginnings once", len(cells), steps)
     callback = make_callback(total)
     shared = SharedEvaluations()
     results: dict[int, torch.Tensor] = {}
-    turns = in_turn([cell.schedule.per_step(steps_run) for cell in cells])
+    turns = in_turn([cell.schedule.per_step(steps) for cell in cells])
     for turn in tqdm(turns, desc="RLG sweep", unit="cell", disable=not comfy.utils.PROGRESS_BAR_ENABLED):
-        done = len(results) * steps_run
+        done = len(results) * steps
 
         def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int, done: int = done) -> None:
-            callback(done + min(step, steps_run - 1), x0, x, total)
+            callback(done + min(step, steps - 1), x0, x, total)
 
-        # Drawn again for each cell: samplers that use the global generator go on from there.
-        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
         shared.begin(turn)
-        results[turn.cell] = comfy.sample.sample(
-            on_schedule(model, cells[turn.cell].schedule, shared),
-            noise,
-            steps,
-            cfg,
-            sampler_name,
-            scheduler,
-            positive,
-            negative,
-            samples,
-            denoise=denoise,
-            noise_mask=latent.get("noise_mask"),
-            callback=report,
-            disable_pbar=True,
-            seed=seed,
-        )
-    return as_one_latent(latent, [results[cell] for cell in range(len(cells))])
+        model_of_cell = on_schedule(model, cells[turn.cell].schedule, shared)
+        # Noise is drawn again for each cell: samplers that use the global generator go on from there.
+        results[turn.cell] = inputs.sample(model_of_cell, sigmas, inputs.noise(start), start, report)
+    return inputs.latent_of([results[cell] for cell in range(len(cells))])
 
 
 def _numbers(text: str, name: str, example: str) -> list[float]:

@@ -78,8 +78,13 @@ MAY_IMPORT = {
     "rlg_sampler.schedules": {"rlg_sampler.image_tensor"},
     "rlg_sampler.stochastic": set(),
     "rlg_sampler.weights": {"rlg_sampler.messages"},
-    "rlg_sampler.guidance": {"rlg_sampler.messages", "rlg_sampler.schedules", "rlg_sampler.weights"},
-    "rlg_sampler.sweeps": {"rlg_sampler.guidance", "rlg_sampler.schedules", "rlg_sampler.image_tensor"},
+    "rlg_sampler.guidance": {"rlg_sampler.ksampler_inputs", "rlg_sampler.schedules", "rlg_sampler.weights"},
+    "rlg_sampler.sweeps": {
+        "rlg_sampler.guidance",
+        "rlg_sampler.image_tensor",
+        "rlg_sampler.ksampler_inputs",
+        "rlg_sampler.schedules",
+    },  # fmt: skip
 }
 """Room → what its modules may import besides each other."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
+import comfy.sample
 import comfy.utils
 import pytest
 import torch
@@ -223,6 +225,18 @@ def test_bad_lists_are_one_sentence(base, tune, run_node, scales, switches, mess
 def test_latent_of_another_model(base, tune, run_node) -> None:
     with pytest.raises(ValueError, match="^latent_image: it has 4 channels"):
         _sweep(run_node, base, tune(base), [1], **task(latent_image={"samples": torch.ones(1, 4, 16, 16)}))
+
+
+@pytest.mark.skipif(
+    "downscale_ratio_spacial" not in inspect.signature(comfy.sample.fix_empty_latent_channels).parameters,
+    reason="this host does not note for which model an empty latent was made",
+)
+def test_an_empty_latent_of_another_model_gets_the_size_that_ksampler_gives_it(base, tune, run_node) -> None:
+    inputs = task(latent_image={"samples": torch.zeros(1, 16, SIZE // 2, SIZE // 2), "downscale_ratio_spacial": 16})
+    tuned = tune(base)
+    ours = _sweep(run_node, base, tuned, [0, 2], **inputs)[0]
+    assert relative(ours["samples"], _separate(run_node, base, tuned, [0, 2], [], **inputs)) < CLOSE
+    assert ours["samples"].shape[-1] == SIZE and ours.keys() == {"samples"}
 
 
 def test_grid_takes_what_the_sweep_gives(base, tune, run_node) -> None:

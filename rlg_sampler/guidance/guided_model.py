@@ -7,7 +7,7 @@ previews, Cancel, memory management) stays the host's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,14 +20,15 @@ from comfy.patcher_extension import (
 )
 from comfy.samplers import CFGGuider
 
+from ..ksampler_inputs import check_latent
 from ..schedules.schedule import Schedule, constant
 from ..weights.pair import ModelPair, check_nothing_added
-from .approximation import EXACT, Approximation
+from .approximation import EXACT
 from .branch import TunedBranch, TunedModel
-from .branch_calls import AUTO
 from .branch_options import KEY, Options, same_options, sampling_options
 from .guided_run import GuidedRun
 from .prediction import KnownPredictions
+from .settings import GuidanceSettings
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -35,29 +36,25 @@ if TYPE_CHECKING:
 _BASE_OPTIONS = "rlg_base_options"
 
 
+@dataclass(frozen=True, eq=False)
 class Guidance:
-    """What a guided MODEL carries: its tuned models. An OUTER_SAMPLE wrapper without state between runs.
+    """What a guided MODEL carries: an OUTER_SAMPLE wrapper without state between runs.
 
-    Args:
+    Attributes:
         tuned: one entry per chained tuned model.
-        shared, whole: as GuidedRun takes them, for one run among several that belong together; such a guidance never
-            leaves the node that makes these runs.
-        batching, approximation: as GuidedRun takes them.
+        known: predictions in common with other runs of a sweep. A guidance that has them, or `whole`, never leaves the
+            node that makes these runs.
+        whole: σ_0 … σ_n of the run that this one is a part of.
     """
 
-    def __init__(
-        self,
-        tuned: tuple[TunedModel, ...],
-        shared: KnownPredictions | None = None,
-        whole: Sequence[float] | None = None,
-        batching: str = AUTO,
-        approximation: Approximation = EXACT,
-    ) -> None:
-        self.tuned = tuned
-        self.batching = batching
-        self.approximation = approximation
-        self._shared = shared
-        self._whole = whole
+    tuned: tuple[TunedModel, ...]
+    known: KnownPredictions | None = None
+    whole: Sequence[float] | None = None
+
+    @property
+    def settings(self) -> GuidanceSettings:
+        """Those that hold for the whole run."""
+        return self.tuned[-1].settings
 
     @staticmethod
     def on(patcher: ModelPatcher) -> Guidance | None:
@@ -71,16 +68,8 @@ class Guidance:
         base_options = merge_nested_dicts(guider.model_options[_BASE_OPTIONS], _wrappers_of(self.tuned[0].pair.base))
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
         branches = self._branches(guider, base_options)
-        GuidedRun(
-            guider,
-            branches,
-            base_wrappers,
-            kwargs.get("latent_shapes"),
-            self._shared,
-            self._whole,
-            self.batching,
-            self.approximation,
-        ).install()
+        shapes = kwargs.get("latent_shapes")
+        GuidedRun(guider, branches, base_wrappers, self.settings, shapes, self.known, self.whole).install()
         return executor(noise, *args, **kwargs)
 
     def _branches(self, guider: CFGGuider, base_options: Options) -> list[TunedBranch]:
@@ -97,24 +86,15 @@ class Guidance:
         return branches
 
 
-def guided_model(
-    base: ModelPatcher,
-    tuned: ModelPatcher,
-    schedule: Schedule,
-    tuned_cfg: float | None = None,
-    batching: str = AUTO,
-    approximation: Approximation = EXACT,
-) -> ModelPatcher:
-    """A MODEL whose x0 is x0_base + s · (x0_tuned − x0_base), s as scheduled, each with its own CFG.
+def guided_model(base: ModelPatcher, tuned: ModelPatcher, settings: GuidanceSettings) -> ModelPatcher:
+    """A MODEL whose x0 is x0_base + s · (x0_tuned − x0_base), each with its own CFG.
 
     Args:
         base: the base MODEL, or one that is guided already: then `tuned` joins its mix,
             x0_base + Σ_k s_k · (x0_k − x0_base).
         tuned: the RL-tuned MODEL; a clone of the base with other weight patches shares its weights.
-        schedule: s over the run; 0 throughout leaves the base as it is and does not even load `tuned`.
-        tuned_cfg: CFG of the tuned branch; None takes the sampler's.
-        batching: one of `BATCHING`, for all branches; in a chain the last one counts.
-        approximation: what may be left out, for all branches; in a chain the last one counts.
+        settings: the scale s and how to guide; a scale of 0 throughout leaves the base as it is and does not even load
+            `tuned`.
 
     Raises:
         ValueError: the two MODELs are no pair.
@@ -125,42 +105,27 @@ def guided_model(
         )
     pair = ModelPair.from_models(base, tuned)
     model = base.clone()
-    if schedule == constant(0.0):
+    if settings.schedule == constant(0.0):
         return model
     before = Guidance.on(base)
     if before is None:
         model.model_options[_BASE_OPTIONS] = copy_nested_dicts(model.model_options)
-    tuned_models = (*(before.tuned if before else ()), TunedModel(pair, schedule, tuned_cfg))
-    guidance = Guidance(tuned_models, batching=batching, approximation=approximation)
-    _guide(model, guidance)
-    separate = [t.pair.tuned for t in guidance.tuned if not t.pair.shares_weights]
-    if any(a.is_clone(b) for i, a in enumerate(separate) for b in separate[:i]):
-        raise ValueError(
-            "tuned: it shares its weights with another tuned MODEL of this chain but not with base, and only one of "
-            "the two can be loaded; save it as a checkpoint of its own (Save Checkpoint) and load that."
-        )
-    if separate:
-        model.set_additional_models(KEY, separate)
-    # Models inside the tuned MODEL's own patches (IP-Adapters and the like) have to be loaded with it.
-    needed = [*tuned.model_patches_models(), *tuned.get_additional_models()]
-    if pair.shares_weights and needed:
-        model.set_additional_models(f"{KEY}_patches_{len(guidance.tuned)}", needed)
-    return model
+    guidance = Guidance((*(before.tuned if before else ()), TunedModel(pair, settings)))
+    _load_with(model, guidance)
+    return _guided_by(guidance, model)
 
 
-def on_schedule(model: ModelPatcher, schedule: Schedule, shared: KnownPredictions) -> ModelPatcher:
+def on_schedule(model: ModelPatcher, schedule: Schedule, known: KnownPredictions) -> ModelPatcher:
     """A guided MODEL again, with another schedule for the tuned model that was added last, and nothing left out.
 
     Args:
         model: from `guided_model`.
         schedule: s over the run.
-        shared: predictions in common with other runs.
+        known: predictions in common with other runs.
     """
-    before = Guidance.on(model)
-    *others, last = before.tuned
-    model = model.clone()
-    _guide(model, Guidance((*others, replace(last, schedule=schedule)), shared=shared, batching=before.batching))
-    return model
+    *others, last = Guidance.on(model).tuned
+    last = replace(last, settings=replace(last.settings, schedule=schedule, approximation=EXACT))
+    return _guided_by(Guidance((*others, last), known=known), model.clone())
 
 
 def as_part_of(model: ModelPatcher, whole: Sequence[float]) -> ModelPatcher:
@@ -171,17 +136,34 @@ def as_part_of(model: ModelPatcher, whole: Sequence[float]) -> ModelPatcher:
         whole: σ_0 … σ_n of the longer run.
     """
     guidance = Guidance.on(model)
-    if guidance is None:
-        return model
-    model = model.clone()
-    own = {"batching": guidance.batching, "approximation": guidance.approximation}
-    _guide(model, Guidance(guidance.tuned, whole=whole, **own))
+    return model if guidance is None else _guided_by(replace(guidance, whole=whole), model.clone())
+
+
+def _guided_by(guidance: Guidance, model: ModelPatcher) -> ModelPatcher:
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance)
     return model
 
 
-def _guide(model: ModelPatcher, guidance: Guidance) -> None:
-    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance)
+def _load_with(model: ModelPatcher, guidance: Guidance) -> None:
+    """Have the host load with `model` what its tuned models need.
+
+    Raises:
+        ValueError: two of them would need the same weights with different patches.
+    """
+    separate = [tuned.pair.tuned for tuned in guidance.tuned if not tuned.pair.shares_weights]
+    if any(a.is_clone(b) for i, a in enumerate(separate) for b in separate[:i]):
+        raise ValueError(
+            "tuned: it shares its weights with another tuned MODEL of this chain but not with base, and only one of "
+            "the two can be loaded; save it as a checkpoint of its own (Save Checkpoint) and load that."
+        )
+    if separate:
+        model.set_additional_models(KEY, separate)
+    # Models inside the tuned MODEL's own patches (IP-Adapters and the like) have to be loaded with it.
+    last = guidance.tuned[-1].pair
+    needed = [*last.tuned.model_patches_models(), *last.tuned.get_additional_models()]
+    if last.shares_weights and needed:
+        model.set_additional_models(f"{KEY}_patches_{len(guidance.tuned)}", needed)
 
 
 class RLGGuider(CFGGuider):
@@ -201,24 +183,6 @@ class RLGGuider(CFGGuider):
                 "sigmas: the list holds no step; use a scheduler with at least 1 step and a denoise above 0."
             )
         return super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
-
-
-def check_latent(model: ModelPatcher, latent: torch.Tensor) -> None:
-    """Refuse a latent of another kind of model.
-
-    Args:
-        model: the MODEL that is to sample.
-        latent: shape (batch, channels, ...), after the host adapted empty ones.
-
-    Raises:
-        ValueError: the channel counts differ.
-    """
-    channels = model.get_model_object("latent_format").latent_channels
-    if latent.ndim >= 4 and latent.shape[1] != channels:
-        raise ValueError(
-            f"latent_image: it has {latent.shape[1]} channels and this model needs {channels}; encode the picture with "
-            "this model's VAE, or use its empty latent node."
-        )
 
 
 def _wrappers_of(patcher: ModelPatcher) -> dict[str, Any]:

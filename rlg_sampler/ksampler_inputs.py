@@ -1,0 +1,107 @@
+"""What the stock KSampler asks for besides its MODEL: one value for every node that samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import comfy.sample
+import comfy.samplers
+import torch
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+
+@dataclass(frozen=True)
+class KSamplerInputs:
+    """The inputs in the names and the order of the host's `common_ksampler`, which `vars` of this value calls.
+
+    Attributes:
+        positive, negative: CONDITIONING.
+        latent: LATENT with `samples` of shape (batch, channels, ...).
+    """
+
+    seed: int
+    steps: int
+    cfg: float
+    sampler_name: str
+    scheduler: str
+    positive: list
+    negative: list
+    latent: dict[str, Any]
+    denoise: float
+
+    def start(self, model: ModelPatcher) -> torch.Tensor:
+        """The latents that a run starts from; empty ones in the shape that `model` needs.
+
+        Raises:
+            ValueError: the latent is of another kind of model.
+        """
+        # Newer hosts note with an empty latent for which model it was made.
+        made_for = {name: value for name, value in self.latent.items() if name.startswith("downscale_ratio_")}
+        start = comfy.sample.fix_empty_latent_channels(model, self.latent["samples"], **made_for)
+        check_latent(model, start)
+        return start
+
+    def noise(self, start: torch.Tensor, seed: int | None = None) -> torch.Tensor:
+        """The host's noise for latents like `start`, from `seed` or from the task's own."""
+        return comfy.sample.prepare_noise(start, self.seed if seed is None else seed, self.latent.get("batch_index"))
+
+    def sigmas(self, model: ModelPatcher) -> torch.Tensor:
+        """σ_0 … σ_n of the n steps that run; empty where denoise is 0."""
+        names = self.sampler_name, self.scheduler
+        return comfy.samplers.KSampler(model, self.steps, model.load_device, *names, self.denoise).sigmas
+
+    def sample(
+        self,
+        model: ModelPatcher,
+        sigmas: torch.Tensor,
+        noise: torch.Tensor,
+        start: torch.Tensor,
+        callback: Callable,
+        seed: int | None = None,
+        sampler: comfy.samplers.Sampler | None = None,
+    ) -> torch.Tensor:
+        """Run the stock sampler over `sigmas`.
+
+        Args:
+            noise, start: shape (batch, channels, ...).
+            callback: of the host, (step, x0, x, steps).
+            seed: of a stochastic sampler's noise, in place of the task's own.
+            sampler: in place of the one called `sampler_name`.
+        """
+        return comfy.sample.sample_custom(
+            model, noise, self.cfg, sampler or comfy.samplers.sampler_object(self.sampler_name), sigmas, self.positive,
+            self.negative, start, noise_mask=self.latent.get("noise_mask"), callback=callback, disable_pbar=True,
+            seed=self.seed if seed is None else seed,
+        )  # fmt: skip
+
+    def latent_of(self, runs: Sequence[torch.Tensor]) -> dict[str, Any]:
+        """LATENT of what several runs gave, (batch, channels, ...) each; a run's pictures stay next to each other."""
+        latent = {name: value for name, value in self.latent.items() if not name.startswith("downscale_ratio_")}
+        latent["samples"] = torch.cat(list(runs))
+        if "batch_index" in latent:
+            latent["batch_index"] = list(latent["batch_index"]) * len(runs)
+        if "noise_mask" in latent and latent["noise_mask"].shape[0] > 1:
+            latent["noise_mask"] = torch.cat([latent["noise_mask"]] * len(runs))
+        return latent
+
+
+def check_latent(model: ModelPatcher, latent: torch.Tensor) -> None:
+    """Refuse a latent of another kind of model.
+
+    Args:
+        model: the MODEL that is to sample.
+        latent: shape (batch, channels, ...), after the host adapted empty ones.
+
+    Raises:
+        ValueError: the channel counts differ.
+    """
+    channels = model.get_model_object("latent_format").latent_channels
+    if latent.ndim >= 4 and latent.shape[1] != channels:
+        raise ValueError(
+            f"latent_image: it has {latent.shape[1]} channels and this model needs {channels}; encode the picture with "
+            "this model's VAE, or use its empty latent node."
+        )
