@@ -30,12 +30,12 @@ class Text:
     pooled: torch.Tensor
 
 
-def load(checkpoint: Path, adapter: Path, config: TinySD3) -> PeftModel:
+def load(checkpoint: Path, adapter: Path, config: TinySD3, trainable: bool = False) -> PeftModel:
     """The transformer of a checkpoint file, float32 on the CPU, with a PEFT folder's adapter beside its weights."""
     with tempfile.TemporaryDirectory() as folder:
         SD3Transformer2DModel(**_diffusers_config(config)).save_config(folder)
         transformer = SD3Transformer2DModel.from_single_file(str(checkpoint), config=folder, local_files_only=True)
-    return PeftModel.from_pretrained(transformer, str(adapter)).eval()
+    return PeftModel.from_pretrained(transformer, str(adapter), is_trainable=trainable).eval()
 
 
 def scheduler(steps: int) -> FlowMatchEulerDiscreteScheduler:
@@ -70,15 +70,21 @@ def sample(
 def _guided_velocity(
     model: PeftModel, latents: torch.Tensor, timestep: torch.Tensor, positive: Text, negative: Text, cfg: float
 ) -> torch.Tensor:
-    velocity = model(
+    uncond, cond = velocity(model, latents, timestep, positive, negative).chunk(2)
+    return uncond + cfg * (cond - uncond)
+
+
+def velocity(
+    model: PeftModel, latents: torch.Tensor, timestep: torch.Tensor, positive: Text, negative: Text
+) -> torch.Tensor:
+    """The model's predictions, those for `negative` first, then those for `positive`: twice the rows of `latents`."""
+    return model(
         hidden_states=torch.cat([latents, latents]),
         timestep=timestep.expand(2 * len(latents)),
         encoder_hidden_states=torch.cat([negative.tokens, positive.tokens]),
         pooled_projections=torch.cat([negative.pooled, positive.pooled]),
         return_dict=False,
     )[0]
-    uncond, cond = velocity.chunk(2)
-    return uncond + cfg * (cond - uncond)
 
 
 def _diffusers_config(config: TinySD3) -> dict[str, object]:

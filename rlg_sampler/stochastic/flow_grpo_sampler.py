@@ -1,11 +1,6 @@
-"""The stochastic step that Flow-GRPO explores with while it trains (arXiv 2505.05470, eq. 9).
+"""The sampler that Flow-GRPO explores with while it trains (arXiv 2505.05470, eq. 9): `step.flow_step` at every step.
 
-It turns the flow's ODE into an SDE with the same marginals:
-
-    x' = x + [v + σ_t²/(2t) · (x + (1 − t)·v)]·dt + σ_t·√(−dt)·ε,    σ_t = a·√(t/(1 − t)),    dt = t' − t < 0
-
-t is the flow's sigma, v = (x − x0)/t its velocity and a the noise level. As in the reference, t in σ_t is the second
-sigma where it would be 1, and the last step adds noise too.
+As in the reference, the last step adds noise too.
 """
 
 from __future__ import annotations
@@ -14,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from comfy.model_sampling import CONST
 from tqdm.auto import trange
+
+from .step import flow_step, is_flow
 
 
 @torch.no_grad()
@@ -42,7 +38,7 @@ def sample_flow_grpo(
     Raises:
         ValueError: the model is no flow model.
     """
-    if not isinstance(model.inner_model.inner_model.model_sampling, CONST):
+    if not is_flow(model.inner_model.inner_model.model_sampling):
         raise ValueError(
             "sampler: Flow-GRPO SDE needs a flow model (SD3, Flux, ...); use euler_ancestral for this model."
         )
@@ -54,14 +50,8 @@ def sample_flow_grpo(
         x0 = model(x, sigma * rows, **extra_args)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
-        dt = sigma_next - sigma
-        velocity = (x - x0) / sigma
-        below_one = torch.where(sigma >= 1.0, sigmas[1], sigma)
-        spread = noise_level * (sigma / (1.0 - below_one)).sqrt()
-        drift = velocity + spread**2 / (2.0 * sigma) * (x + (1.0 - sigma) * velocity)
-        x = x + drift * dt
-        if noise_level > 0.0:
-            x = x + spread * (-dt).sqrt() * noise_sampler(sigma, sigma_next)
+        step = flow_step(x, x0, sigmas, i, noise_level)
+        x = step.drawn(noise_sampler(sigma, sigma_next)) if noise_level > 0.0 else step.mean
     return x
 
 

@@ -173,15 +173,15 @@ class Deltas:
         return [name for name, delta in self.modules.items() if self._called and not delta.was_added]
 
 
-class _AdaptedForward:
+class ReplacedForward:
     """Stands in for one module's forward while entered.
 
     A bound method of a small object, not a closure: torch.compile then guards on its code and attributes, and a later
     run with other tensors of the same shape needs no new graph.
     """
 
-    def __init__(self, module: torch.nn.Module, delta: ModuleDelta, deltas: Deltas) -> None:
-        self.module, self.delta, self.deltas = module, delta, deltas
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
         self.replaced = module.__dict__.get("forward")
         self.original = module.forward
 
@@ -193,6 +193,16 @@ class _AdaptedForward:
             del self.module.forward
         else:
             self.module.forward = self.replaced
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What the module computes instead; `original` is its own forward."""
+        raise NotImplementedError
+
+
+class _AdaptedForward(ReplacedForward):
+    def __init__(self, module: torch.nn.Module, delta: ModuleDelta, deltas: Deltas) -> None:
+        super().__init__(module)
+        self.delta, self.deltas = delta, deltas
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         out = self.original(x, *args, **kwargs)

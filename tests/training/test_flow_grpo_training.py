@@ -1,0 +1,223 @@
+"""Flow-GRPO as the trainer makes it: the reference's numbers, the same run whatever happens, nothing left behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.model_management
+import flow_grpo_reference
+import pytest
+import torch
+import training_tasks as tasks
+
+from pairs import CLOSE, relative, task
+
+
+@pytest.fixture(scope="module")
+def training(rlg: SimpleNamespace) -> SimpleNamespace:
+    names = ("prompts", "task", "method", "trainer", "lora_output", "policy_gradient", "gradients")
+    return SimpleNamespace(**{name: rlg.module(f"training.{name}") for name in names})
+
+
+@pytest.fixture(scope="module")
+def checkpoint_path(models_dir: Path) -> Path:
+    return tasks.tiny_checkpoint(models_dir, "training")
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint_path: Path) -> tuple[Any, Any]:
+    return tasks.load(checkpoint_path)
+
+
+@pytest.fixture
+def make(training, loaded):
+    def trainer(
+        checkpoint: Path | None = None, prompts: int = 2, settings: dict[str, Any] | None = None, **method: Any
+    ):
+        model, vae = loaded
+        small = {"steps": 4, "groups": 2, "group_size": 4, "cfg": 2.0, **method}
+        of = training.task.Task(
+            model, vae, tasks.prompts_of(training, prompts), tasks.Redness(), tasks.SIDE, tasks.SIDE
+        )
+        own = training.trainer.Settings(**{"rank": 4, "learning_rate": 1e-2, "batch_size": 4, **(settings or {})})
+        return training.trainer.Trainer(of, replace(training.method.FLOW_GRPO, **small), own, checkpoint)
+
+    return trainer
+
+
+@pytest.fixture
+def drawn_iteration(training):
+    """An iteration as far as its gradients, which are kept, and everything that it came from."""
+
+    def iteration(trainer: Any, number: int = 0) -> SimpleNamespace:
+        seen = SimpleNamespace(gradients=[], ratios=[])
+        own = training.policy_gradient.clipped_policy_loss
+
+        def loss(ratio: torch.Tensor, *rest: Any) -> torch.Tensor:
+            seen.ratios.append(ratio.detach().clone())
+            return own(ratio, *rest)
+
+        def step() -> float:
+            seen.gradients.append({name: p.grad.clone() for name, p in trainer.policy.parameters.items()})
+            trainer._optimizer.zero_grad()
+            return 0.0
+
+        learner, rollouts = trainer._learner, trainer._learner._rollouts
+
+        def kept(*arguments: Any) -> Any:
+            seen.drawn, seen.rewards = rollouts(*arguments)
+            return seen.drawn, seen.rewards
+
+        with pytest.MonkeyPatch.context() as patch, training.gradients.training_mode():
+            patch.setattr(training.policy_gradient, "clipped_policy_loss", loss)
+            patch.setattr(learner, "_rollouts", kept)
+            seen.learned = learner.iterate(number, step, lambda done: None)
+        return seen
+
+    return iteration
+
+
+def _random_up(trainer: Any, size: float = 0.05) -> None:
+    """A policy that is not its base."""
+    for number, (name, parameter) in enumerate(trainer.policy.parameters.items()):
+        if name.endswith(".up"):
+            parameter.data.normal_(std=size, generator=torch.Generator().manual_seed(number))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_ratio_before_the_first_update_is_exactly_one(make, drawn_iteration, checkpointing) -> None:
+    """Else the clip, of 1e-4, would see rounding and not learning."""
+    trainer = make(settings={"checkpointing": checkpointing})
+    _random_up(trainer)
+    ratios = torch.cat(drawn_iteration(trainer).ratios)
+    assert len(ratios) == 2 * 4 * 3 and torch.equal(ratios, torch.ones_like(ratios))
+
+
+def test_an_iteration_is_the_reference_s(make, training, loaded, checkpoint_path, drawn_iteration, tmp_path) -> None:
+    """yifan123/flow_grpo on diffusers and PEFT, same latents: densities, advantages, KL and the LoRA's gradient."""
+    trainer = make(updates=1, kl_weight=0.04)
+    _random_up(trainer)
+    values = {name: parameter.detach() for name, parameter in trainer.policy.parameters.items()}
+    training.lora_output.save_lora(trainer.policy, values, tmp_path, {})
+    seen = drawn_iteration(trainer)
+    with torch.inference_mode(False):
+        theirs = flow_grpo_reference.Iteration(checkpoint_path, tmp_path, steps=4, cfg=2.0, noise_level=0.7)
+        theirs.learn(seen.drawn, seen.rewards, trainer.task.prompts, kl_weight=0.04, clip_range=1e-4)
+    for chunk, densities in zip(seen.drawn, theirs.densities, strict=True):
+        ours = torch.stack([step.log_density for step in chunk.steps.values()])
+        assert relative(ours, densities) < 1e-5
+    assert seen.learned.kl == pytest.approx(theirs.kl, rel=1e-4)
+    (ours,) = seen.gradients
+    for name, gradient in theirs.gradients.items():
+        # The file's matrix is scale · up.
+        scale = trainer.policy.scale if name.endswith(".up") else 1.0
+        # Zero in both where nothing reads a module's output, as the text's queries of the last block.
+        assert (ours[name] - gradient * scale).abs().max() <= 1e-4 * (gradient * scale).abs().max(), name
+    assert ours.keys() == theirs.gradients.keys()
+
+
+def test_pictures_computed_in_parts_teach_the_same(make, drawn_iteration) -> None:
+    together, apart = (make(updates=1, settings={"batch_size": size}) for size in (4, 3))
+    for trainer in (together, apart):
+        _random_up(trainer)
+    a, b = drawn_iteration(together), drawn_iteration(apart)
+    assert relative(a.rewards, b.rewards) < CLOSE
+    for name, gradient in a.gradients[0].items():
+        assert (b.gradients[0][name] - gradient).abs().max() <= 1e-3 * gradient.abs().max(), name
+
+
+def _run(trainer: Any, until: int) -> dict[str, torch.Tensor]:
+    for _ in trainer.iterate(until):
+        pass
+    return {name: tensor.clone() for name, tensor in trainer._tensors().items()}
+
+
+def _assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_a_resumed_run_is_the_undisturbed_one(make, tmp_path) -> None:
+    undisturbed = _run(make(), 3)
+    _run(make(tmp_path / "state"), 1)
+    resumed = make(tmp_path / "state")
+    assert len(resumed.history) == 1 and resumed.started_anew == ""
+    _assert_equal(_run(resumed, 3), undisturbed)
+
+
+def test_cancel_keeps_what_was_learned(make, tmp_path) -> None:
+    """In the middle of an iteration, after its first update: what is kept is the state after the last whole one."""
+    interrupted = make(tmp_path / "state")
+    step, steps = interrupted._step, []
+
+    def cancelled() -> float:
+        steps.append(step())
+        if len(steps) == 3:
+            raise comfy.model_management.InterruptProcessingException()
+        return steps[-1]
+
+    interrupted._step = cancelled
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        _run(interrupted, 3)
+    _assert_equal({n: t.clone() for n, t in interrupted._tensors().items()}, _run(make(), 1))
+    _assert_equal(_run(make(tmp_path / "state"), 2), _run(make(), 2))
+
+
+def test_another_setting_starts_anew_and_says_so(make, tmp_path) -> None:
+    _run(make(tmp_path / "state"), 1)
+    anew = make(tmp_path / "state", settings={"learning_rate": 2e-2})
+    assert anew.history == [] and "learning_rate 0.01 → 0.02" in anew.started_anew
+
+
+def test_the_base_model_is_left_as_it_was(make, loaded, run_node) -> None:
+    """Bit for bit, and without gradients, replaced forwards or weights; after errors too."""
+    model, _ = loaded
+
+    def picture() -> torch.Tensor:
+        return run_node("KSampler", model=model, **task())[0]["samples"]
+
+    before, weights = picture(), dict(model.model.named_parameters())
+    flags = {name: (id(weight), weight.requires_grad) for name, weight in weights.items()}
+    trainer = make()
+    _run(trainer, 1)
+    trainer.task.reward.score = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        _run(trainer, 2)
+    assert torch.equal(picture(), before)
+    assert {name: (id(w), w.requires_grad) for name, w in model.model.named_parameters()} == flags
+    assert all(weight.grad is None for weight in weights.values())
+    assert not any("forward" in module.__dict__ for module in model.model.modules())
+
+
+def test_the_reward_rises(make) -> None:
+    """By many times the spread between pictures, which is 0.01; that of the averaged LoRA, which is kept, too."""
+    settings = {"learning_rate": 1e-2, "batch_size": 8, "checkpointing": False}
+    trainer = make(prompts=1, settings=settings, groups=1, group_size=8, updates=1, cfg=1.0, kl_weight=0.0)
+    rewards = [entry.reward for entry in trainer.iterate(6)]
+    assert rewards[-1] > rewards[0] + 0.15
+    base, tuned = (trainer.task.scores(trainer.pictures([0], 5, tuned), [0]) for tuned in (False, True))
+    assert tuned > base + 0.1
+
+
+def test_scores_that_are_no_numbers_are_refused(make) -> None:
+    trainer = make()
+    trainer.task.reward.score = lambda images, _: torch.full((len(images),), torch.nan)
+    with pytest.raises(ValueError, match=r"^reward: redness gave nan for a picture of 'prompt \d', .*\.$"):
+        _run(trainer, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"group_size": 1}, "group_size: 1 picture per prompt has none"),
+        ({"window": 3, "window_start": 7}, "window: 3 steps from step 7 on do not fit"),
+        ({"noise_level": 0.0}, "noise_level: "),
+        ({"steps": 1}, "steps: "),
+    ],
+)
+def test_methods_that_cannot_be_are_refused(training, settings, message) -> None:
+    with pytest.raises(ValueError, match=f"^{message}.*\\.$"):
+        replace(training.method.FLOW_GRPO, **settings)

@@ -1,0 +1,49 @@
+"""Small tasks to train on, for the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.sd
+import torch
+
+from demo.tiny_model import TinySD3, write_checkpoint
+from pairs import conds
+
+SIDE = 64
+"""Of pictures, in pixels: latents of 8 × 8."""
+
+
+class Redness:
+    """Mean red minus mean of green and blue: a reward with a gradient and a known direction."""
+
+    name, unit, range, source = "redness", "", (-1.0, 1.0), "tests"
+
+    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return self.gradient_score(images, prompts).detach().float().cpu()
+
+    def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        red, green, blue = images.unbind(-1)
+        return (red - (green + blue) / 2).mean(dim=(1, 2))
+
+
+def load(path: Path) -> tuple[Any, Any]:
+    """MODEL and VAE of a checkpoint, as a loader node gives them: made in inference mode."""
+    with torch.inference_mode():
+        model, _, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=False)
+    return model, vae
+
+
+def tiny_checkpoint(models: Path, name: str) -> Path:
+    return write_checkpoint(
+        models / "checkpoints" / f"{name}.safetensors", TinySD3(), with_clip=False, dtype=torch.float32
+    )
+
+
+def prompts_of(training: SimpleNamespace, count: int) -> Any:
+    """Random text embeddings under the names of prompts."""
+    texts = tuple(f"prompt {number}" for number in range(count))
+    return training.prompts.Prompts(texts, tuple(conds(10 + number) for number in range(count)), conds(2))

@@ -1,0 +1,19 @@
+"""RL fine-tuning: a reward in, a LoRA out, on the model that is loaded.
+
+    prompts = Prompts.encode(clip, ["a cat", "two dogs"])                                  prompts.py
+    task = Task(model, vae, prompts, reward, width=512, height=512)                        task.py
+    trainer = Trainer(task, FLOW_GRPO, Settings(rank=32, seed=0), checkpoint=path)         method.py, trainer.py
+    for entry in trainer.iterate(until=100, report=show_share):
+        entry.number, entry.reward, entry.spread, entry.kl, entry.clipped, entry.gradient, entry.seconds
+        trainer.pictures([0, 1], seed=1, tuned=True)                                       a preview, IMAGE
+    save_lora(trainer, folder)                                                             lora_output.py
+
+All of it may be called in the host's inference mode. Cancel (the host's InterruptProcessingException) and errors come
+out of `iterate` with the trainer in the state after the last whole iteration; what was learned can be saved then, and a
+trainer made with the same arguments goes on from the checkpoint.
+
+An iteration, followed through the code: `policy_gradient.PolicyLearner.iterate` draws pictures (`rollout.draw`), has
+them scored (`task.Task`), compares them (`advantages.py`) and adds up gradients (`losses.py`); `trainer.Trainer` takes
+the optimiser's steps. The model is called through the host (`host_model.py`), with the LoRA attached (`policy.py`,
+`targets.py`) under conditions that allow a backward pass (`gradients.py`).
+"""

@@ -1,0 +1,75 @@
+"""The state of a run on disk, as a whole or not at all, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from ..files.replacing import replacing
+
+_KEY = "rlg_training"
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that the rest of a run depends on.
+
+    Attributes:
+        settings: name → value as text, of all that would make another run.
+        iteration: so many are done.
+        tensors: parameters, their average, the optimiser's.
+        history: one entry per iteration.
+    """
+
+    settings: Mapping[str, str]
+    iteration: int
+    tensors: Mapping[str, torch.Tensor]
+    history: list[dict[str, float]]
+
+    def write(self, path: Path) -> None:
+        """Write to a file, which is never seen half-written.
+
+        Raises:
+            OSError: the disk is full or cannot be written; what was there before stays.
+        """
+        about = {"settings": dict(self.settings), "iteration": self.iteration, "history": self.history}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        try:
+            with replacing(path) as temporary:
+                save_file(tensors, temporary, metadata={_KEY: json.dumps(about)})
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"name: the checkpoint {path} cannot be written ({error}); make room on the disk, or check its rights."
+            ) from error
+
+    @classmethod
+    def read(cls, path: Path) -> State | None:
+        """The state in a file; None where there is none.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads((file.metadata() or {})[_KEY])
+            tensors = load_file(path)
+            return cls(about["settings"], about["iteration"], tensors, about["history"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"name: {path} is no checkpoint that can be read ({error}); delete it or choose another name."
+            ) from error
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two settings, to be read: `rank 32 → 16`."""
+    names = [*now, *(name for name in before if name not in now)]
+    return [f"{n} {before.get(n)} → {now.get(n)}" for n in names if before.get(n) != now.get(n)]

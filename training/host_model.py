@@ -1,0 +1,144 @@
+"""The host's MODEL as training sees it: latents and a prompt in, x0 out, with or without gradients.
+
+All calls go through the host's own guider: it loads the model, prepares conds, runs other packs' patches and wrappers,
+computes CFG and cleans up. `run` takes the place of a sampler in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import comfy.model_management
+import comfy.samplers
+import torch
+
+from .gradients import checkpointed_blocks, frozen
+from .policy import Policy
+from .prompts import Prompts
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loaded model with the conds of one prompt; made by `HostModel.run`.
+
+    Attributes:
+        sigmas: σ_0 … σ_n on the model's device.
+        sampling: the host's `model_sampling`.
+        device: of the model.
+    """
+
+    sigmas: torch.Tensor
+    sampling: Any
+    device: torch.device
+    _x0: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+    def x0(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        """The policy's prediction for latents x at σ_index, after CFG; float32. Its gradient is that of the prompt's
+        side alone: as in Flow-GRPO's reference the other side of CFG is a constant."""
+        return self._x0(x, self.sigmas[index].expand(len(x)))
+
+    def start(self, noise: torch.Tensor, latents: torch.Tensor | None = None, index: int = 0) -> torch.Tensor:
+        """Latents at σ_index: noise alone, or `latents` (as the model sees them) with that much noise."""
+        clean = torch.zeros_like(noise) if latents is None else latents
+        return self.sampling.noise_scaling(self.sigmas[index], noise, clean, latents is None)
+
+
+class HostModel:
+    """A MODEL and the policy on it.
+
+    Args:
+        patcher: the MODEL; left as it is.
+        policy: trained on it.
+        prompts: to train on.
+        cfg: text guidance; 1 leaves the negative prompt out.
+        sigmas: σ_0 … σ_n of sampling.
+        checkpointing: save memory in backward passes, for one more forward pass.
+    """
+
+    def __init__(
+        self,
+        patcher: ModelPatcher,
+        policy: Policy,
+        prompts: Prompts,
+        cfg: float,
+        sigmas: torch.Tensor,
+        checkpointing: bool,
+    ) -> None:
+        self.policy = policy
+        self._patcher, self._prompts, self._cfg, self._sigmas = patcher, prompts, cfg, sigmas
+        self._checkpointing = checkpointing
+
+    def run(self, prompt: int, shape: torch.Size, body: Callable[[Run], Result]) -> Result:
+        """Call `body` while the model is loaded, and return what it does.
+
+        Args:
+            prompt: its number.
+            shape: of the latents, with all rows that a call will have.
+            body: its calls of the model follow the policy, and have gradients where it enables them.
+        """
+        guider = comfy.samplers.CFGGuider(self._patcher)
+        guider.set_conds(self._prompts.positive[prompt], self._prompts.negative)
+        guider.set_cfg(self._cfg)
+        sampler = _Body(lambda run: self._attached(guider, run, body))
+        guider.sample(torch.zeros(shape), torch.zeros(shape), sampler, self._sigmas, disable_pbar=True, seed=0)
+        return sampler.result
+
+    def _attached(self, guider: comfy.samplers.CFGGuider, run: Run, body: Callable[[Run], Result]) -> Result:
+        model = guider.inner_model
+        with ExitStack() as stack:
+            stack.enter_context(frozen(model))
+            stack.enter_context(self.policy.attached(model))
+            if self._checkpointing:
+                stack.enter_context(checkpointed_blocks(model.diffusion_model))
+            return body(run)
+
+
+class _Body(comfy.samplers.Sampler):
+    """Stands where a sampler would, so that the host does around it what it does around sampling."""
+
+    def __init__(self, body: Callable[[Run], Any]) -> None:
+        self._body = body
+        self.result: Any = None
+
+    def sample(
+        self,
+        guider: comfy.samplers.CFGGuider,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: torch.Tensor,
+        *_: Any,
+        **__: Any,
+    ) -> torch.Tensor:
+        options = {**extra_args["model_options"], "sampler_calc_cond_batch_function": _one_by_one}
+
+        def x0(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            return guider(x, sigma, model_options=options, seed=extra_args["seed"])
+
+        self.result = self._body(Run(sigmas, guider.inner_model.model_sampling, noise.device, x0))
+        return noise
+
+
+def _one_by_one(call: dict[str, Any]) -> list[torch.Tensor]:
+    """Predictions for the prompt, with gradients where they are enabled, and for the other side without.
+
+    In rollouts too, so that an update computes what the rollout did, to the last bit.
+    """
+    positive, negative = call["conds"]
+    rest = call["input"], call["sigma"], call["model_options"]
+    if negative is None:
+        other = torch.zeros_like(call["input"])
+    else:
+        with torch.no_grad():
+            (other,) = comfy.samplers.calc_cond_batch(call["model"], [negative], *rest)
+    (own,) = comfy.samplers.calc_cond_batch(call["model"], [positive], *rest)
+    return [own, other]

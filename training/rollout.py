@@ -1,0 +1,105 @@
+"""Pictures drawn from the policy, with everything about their steps that training will ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ..rlg_sampler.stochastic.step import stochastic_step
+from .host_model import Run
+from .method import Plan
+from .policy import Policy
+from .streams import noise, stream
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One trained step of some pictures, on the CPU.
+
+    Attributes:
+        x: latents before it, (rows, channels, ...).
+        x_next: latents after it.
+        log_density: (rows,) of x_next under the policy that drew it.
+        base_mean: the base model's mean of x_next; None where nothing asks for it.
+    """
+
+    x: torch.Tensor
+    x_next: torch.Tensor
+    log_density: torch.Tensor
+    base_mean: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Pictures of one prompt that were computed together, and are again in the update.
+
+    Attributes:
+        prompt: its number.
+        steps: trained step → what was drawn there.
+        end: final latents, (rows, channels, ...), as the model sees them.
+    """
+
+    prompt: int
+    steps: dict[int, Drawn]
+    end: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.end)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures to be drawn together.
+
+    Attributes:
+        prompt: its number.
+        common: random numbers for what the group has in common, before its fork.
+        own: those of each picture.
+        shape: of one picture's latents.
+    """
+
+    prompt: int
+    common: torch.Generator
+    own: list[torch.Generator]
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, seed: int, iteration: int, prompt: int, group: int, rows: Iterable[int], shape: torch.Size) -> Pictures:
+        """Some rows of a group of an iteration."""
+        name = ("pictures", iteration, group)
+        return cls(prompt, stream(seed, *name), [stream(seed, *name, row) for row in rows], shape)
+
+
+def draw(run: Run, policy: Policy, pictures: Pictures, plan: Plan, noise_level: float, with_base: bool) -> Trajectories:
+    """Draw pictures from the policy.
+
+    Args:
+        run: the loaded model.
+        with_base: whether the base model's means are wanted.
+    """
+    own, shape = pictures.own, pictures.shape
+
+    def draw_noise(step: int) -> torch.Tensor:
+        return noise(own if step >= plan.fork else [pictures.common], shape, run.device)
+
+    steps: dict[int, Drawn] = {}
+    x = run.start(draw_noise(0))
+    for index in range(len(run.sigmas) - 1):
+        if index == plan.fork:
+            x = x.expand(len(own), *shape)
+        noisy = index in plan.noisy
+        step = stochastic_step(run.sampling, x, run.x0(x, index), run.sigmas, index, noise_level if noisy else 0.0)
+        x_next = step.drawn(draw_noise(index)) if noisy else step.mean
+        if index in plan.trained:
+            base = _base_mean(run, policy, x, index, noise_level).cpu() if with_base else None
+            steps[index] = Drawn(x.cpu(), x_next.cpu(), step.log_density(x_next).cpu(), base)
+        x = x_next
+    return Trajectories(pictures.prompt, steps, x.cpu())
+
+
+def _base_mean(run: Run, policy: Policy, x: torch.Tensor, index: int, noise_level: float) -> torch.Tensor:
+    with policy.disabled():
+        x0 = run.x0(x, index)
+    return stochastic_step(run.sampling, x, x0, run.sigmas, index, noise_level).mean

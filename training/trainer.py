@@ -1,0 +1,228 @@
+"""A training run: iterations, the optimiser, the averaged LoRA, and the state that a run goes on from."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import comfy.samplers
+import torch
+
+from .checkpoint import State, changes
+from .gradients import training_mode
+from .host_model import HostModel, Run
+from .method import Method
+from .policy import Policy
+from .policy_gradient import Learned, PolicyLearner, Report
+from .streams import noise, stream
+from .targets import attention_projections
+from .task import Task
+
+logger = logging.getLogger(__name__)
+
+LARGEST_GRADIENT = 1.0
+"""Gradients are scaled down to this norm, as all references do."""
+WEIGHT_DECAY = 1e-4
+_SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a LoRA is trained, whatever the method.
+
+    Attributes:
+        learning_rate: of AdamW.
+        rank: of the LoRA.
+        alpha: its strength is alpha / rank; None = 2 · rank, as Flow-GRPO trains.
+        seed: of all that is random.
+        batch_size: pictures per call of the model.
+        checkpointing: compute blocks twice, to keep less of them in memory.
+    """
+
+    learning_rate: float = 3e-4
+    rank: int = 32
+    alpha: float | None = None
+    seed: int = 0
+    batch_size: int = 4
+    checkpointing: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be trained with."""
+        for name in ("learning_rate", "rank", "batch_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)} trains nothing; use a value above 0.")
+
+
+@dataclass(frozen=True)
+class Iteration(Learned):
+    """What an iteration saw, with its number (from 1) and how long it took."""
+
+    number: int
+    seconds: float
+
+
+class Trainer:
+    """Trains a LoRA; goes on where an earlier run with the same settings was.
+
+    Args:
+        task, method, settings: of the run.
+        checkpoint: file for its state; None keeps none.
+
+    Attributes:
+        history: finished iterations, those of earlier runs too.
+        started_anew: why an earlier run's state was not taken up, as a sentence; "" where there was none, or it was.
+
+    Raises:
+        ValueError: a part does not fit the others, or the checkpoint cannot be read.
+    """
+
+    def __init__(self, task: Task, method: Method, settings: Settings, checkpoint: Path | None = None) -> None:
+        self.task, self.method, self.settings = task, method, settings
+        self.history: list[Iteration] = []
+        self.started_anew = ""
+        self._checkpoint, self._written = checkpoint, time.monotonic()
+        device = task.model.load_device
+        alpha = 2.0 * settings.rank if settings.alpha is None else settings.alpha
+        with training_mode():
+            targets = attention_projections(task.model)
+            self.policy = Policy(targets, settings.rank, alpha, settings.seed, device)
+            self._parameters = self.policy.parameters
+            self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
+            self._optimizer = torch.optim.AdamW(
+                self._parameters.values(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
+            )
+            sampling = task.model.get_model_object("model_sampling")
+            sigmas = comfy.samplers.calculate_sigmas(sampling, method.scheduler, method.steps).clone()
+        self._updates = 0
+        self._host = HostModel(task.model, self.policy, task.prompts, method.cfg, sigmas, settings.checkpointing)
+        self._learner = PolicyLearner(method, task, self._host, settings.batch_size, settings.seed)
+        self._go_on()
+
+    def iterate(self, until: int, report: Report = lambda done: None) -> Iterator[Iteration]:
+        """Make the iterations that are missing to `until`, and yield each.
+
+        An error or Cancel ends it with the state after the last whole iteration, which is also written.
+
+        Args:
+            until: number of iterations of the whole run.
+            report: told the finished share of the present iteration, 0 … 1.
+        """
+        try:
+            while len(self.history) < until:
+                yield self._iteration(report)
+                if time.monotonic() - self._written > _SECONDS_BETWEEN_CHECKPOINTS:
+                    self.write()
+        finally:
+            self.write()
+
+    def write(self) -> None:
+        """Write the state, for a later run to go on from.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        if self._checkpoint is not None:
+            history = [asdict(entry) for entry in self.history]
+            State(self._fingerprint(), len(history), self._tensors(), history).write(self._checkpoint)
+            self._written = time.monotonic()
+
+    @property
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """The averaged LoRA by name (`….down`, `….up`), which is the result: what single updates shake evens out."""
+        return dict(self._average)
+
+    def pictures(self, prompts: list[int], seed: int, tuned: bool) -> torch.Tensor:
+        """Pictures without noise on the way, as a preview: IMAGE, one per prompt.
+
+        Args:
+            prompts: their numbers.
+            seed: of the noise that they start from, another for each.
+            tuned: by the averaged LoRA; else by the base model.
+        """
+        shape = self.task.latent_shape
+
+        def sampled(run: Run, number: int) -> torch.Tensor:
+            x = run.start(noise([stream(seed, "preview", number)], shape, run.device))
+            for index in range(len(run.sigmas) - 1):
+                x0 = run.x0(x, index)
+                x = x0 + (x - x0) * (run.sigmas[index + 1] / run.sigmas[index])
+            return self.task.decoded(x.cpu())
+
+        chosen = self.policy.with_values(self._average) if tuned else self.policy.disabled()
+        with training_mode(), chosen:
+            size = torch.Size((1, *shape))
+            return torch.cat([self._host.run(p, size, lambda run, n=i: sampled(run, n)) for i, p in enumerate(prompts)])
+
+    def _iteration(self, report: Report) -> Iteration:
+        start, before = time.perf_counter(), {name: t.detach().clone() for name, t in self._tensors().items()}
+        number = len(self.history)
+        with training_mode():
+            try:
+                learned = self._learner.iterate(number, self._step, report)
+            except BaseException:
+                self._restore(before)
+                raise
+            finally:
+                self._optimizer.zero_grad()
+        self.history.append(Iteration(**asdict(learned), number=number + 1, seconds=time.perf_counter() - start))
+        return self.history[-1]
+
+    def _step(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), LARGEST_GRADIENT)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        # As the reference, an average over few updates in the beginning (its ema.py).
+        decay = min((1 + self._updates) / (10 + self._updates), self.method.average_decay)
+        for name, parameter in self._parameters.items():
+            self._average[name].lerp_(parameter.detach(), 1.0 - decay)
+        self._updates += 1
+        return float(norm)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {f"policy.{name}": parameter.detach() for name, parameter in self._parameters.items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self._average.items()}
+        for name, parameter in self._parameters.items():
+            state = self._optimizer.state.get(parameter, {})
+            tensors |= {f"adamw.{name}.{kind}": tensor for kind, tensor in state.items()}
+        return tensors | {"updates": torch.tensor(self._updates)}
+
+    def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data.copy_(tensors[f"policy.{name}"])
+            self._average[name].copy_(tensors[f"average.{name}"])
+            prefix = f"adamw.{name}."
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            # AdamW counts its steps on the CPU.
+            moved = {kind: t.clone() if kind == "step" else t.to(parameter, copy=True) for kind, t in own.items()}
+            self._optimizer.state.pop(parameter, None)
+            if moved:
+                self._optimizer.state[parameter] = moved
+        self._updates = int(tensors["updates"])
+
+    def _go_on(self) -> None:
+        state = None if self._checkpoint is None else State.read(self._checkpoint)
+        if state is None:
+            return
+        if different := changes(state.settings, self._fingerprint()):
+            self.started_anew = f"the run of this name starts anew, since settings changed: {'; '.join(different)}."
+            logger.warning("RLG training: %s", self.started_anew)
+            return
+        with training_mode():
+            self._restore(dict(state.tensors))
+        self.history = [Iteration(**entry) for entry in state.history]
+
+    def _fingerprint(self) -> dict[str, str]:
+        """All that would make another run of it."""
+        task = self.task
+        own = {field.name: str(getattr(self.settings, field.name)) for field in fields(self.settings)}
+        method = {field.name: str(getattr(self.method, field.name)) for field in fields(self.method)}
+        of_task = {
+            "prompts": task.prompts.digest[:16],
+            "reward": task.reward.name,
+            "width": str(task.width),
+            "height": str(task.height),
+        }
+        return {**of_task, **own, **method}
