@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from . import preparation
 from .clip import Clip
 from .linear_head import LinearHead
-from .pixels import cropped
-from .protocol import check_inputs
+from .network_reward import NetworkReward
 from .published import CLIP_L
 from .weights import fill, read
 
 
-class Aesthetic:
+class Aesthetic(NetworkReward):
     """How much people would like the picture, from about 1 to 10: a linear head on CLIP ViT-L/14 (the SAC+LOGOS+AVA1
     model of the improved aesthetic predictor)."""
 
@@ -28,13 +27,11 @@ class Aesthetic:
 
     def __init__(self, path: Path) -> None:
         self._clip = Clip(CLIP_L.find(self.name))
+        super().__init__(self._clip.managed, preparation.crop(self._clip.side, "torchvision"))
         self._head = LinearHead(self._clip.width)
         fill(self._head, read(path), path)
         self._head.float().eval().requires_grad_(False)
 
-    @torch.inference_mode()
-    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """See `Reward.score`; prompts are not looked at."""
-        check_inputs(images, prompts)
-        prepare = functools.partial(cropped, size=self._clip.side, crop="torchvision")
-        return self._head.layers(self._clip.images(images, prepare)).squeeze(-1)
+    def _rate(self, pixels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Prompts are not looked at. The head is small: it stays on the CPU."""
+        return self._head.layers(self._clip.of_pixels(pixels).cpu()).squeeze(-1)

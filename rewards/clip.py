@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from .pixels import Prepare
 from .weights import StateDict, from_transformers, read
 
 if TYPE_CHECKING:
-    from transformers import CLIPConfig
+    from transformers import CLIPConfig, CLIPTokenizer
 
 _TOKENS = 77
 _BEGIN, _END = 49406, 49407
@@ -52,7 +53,7 @@ class Clip:
         Raises:
             ValueError: it cannot be read or is not a CLIP.
         """
-        from transformers import CLIPModel, CLIPTokenizer
+        from transformers import CLIPModel
 
         if path.is_dir():
             self._model = from_transformers(CLIPModel, path)
@@ -61,36 +62,50 @@ class Clip:
             self._model = from_transformers(CLIPModel, path, config_of(state, path), state)
         self.side: int = self._model.config.vision_config.image_size
         self.width: int = self._model.config.projection_dim
-        self._managed = host.Managed(self._model)
+        self.managed = host.Managed(self._model)
         self.logit_scale: float = self._model.logit_scale.exp().item()
-        self._tokenizer = CLIPTokenizer.from_pretrained(host.clip_vocabulary(), local_files_only=True)
 
     @torch.inference_mode()
     def images(self, images: torch.Tensor, prepare: Prepare) -> torch.Tensor:
         """(batch, width) float32 on the CPU, each of length 1."""
         found = [torch.zeros(0, self.width)]
-        for part in self._managed.batches(len(images)):
-            pixels = prepare(images[part]).to(self._managed.device)
-            found.append(self._model.visual_projection(self._model.vision_model(pixels).pooler_output).cpu())
-        return torch.nn.functional.normalize(torch.cat(found), dim=-1)
+        for part in self.managed.batches(len(images)):
+            found.append(self.of_pixels(prepare(images[part]).to(self.managed.device)).cpu())
+        return torch.cat(found)
 
-    @torch.inference_mode()
-    def texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """(batch, width) float32 on the CPU, each of length 1. What exceeds 77 tokens is cut off, as CLIP does."""
-        found = [torch.zeros(0, self.width)]
+    def of_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(batch, width) float32, each of length 1, of prepared pixels on the device where the model is."""
+        seen = self._model.vision_model(pixels).pooler_output
+        return torch.nn.functional.normalize(self._model.visual_projection(seen), dim=-1)
+
+    @torch.no_grad()
+    def of_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """(batch, width) float32 on the device where the model is, each of length 1. See `tokens`."""
         different = list(dict.fromkeys(texts))
-        for part in self._managed.batches(len(different)):
-            # All of one length, so that the result does not depend on what else is in the batch.
-            tokens = self._tokenizer(
-                different[part], padding="max_length", truncation=True, max_length=_TOKENS, return_tensors="pt"
-            ).input_ids.to(self._managed.device)
-            found.append(self._model.text_projection(self._model.text_model(tokens).pooler_output).cpu())
-        vectors = torch.nn.functional.normalize(torch.cat(found), dim=-1)
+        read = self._model.text_model(tokens(different).to(self.managed.device)).pooler_output
+        vectors = torch.nn.functional.normalize(self._model.text_projection(read), dim=-1)
         return vectors[[different.index(text) for text in texts]]
 
-    def cosines(self, images: torch.Tensor, texts: Sequence[str], prepare: Prepare) -> torch.Tensor:
-        """(batch,) float32 on the CPU: of each image with its text."""
-        return (self.images(images, prepare) * self.texts(texts)).sum(-1)
+    def cosines(self, pixels: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        """(batch,) float32 on the device where the model is: of each prepared image with its text."""
+        return (self.of_pixels(pixels) * self.of_texts(texts)).sum(-1)
+
+
+def tokens(texts: Sequence[str]) -> torch.Tensor:
+    """(batch, 77) int64. What exceeds 77 tokens is cut off, as CLIP does.
+
+    All are of one length, so that what a model says of one text does not depend on the others.
+    """
+    return _tokenizer()(
+        list(texts), padding="max_length", truncation=True, max_length=_TOKENS, return_tensors="pt"
+    ).input_ids
+
+
+@functools.cache
+def _tokenizer() -> CLIPTokenizer:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(host.clip_vocabulary(), local_files_only=True)
 
 
 def from_open_clip(state: StateDict) -> StateDict:

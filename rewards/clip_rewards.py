@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import html
 import re
 from collections.abc import Sequence
@@ -10,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from . import preparation
 from .clip import Clip
-from .pixels import cropped, padded
-from .protocol import check_inputs
+from .network_reward import NetworkReward
 
 
-class PickScore:
+class PickScore(NetworkReward):
     """PickScore v1: CLIP ViT-H/14 tuned on Pick-a-Pic's choices (arXiv 2305.01569, eq. 1, before the softmax)."""
 
     name = "pickscore"
@@ -25,15 +24,13 @@ class PickScore:
 
     def __init__(self, path: Path) -> None:
         self._clip = Clip(path)
+        super().__init__(self._clip.managed, preparation.crop(self._clip.side, "transformers"))
 
-    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """See `Reward.score`."""
-        check_inputs(images, prompts)
-        prepare = functools.partial(cropped, size=self._clip.side, crop="transformers")
-        return self._clip.logit_scale * self._clip.cosines(images, prompts, prepare)
+    def _rate(self, pixels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return self._clip.logit_scale * self._clip.cosines(pixels, prompts)
 
 
-class ClipScore:
+class ClipScore(NetworkReward):
     """CLIP score: cosine of image and prompt (arXiv 2104.08718, section 3), times 100 as torchmetrics gives it.
 
     Unlike there, negative values are kept.
@@ -46,15 +43,13 @@ class ClipScore:
 
     def __init__(self, path: Path) -> None:
         self._clip = Clip(path)
+        super().__init__(self._clip.managed, preparation.crop(self._clip.side, "transformers"))
 
-    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """See `Reward.score`."""
-        check_inputs(images, prompts)
-        prepare = functools.partial(cropped, size=self._clip.side, crop="transformers")
-        return 100.0 * self._clip.cosines(images, prompts, prepare)
+    def _rate(self, pixels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return 100.0 * self._clip.cosines(pixels, prompts)
 
 
-class Hps:
+class Hps(NetworkReward):
     """Human Preference Score v2.1: CLIP ViT-H/14 tuned on HPD v2's choices (arXiv 2306.09341, section 4)."""
 
     name = "hps_v2.1"
@@ -64,12 +59,10 @@ class Hps:
 
     def __init__(self, path: Path) -> None:
         self._clip = Clip(path)
+        super().__init__(self._clip.managed, preparation.pad(self._clip.side))
 
-    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """See `Reward.score`."""
-        check_inputs(images, prompts)
-        prepare = functools.partial(padded, size=self._clip.side)
-        return self._clip.cosines(images, [_as_open_clip_reads(prompt) for prompt in prompts], prepare)
+    def _rate(self, pixels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return self._clip.cosines(pixels, [_as_open_clip_reads(prompt) for prompt in prompts])
 
 
 def _as_open_clip_reads(prompt: str) -> str:

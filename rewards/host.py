@@ -60,10 +60,13 @@ class RewardModel(nn.Module):
 class Managed:
     """A module that the host loads where it wants it, and unloads when it needs the memory for another.
 
-    It is used in float32, in which scores are published, and without gradients.
+    It is used in float32, in which scores are published, and its weights are frozen.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, image_memory: int = _IMAGE_MEMORY) -> None:
+        """`module` was made outside of inference mode if gradients pass through it; `image_memory` is what one image
+        takes on its way, in bytes."""
+        self._image_memory = image_memory
         # As the host does with CLIP vision models: the CPU in its low-memory modes, which only know its own layers.
         self.device: torch.device = comfy.model_management.text_encoder_device()
         self._patcher = comfy.model_patcher.ModelPatcher(
@@ -72,20 +75,27 @@ class Managed:
             offload_device=comfy.model_management.text_encoder_offload_device(),
         )
 
-    def batches(self, count: int) -> Iterator[slice]:
+    def batches(self, count: int, image_memory: int | None = None) -> Iterator[slice]:
         """Slices of `count` images, as many at once as memory allows; the module is on `device` for each of them.
+
+        Args:
+            count: of images.
+            image_memory: bytes that one of them takes; None = what the module was made with.
 
         Raises:
             comfy's InterruptProcessingException: the user pressed Cancel.
         """
+        each = image_memory or self._image_memory
         start = 0
         while start < count:
             comfy.model_management.throw_exception_if_processing_interrupted()
             wanted = min(count - start, _LARGEST_BATCH)
-            comfy.model_management.load_models_gpu(
-                [self._patcher], memory_required=wanted * _IMAGE_MEMORY, force_full_load=True
-            )
+            # Weights that were moved in inference mode, in which the host runs nodes, could not pass on a gradient.
+            with torch.inference_mode(False):
+                comfy.model_management.load_models_gpu(
+                    [self._patcher], memory_required=wanted * each, force_full_load=True
+                )
             free = comfy.model_management.get_free_memory(self.device)
-            size = max(1, min(wanted, int(free // _IMAGE_MEMORY)))
+            size = max(1, min(wanted, int(free // each)))
             yield slice(start, start + size)
             start += size

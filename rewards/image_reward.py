@@ -6,15 +6,18 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from . import host
+from . import host, preparation
 from .linear_head import LinearHead
-from .pixels import cropped
-from .protocol import check_inputs
+from .network_reward import NetworkReward
 from .weights import StateDict, check, fill, from_transformers, read
+
+if TYPE_CHECKING:
+    from tokenizers import BertWordPieceTokenizer
 
 _TOKENS = 35
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072
@@ -36,7 +39,7 @@ _PARTS = {
 }
 
 
-class ImageReward:
+class ImageReward(NetworkReward):
     """ImageReward v1: BLIP ViT-L with a head, trained on rankings by people (arXiv 2304.05977, section 3.3)."""
 
     name = "imagereward"
@@ -52,22 +55,16 @@ class ImageReward:
             ValueError: it cannot be read or holds another model.
             FileNotFoundError: the vocabulary is not there.
         """
-        self._tokenizer = _tokenizer(path)
+        self._tokenizer = _tokenizer(vocabulary_of(path))
         self._model = _Model(read(path), path)
-        self._managed = host.Managed(self._model)
+        super().__init__(host.Managed(self._model), preparation.crop(self._model.side, "torchvision"))
 
-    @torch.inference_mode()
-    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """See `Reward.score`. What exceeds 35 tokens of a prompt is cut off, as in the published code."""
-        check_inputs(images, prompts)
-        found = [torch.zeros(0)]
-        for part in self._managed.batches(len(images)):
-            pixels = cropped(images[part], self._model.side, "torchvision").to(self._managed.device)
-            encoded = self._tokenizer.encode_batch(list(prompts[part]))
-            tokens = torch.tensor([text.ids for text in encoded], device=self._managed.device)
-            mask = torch.tensor([text.attention_mask for text in encoded], device=self._managed.device)
-            found.append(self._model(pixels, tokens, mask).cpu())
-        return (torch.cat(found) - _MEAN) / _STD
+    def _rate(self, pixels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """What exceeds 35 tokens of a prompt is cut off, as in the published code."""
+        encoded = self._tokenizer.encode_batch(list(prompts))
+        tokens = torch.tensor([text.ids for text in encoded], device=pixels.device)
+        mask = torch.tensor([text.attention_mask for text in encoded], device=pixels.device)
+        return (self._model(pixels, tokens, mask) - _MEAN) / _STD
 
 
 class _Model(nn.Module):
@@ -153,20 +150,24 @@ def _layers(state: StateDict, prefix: str) -> int:
     return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
 
 
-def _tokenizer(path: Path):
-    """BERT's, with the vocabulary that lies beside the weights; ComfyUI does not bring it.
+def vocabulary_of(path: Path) -> Path:
+    """The file of BERT's vocabulary that lies beside the weights; ComfyUI does not bring it.
 
     Raises:
         FileNotFoundError: it does not.
     """
-    from tokenizers import BertWordPieceTokenizer
-
     vocabulary = path.with_name(_VOCABULARY)
     if not vocabulary.is_file():
         raise FileNotFoundError(
             f"file: '{_VOCABULARY}' for {ImageReward.name} is not in {path.parent}; download it from "
             f"google-bert/bert-base-uncased (Hugging Face), put it there, beside {path.name}, and run again."
         )
+    return vocabulary
+
+
+def _tokenizer(vocabulary: Path) -> BertWordPieceTokenizer:
+    from tokenizers import BertWordPieceTokenizer
+
     try:
         tokenizer = BertWordPieceTokenizer(str(vocabulary), lowercase=True)
     except Exception as error:  # tokenizers raises nothing more special

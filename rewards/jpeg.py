@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from .pixels import pictures
-from .protocol import check_inputs
+from .protocol import WithoutGradient, check_inputs
 
 _QUALITY = 95
 
 
-class JpegIncompressibility:
+class JpegIncompressibility(WithoutGradient):
     """Size of the picture as a JPEG of quality 95 (DDPO, arXiv 2305.13301, section 5.1)."""
 
     name = "jpeg_incompressibility"
@@ -29,7 +29,7 @@ class JpegIncompressibility:
         return torch.tensor([kilobytes(picture) for picture in pictures(images)], dtype=torch.float32)
 
 
-class JpegCompressibility:
+class JpegCompressibility(WithoutGradient):
     """Minus the size of the picture as a JPEG of quality 95 (DDPO, arXiv 2305.13301, section 5.1)."""
 
     name = "jpeg_compressibility"

@@ -15,7 +15,10 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Prepare = Callable[[torch.Tensor], torch.Tensor]
-"""IMAGE (batch, height, width, 3) → (batch, 3, size, size) float32, normalised, on the CPU."""
+"""IMAGE (batch, height, width, 3) → (batch, 3, size, size) float32, normalised."""
+
+CropRounding = Literal["transformers", "torchvision"]
+"""Whose rounding places a square where an odd number of pixels is cut off; they differ by one pixel."""
 
 
 def to_bytes(image: torch.Tensor) -> np.ndarray:
@@ -54,7 +57,7 @@ def pixel_distances(pictures: np.ndarray) -> np.ndarray:
 def cropped(
     images: torch.Tensor,
     size: int,
-    crop: Literal["transformers", "torchvision"],
+    crop: CropRounding,
     shorter: int | None = None,
     mean: tuple[float, ...] = CLIP_MEAN,
     std: tuple[float, ...] = CLIP_STD,
@@ -64,20 +67,20 @@ def cropped(
     Args:
         images: (batch, height, width, 3) float from 0 to 1.
         size: of the square, in pixels.
-        crop: whose rounding places the square where an odd number of pixels is cut off; they differ by one pixel.
+        crop: how the square is placed.
         shorter: length of the shorter side before the cut; None = size.
         mean, std: per channel, of the pixels the model was trained on.
 
     Returns:
-        (batch, 3, size, size) float32, normalised.
+        (batch, 3, size, size) float32, normalised, on the CPU.
     """
     prepared = []
     for picture in pictures(images):
-        picture = _shorter_side(picture, shorter or size)
-        over = picture.width - size, picture.height - size
-        left, top = (o // 2 if crop == "transformers" else round(o / 2) for o in over)
+        height, width = shorter_side(picture.height, picture.width, shorter or size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (offset(length - size, crop) for length in (width, height))
         prepared.append(_channels_first(picture.crop((left, top, left + size, top + size))))
-    return _normalised(torch.stack(prepared), mean, std)
+    return normalised(torch.stack(prepared), mean, std)
 
 
 def padded(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -88,31 +91,37 @@ def padded(images: torch.Tensor, size: int) -> torch.Tensor:
         size: of the square, in pixels.
 
     Returns:
-        (batch, 3, size, size) float32, normalised.
+        (batch, 3, size, size) float32, normalised, on the CPU.
     """
-    prepared = []
-    for picture in pictures(images):
-        scale = size / max(picture.size)
-        height, width = max(1, round(picture.height * scale)), max(1, round(picture.width * scale))
-        pixels = _channels_first(picture)[None]
-        if scale != 1.0:
-            pixels = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
-        left, top = (size - width) // 2, (size - height) // 2
-        sides = (left, size - width - left, top, size - height - top)
-        prepared.append(torch.nn.functional.pad(pixels, sides)[0])
-    return _normalised(torch.stack(prepared), CLIP_MEAN, CLIP_STD)
+    return padded_floats(torch.stack([_channels_first(picture) for picture in pictures(images)]), size)
 
 
-def _shorter_side(picture: Image.Image, length: int) -> Image.Image:
-    short, long = sorted(picture.size)
-    longer = math.floor(length * long / short)
-    width, height = (length, longer) if picture.width <= picture.height else (longer, length)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+def padded_floats(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """`padded` of floats from 0 to 1 as they are, (batch, 3, height, width), on their device."""
+    scale = size / max(pixels.shape[-2:])
+    height, width = (max(1, round(length * scale)) for length in pixels.shape[-2:])
+    if scale != 1.0:
+        pixels = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+    left, top = (size - width) // 2, (size - height) // 2
+    pixels = torch.nn.functional.pad(pixels, (left, size - width - left, top, size - height - top))
+    return normalised(pixels, CLIP_MEAN, CLIP_STD)
+
+
+def shorter_side(height: int, width: int, length: int) -> tuple[int, int]:
+    """(height, width) of a picture whose shorter side becomes `length`."""
+    longer = math.floor(length * max(height, width) / min(height, width))
+    return (longer, length) if width <= height else (length, longer)
+
+
+def offset(over: int, crop: CropRounding) -> int:
+    """Where the square begins if `over` pixels more are there than it takes."""
+    return over // 2 if crop == "transformers" else round(over / 2)
 
 
 def _channels_first(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255.0
 
 
-def _normalised(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+def normalised(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """(batch, 3, height, width) on any device, by mean and standard deviation per channel."""
+    return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)

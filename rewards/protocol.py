@@ -38,6 +38,37 @@ class Reward(Protocol):
         """
         ...
 
+    def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """`score` as a function of the floats themselves, which autograd can differentiate.
+
+        `score` rounds pixels to 8 bits as a saved picture has them; a gradient cannot pass that. The two are equal up
+        to this rounding. It can be called in inference mode too, and leaves no gradient on a model's weights.
+
+        Args:
+            images: as for `score`, on any device; they may require a gradient.
+            prompts: one per image.
+
+        Returns:
+            (batch,) float32 on the images' device, differentiable once with respect to the images.
+
+        Raises:
+            ValueError: as `score`; or the reward has no gradient, which an empty batch is enough to ask.
+        """
+        ...
+
+
+class WithoutGradient:
+    """For rewards that are no smooth function of the pixels."""
+
+    name: str
+
+    def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Raises ValueError: there is no gradient."""
+        raise ValueError(
+            f"reward: {self.name} has no gradient; train on it with a policy gradient (Flow-GRPO, DDPO, B²-DiffuRL), "
+            "or choose a reward that has one, such as pickscore."
+        )
+
 
 def check_inputs(images: torch.Tensor, prompts: Sequence[str]) -> None:
     """Raises ValueError for what `score` cannot take."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from .aesthetic import Aesthetic
 from .clip_rewards import ClipScore, Hps, PickScore
 from .image_reward import ImageReward
@@ -51,6 +53,7 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+@torch.inference_mode(False)  # weights made in inference mode, in which the host runs nodes, could pass on no gradient
 def load(name: str, file: str | None) -> Reward:
     """A reward, ready to score. Nothing is downloaded.
 

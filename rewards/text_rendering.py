@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 
 from .pixels import pictures
-from .protocol import check_inputs
+from .protocol import WithoutGradient, check_inputs
 
 _QUOTED = re.compile('["\u201c\u201d]([^"\u201c\u201d]+)["\u201c\u201d]')
 
 
-class TextRendering:
+class TextRendering(WithoutGradient):
     """1 minus the edit distance of the text read from the picture to the one asked for, per letter of it, at least 0.
 
     As Flow-GRPO's OCR reward (arXiv 2505.05470, section 5.1): spaces and case do not count, and neither does what

@@ -1,13 +1,17 @@
 """The published reward models written out from their papers' code, on state dicts under the published names.
 
-Only torch's functional layers: nothing of transformers, so that a wrong key, order or epsilon there shows.
+Only torch's functional layers: nothing of transformers' models, so that a wrong key, order or epsilon there shows.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import folder_paths
 import numpy as np
 import torch
 from PIL import Image
@@ -20,9 +24,24 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 def pixels(images: Tensor) -> Tensor:
-    """IMAGE of the model's own size, so that nothing has to be resized → (batch, 3, side, side)."""
-    bytes_ = (images * 255).to(torch.uint8).float() / 255
-    return (bytes_.movedim(-1, 1) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    """IMAGE of the model's own size, so that nothing has to be resized → (batch, 3, side, side).
+
+    As 8 bits have it, but where a gradient is asked for.
+    """
+    values = images if images.requires_grad else (images * 255).to(torch.uint8).float() / 255
+    return (values.movedim(-1, 1) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def clip_tokens(prompts: list[str]) -> Tensor:
+    """By transformers' tokenizer, padded to the longest of them."""
+    return _clip_tokenizer()(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt").input_ids
+
+
+@functools.cache
+def _clip_tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(Path(folder_paths.__file__).parent / "comfy" / "sd1_tokenizer")
 
 
 def jpeg_kilobytes(picture: np.ndarray) -> float:

@@ -5,7 +5,6 @@ The published models are written out in `reward_oracles.py`, or are transformers
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import folder_paths
 import numpy as np
 import pytest
 import reward_oracles as oracles
@@ -39,55 +37,26 @@ def registry(rlg: SimpleNamespace, reward_models: Path) -> Any:
 @pytest.fixture
 def filled(reward_models: Path) -> Path:
     """All weights under their published names."""
-    _write_pickscore(reward_models)
-    _write_clip_l(reward_models)
-    _write_hps(reward_models)
-    torch.save(tiny.image_reward_state(), reward_models / "ImageReward.pt")
-    tiny.write_vocabulary(reward_models / "vocab.txt")
-    torch.save(tiny.head_state(tiny.JOINT), reward_models / "sac+logos+ava1-l14-linearMSE.pth")
+    tiny.write_all(reward_models)
     return reward_models
-
-
-def _write_pickscore(folder: Path) -> None:
-    tiny.write_clip(folder / "PickScore_v1", seed=1)
-
-
-def _write_clip_l(folder: Path) -> None:
-    tiny.write_clip(folder / "clip-vit-large-patch14", seed=2, activation="quick_gelu")
-
-
-def _write_hps(folder: Path) -> None:
-    torch.save({"epoch": 3, "state_dict": tiny.open_clip_state(3)}, folder / "HPS_v2.1_compressed.pt")
-
-
-@functools.cache
-def _vocabulary() -> Any:
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer.from_pretrained(Path(folder_paths.__file__).parent / "comfy" / "sd1_tokenizer")
-
-
-def tokens(prompts: list[str]) -> torch.Tensor:
-    found = _vocabulary()(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
-    return found.input_ids
 
 
 def _with_transformers(folder: Path, images: torch.Tensor, prompts: list[str]) -> Any:
     from transformers import CLIPModel
 
     model = CLIPModel.from_pretrained(folder).eval()
-    return model(input_ids=tokens(prompts), pixel_values=oracles.pixels(images))
+    return model(input_ids=oracles.clip_tokens(prompts), pixel_values=oracles.pixels(images))
 
 
 def test_pickscore_is_the_logit_of_its_clip(registry: Any, reward_models: Path) -> None:
-    _write_pickscore(reward_models)
+    tiny.write_pickscore(reward_models)
     expected = _with_transformers(reward_models / "PickScore_v1", pictures(), PROMPTS).logits_per_image.diagonal()
     torch.testing.assert_close(registry.load("pickscore", None).score(pictures(), PROMPTS), expected, atol=1e-4, rtol=0)
     assert expected.std() > 0.1
 
 
 def test_clip_score_is_100_times_the_cosine(registry: Any, reward_models: Path) -> None:
-    _write_clip_l(reward_models)
+    tiny.write_clip_l(reward_models)
     found = _with_transformers(reward_models / "clip-vit-large-patch14", pictures(), PROMPTS)
     expected = 100 * torch.cosine_similarity(found.image_embeds, found.text_embeds)
     score = registry.load("clip_score", "clip-vit-large-patch14").score(pictures(), PROMPTS)
@@ -96,8 +65,8 @@ def test_clip_score_is_100_times_the_cosine(registry: Any, reward_models: Path) 
 
 def test_hps_is_the_cosine_of_open_clips_model(registry: Any, reward_models: Path) -> None:
     """From a file under open_clip's names, which transformers calls otherwise."""
-    _write_hps(reward_models)
-    expected = oracles.open_clip_cosines(tiny.open_clip_state(3), pictures(), tokens(PROMPTS), heads=1)
+    tiny.write_hps(reward_models)
+    expected = oracles.open_clip_cosines(tiny.open_clip_state(3), pictures(), oracles.clip_tokens(PROMPTS), heads=1)
     score = registry.load("hps_v2.1", None).score(pictures(), PROMPTS)
     torch.testing.assert_close(score, expected, atol=1e-5, rtol=0)
     assert expected.std() > 0.01
@@ -112,7 +81,7 @@ def test_hps_from_a_hugging_face_folder(registry: Any, reward_models: Path) -> N
 
 
 def test_hps_reads_quotes_and_entities_as_open_clip_does(registry: Any, reward_models: Path) -> None:
-    _write_hps(reward_models)
+    tiny.write_hps(reward_models)
     hps = registry.load("hps_v2.1", None)
     typographic = hps.score(pictures(1), ["\u201cit\u2019s\u201d a cat &amp; a dog"])
     torch.testing.assert_close(typographic, hps.score(pictures(1), ['"it\'s" a cat & a dog']))
@@ -135,7 +104,7 @@ def test_image_reward_is_blip_with_its_head(registry: Any, reward_models: Path, 
 
 
 def test_aesthetic_is_the_head_on_unit_vectors_of_clip(registry: Any, reward_models: Path) -> None:
-    _write_clip_l(reward_models)
+    tiny.write_clip_l(reward_models)
     head = tiny.head_state(tiny.JOINT)
     torch.save(head, reward_models / "sac+logos+ava1-l14-linearMSE.pth")
     vectors = _with_transformers(reward_models / "clip-vit-large-patch14", pictures(), PROMPTS).image_embeds
@@ -256,7 +225,7 @@ def test_second_files_that_a_reward_needs_are_named_as_well(registry: Any, rewar
 
 
 def test_two_files_of_the_published_name_are_not_guessed_between(registry: Any, reward_models: Path) -> None:
-    _write_hps(reward_models)
+    tiny.write_hps(reward_models)
     (reward_models / "old").mkdir()
     torch.save(tiny.open_clip_state(), reward_models / "old" / "HPS_v2.1_compressed.pt")
     with pytest.raises(ValueError, match="file: several may be meant"):
@@ -326,7 +295,7 @@ def test_unusable_weights_are_one_sentence_that_names_the_file(
     write, words = UNUSABLE[file]
     write(reward_models / file)
     tiny.write_vocabulary(reward_models / "vocab.txt")
-    _write_clip_l(reward_models)
+    tiny.write_clip_l(reward_models)
     with pytest.raises(ValueError, match=rf"^file: '{file}' ") as caught:
         registry.load(name, file)
     message = str(caught.value)
@@ -337,7 +306,7 @@ def test_unusable_weights_are_one_sentence_that_names_the_file(
 
 def test_a_clip_that_lacks_weights_is_refused(registry: Any, reward_models: Path) -> None:
     """transformers would fill them with random numbers."""
-    _write_pickscore(reward_models)
+    tiny.write_pickscore(reward_models)
     file = reward_models / "PickScore_v1" / "config.json"
     config = json.loads(file.read_text())
     config["vision_config"]["num_hidden_layers"] = 3

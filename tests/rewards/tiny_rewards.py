@@ -32,6 +32,28 @@ def write_clip(folder: Path, seed: int = 0, activation: str = "gelu") -> None:
     save_file(load_file(file) | old, file, metadata={"format": "pt"})
 
 
+def write_all(folder: Path) -> None:
+    """The weights of every reward under their published names."""
+    write_pickscore(folder)
+    write_clip_l(folder)
+    write_hps(folder)
+    torch.save(image_reward_state(), folder / "ImageReward.pt")
+    write_vocabulary(folder / "vocab.txt")
+    torch.save(head_state(JOINT), folder / "sac+logos+ava1-l14-linearMSE.pth")
+
+
+def write_pickscore(folder: Path) -> None:
+    write_clip(folder / "PickScore_v1", seed=1)
+
+
+def write_clip_l(folder: Path) -> None:
+    write_clip(folder / "clip-vit-large-patch14", seed=2, activation="quick_gelu")
+
+
+def write_hps(folder: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": open_clip_state(3)}, folder / "HPS_v2.1_compressed.pt")
+
+
 def shaken(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Every weight random, biases and norms too, and large enough for them all to show in the result."""
     generator = torch.Generator().manual_seed(seed)
