@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -262,7 +263,7 @@ def load_plan(file: Path) -> Plan:
         values = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{file} cannot be read ({error}); name the plan, a YAML file in UTF-8.") from None
-    except (yaml.YAMLError, ValueError) as error:  # the second of a date that there is not, such as 2026-02-30
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the second: a date such as 2026-02-30
         text = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise EvaluationError(f"{file} is no YAML ({text}); correct it.") from None
     if not isinstance(values, dict):
@@ -286,11 +287,15 @@ class _UniqueKeys(yaml.SafeLoader):
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                mark = node.value[number][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", mark)
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable):  # the others are an error below
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{reprlib.repr(key)} is there twice", key_node.start_mark
+                    )
+                seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -304,5 +309,5 @@ def _sentence(error: ValidationError) -> str:
         return f"{place} is not known here; check its spelling, or take it out."
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     if first["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]} (it is {first['input']!r})".replace("tuple", "list")
+        message = f"{message[0].lower()}{message[1:]} (it is {reprlib.repr(first['input'])})".replace("tuple", "list")
     return f"{place}: {message}." if place else f"{message}."

@@ -91,7 +91,7 @@ def _json_column(text: TextIO, name: str, column: str) -> Iterator[str]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"file: line {number} of {name} is no JSON ({error}); correct it.") from None
         if isinstance(value, dict):
             if column not in value:
@@ -107,5 +107,6 @@ def _json_column(text: TextIO, name: str, column: str) -> Iterator[str]:
 
 
 def _named(columns: object) -> str:
-    names = [str(column) for column in columns]  # type: ignore[attr-defined]
-    return f"it has {', '.join(names)}" if names else "it is empty"
+    names = [repr(str(column)[:40])[1:-1] for column in columns]  # type: ignore[attr-defined]
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"it has {', '.join(names[:20])}{more}" if names else "it is empty"

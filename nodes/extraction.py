@@ -10,7 +10,9 @@ import comfy.utils
 import folder_paths
 from comfy_api.v0_0_2 import io
 
+from ..rlg_sampler.messages import shown
 from ..rlg_sampler.weights.extraction import extract_lora
+from .host_folders import inside
 from .search import search_aliases
 
 
@@ -55,6 +57,12 @@ class RLGExtractLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, base: io.Model.Type, tuned: io.Model.Type, rank: int, filename_prefix: str) -> io.NodeOutput:
+        output = folder_paths.get_output_directory()
+        if inside(output, filename_prefix) is None:  # the host says so too, but only after the work
+            raise ValueError(
+                f"filename_prefix: '{shown(filename_prefix)}' is no file inside ComfyUI's output folder; give a short "
+                "name, such as loras/my_lora, without .. and drives."
+            )
         bar = comfy.utils.ProgressBar(1)
 
         def done(number: int, total: int) -> None:
@@ -62,7 +70,6 @@ class RLGExtractLora(io.ComfyNode):
             bar.update_absolute(number, total)
 
         lora = extract_lora(base, tuned, rank, done)
-        output = folder_paths.get_output_directory()
         folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, output)
         path = Path(folder) / f"{name}_{counter:05}_.safetensors"
         temporary = path.with_suffix(".tmp")

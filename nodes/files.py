@@ -17,9 +17,11 @@ from PIL.PngImagePlugin import PngInfo
 from ..files.pictures import Entry, PictureSet
 from ..files.prompts import SUFFIXES, read_prompts
 from ..rewards.pixels import to_bytes
+from ..rlg_sampler.messages import shown
 from ..rlg_sampler.schedules.schedule import Schedule, constant
 from ..rlg_sampler.sweeps.labels import schedule_and_seed
 from . import inputs
+from .host_folders import inside
 from .lists import spread
 from .search import search_aliases
 
@@ -168,11 +170,11 @@ class RLGSaveSet(io.ComfyNode):
         if held := len(pictures) - len(files):
             report += f"; {held} were there already"
         output = Path(folder_paths.get_output_directory()).resolve()
-        shown = [
+        saved = [
             {"filename": file.name, "subfolder": str(file.parent.relative_to(output)), "type": "output"}
             for file in files
         ]
-        return io.NodeOutput(f"{report}.", ui={"images": shown})
+        return io.NodeOutput(f"{report}.", ui={"images": saved})
 
     @classmethod
     def _workflow(cls) -> PngInfo | None:
@@ -199,24 +201,26 @@ def _prompt_files() -> list[str]:
 
 
 def _prompt_path(name: str) -> Path:
-    root = Path(folder_paths.get_input_directory()).resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root):
-        raise ValueError(f"file: '{name}' is not inside ComfyUI's input folder; put the file there and choose it.")
+    path = inside(folder_paths.get_input_directory(), name)
+    if path is None:
+        raise ValueError(
+            f"file: '{shown(name)}' is not inside ComfyUI's input folder; put the file there and choose it."
+        )
     if not path.is_file():
         raise ValueError(
-            f"file: '{name}' is not in ComfyUI's input folder; put it there, press R, and choose it again."
+            f"file: '{shown(name)}' is not in ComfyUI's input folder; put it there, press R, and choose it again."
         )
     return path
 
 
 def _set_folder(name: str, entries: Sequence[Entry]) -> Path:
     """The set's folder; it and the folders in it that are written to are inside the host's output folder."""
-    output = Path(folder_paths.get_output_directory()).resolve()
-    root = (output / name.strip()).resolve()
-    for path in {root, *((root / entry.folder).resolve() for entry in entries)}:
-        if not path.is_relative_to(output):
-            raise ValueError(f"folder: '{name}' leads out of ComfyUI's output folder; give a name without .. and /.")
+    output = folder_paths.get_output_directory()
+    root = inside(output, name.strip())
+    if root is None or any(inside(output, str(root / entry.folder)) is None for entry in entries):
+        raise ValueError(
+            f"folder: '{shown(name)}' leads out of ComfyUI's output folder; give a short name without .. and /."
+        )
     return root
 
 

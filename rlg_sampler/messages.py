@@ -18,3 +18,9 @@ def name_list(names: Sequence[str], most: int) -> str:
     """The first `most` of the names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def shown(text: object, most: int = 80) -> str:
+    """What a file says, fit for a message: on one line, and not longer than `most` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[: most + 1]).split())
+    return line if len(str(text)) <= most else f"{line[:most]}…"

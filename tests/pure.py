@@ -16,6 +16,7 @@ for _name in ("rewards", "rlg_sampler"):
 mixing = importlib.import_module("pure_rlg_sampler.guidance.mixing")
 grid = importlib.import_module("pure_rlg_sampler.sweeps.grid")
 labels = importlib.import_module("pure_rlg_sampler.sweeps.labels")
+name_patterns = importlib.import_module("pure_rlg_sampler.weights.name_patterns")
 peft_config = importlib.import_module("pure_rlg_sampler.weights.peft_config")
 plan = importlib.import_module("pure_rlg_sampler.sweeps.shared_evaluations")
 svd = importlib.import_module("pure_rlg_sampler.weights.svd")

@@ -6,7 +6,6 @@ The host maps keys and applies patches; this module adds what it leaves out: the
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -21,8 +20,9 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 
-from ..messages import model_name, name_list
-from .peft_config import CONFIG_NAME, WEIGHTS_NAME, PeftConfig
+from ..messages import model_name, name_list, shown
+from .lora_checks import Target, check_patches, check_tensors
+from .peft_config import CONFIG_NAME, WEIGHTS_NAME, PeftConfig, decoded
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 StateDict = dict[str, torch.Tensor]
-# What a patch is for: a weight of the model, or (weight, (dim, start, length)) for a part of a fused one.
-Target = str | tuple[Any, ...]
 
 # PEFT puts the adapter's name between lora_A and weight when a model was saved without its own save method.
 _PEFT_KEY = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight$")
@@ -42,6 +40,7 @@ _DIFFUSERS_PREFIXES = ("transformer.", "unet.")
 _PLAIN_SUFFIXES = (".diff", ".diff_b", ".set_weight", ".w_norm", ".b_norm")
 _TEXT_ENCODER_PREFIXES = ("lora_te", "text_encoder", "text_model", "base_model.model.text_model", "clip_")
 _SHOWN_KEYS = 8
+_LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -76,15 +75,14 @@ def load_lora(model: ModelPatcher, path: Path, name: str, strength: float) -> tu
     """
     lora = read_lora(path, name)
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
-    weights = comfy.lora_convert.convert_lora(_rename_peft_modules(lora.weights, key_map))
-    patches = comfy.lora.load_lora(weights, key_map, log_missing=False)
+    weights, patches = _host_patches(_rename_peft_modules(lora.weights, key_map), key_map, name)
     family = model_name(model)
     if not patches:
         raise ValueError(
-            f"lora_name: none of the {len(lora.weights)} keys in '{name}' match this model ({family}); "
-            f"the file starts with {', '.join(list(lora.weights)[:3])}. Choose a LoRA that was trained for {family}."
+            f"lora_name: none of the {len(lora.weights)} keys in '{name}' match this model ({family}); the file "
+            f"starts with {', '.join(map(shown, list(lora.weights)[:3]))}. Choose a LoRA that was trained for {family}."
         )
-    _check_shapes(patches, model, name)
+    check_patches(patches, model, name)
     tuned = model.clone()
     tuned.add_patches(patches, strength)
     left_out = _left_out(weights, patches, key_map)
@@ -103,9 +101,12 @@ def read_lora(path: Path, name: str) -> LoraFile:
     try:
         weights, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     except Exception as error:  # the host, safetensors and torch each raise their own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = shown(error, _LONGEST_REASON) or type(error).__name__
         raise ValueError(f"lora_name: '{name}' cannot be read ({reason}); download the file again.") from error
-    weights = {k: v for k, v in weights.items() if isinstance(v, torch.Tensor)}
+    if not isinstance(weights, dict):
+        raise ValueError(f"lora_name: '{name}' holds no named tensors; download the file again.")
+    weights = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    check_tensors(weights, name)
     modules = _peft_modules(weights, name)
     without_alpha = {m: keys for m, keys in modules.items() if f"{m}.alpha" not in weights}
     if not without_alpha:
@@ -136,13 +137,12 @@ def _peft_modules(weights: StateDict, name: str) -> dict[str, dict[str, str]]:
             modules.setdefault(match["module"], {})[match["side"]] = key
             adapters.add(match["adapter"] or "")
     if len(adapters) > 1:
-        raise ValueError(
-            f"lora_name: '{name}' holds several adapters ({', '.join(sorted(adapters))}); save the one you want alone."
-        )
+        held = name_list([shown(adapter) for adapter in sorted(adapters)], _SHOWN_KEYS)
+        raise ValueError(f"lora_name: '{name}' holds several adapters ({held}); save the one you want alone.")
     for module, keys in modules.items():
         if keys.keys() != {"A", "B"}:
             missing = ({"A", "B"} - keys.keys()).pop()
-            raise ValueError(f"lora_name: '{name}' has no lora_{missing} for {module}; download the file again.")
+            raise ValueError(f"lora_name: '{name}' has no lora_{missing} for {shown(module)}; download the file again.")
     return modules
 
 
@@ -159,24 +159,39 @@ def _find_config(
     if "lora_adapter_metadata" in metadata:  # where diffusers' save_lora_weights keeps the LoraConfig
         source = f"metadata of '{name}'"
         try:
-            stored = json.loads(metadata["lora_adapter_metadata"])
-        except json.JSONDecodeError as error:
-            raise ValueError(f"lora_name: the {source} is damaged ({error}); download the file again.") from error
-        config = {k.removeprefix(p): v for k, v in stored.items() for p in _DIFFUSERS_PREFIXES if k.startswith(p)}
+            stored = decoded(metadata["lora_adapter_metadata"])
+            settings = stored.items() if isinstance(stored, dict) else ()
+        except ValueError as error:
+            raise ValueError(f"lora_name: the {source} is damaged ({error}); download the file again.") from None
+        config = {k.removeprefix(p): v for k, v in settings for p in _DIFFUSERS_PREFIXES if k.startswith(p)}
         if config:
-            return PeftConfig.from_dict(config, source), source
+            return PeftConfig.from_dict(config, f"lora_name: {source}"), source
     return None, "no alpha in the file: scale 1"
 
 
 def _alpha_tensor(config: PeftConfig, module: str, down: torch.Tensor, source: str) -> torch.Tensor:
-    rank = down.shape[0]
+    rank = down.shape[0] if down.ndim else 0
     if config.rank(module) != rank:
         raise ValueError(
-            f"lora_name: {source} gives {module} rank {config.rank(module)}, but the file's matrices have rank {rank}; "
-            "use the config that was saved with this file."
+            f"lora_name: {source} gives {shown(module)} rank {config.rank(module)}, but the file's matrices have rank "
+            f"{rank}; use the config that was saved with this file."
         )
     # The host multiplies by alpha / rank, so this alpha yields exactly the trainer's scale.
     return torch.tensor(config.scale(module, rank) * rank, dtype=torch.float64)
+
+
+def _host_patches(
+    weights: StateDict, key_map: Mapping[str, Target], name: str
+) -> tuple[StateDict, Mapping[Target, Any]]:
+    """The tensors by the names that the host gives them, and the patches that it makes of them."""
+    try:
+        weights = comfy.lora_convert.convert_lora(weights)
+        return weights, comfy.lora.load_lora(weights, key_map, log_missing=False)
+    except Exception as error:  # of any kind: the host takes the file to be complete
+        reason = f"{type(error).__name__}: {shown(error, _LONGEST_REASON)}"
+        raise ValueError(
+            f"lora_name: '{name}' is damaged: ComfyUI cannot read its modules ({reason}); download the file again."
+        ) from error
 
 
 def _rename_peft_modules(weights: StateDict, key_map: Mapping[str, Target]) -> StateDict:
@@ -203,35 +218,6 @@ def _host_names(module: str) -> tuple[str, ...]:
     )
 
 
-def _check_shapes(patches: Mapping[Target, Any], model: ModelPatcher, name: str) -> None:
-    for target, patch in patches.items():
-        key, part = (target, None) if isinstance(target, str) else (target[0], target[1])
-        # The attribute's shape, not the state dict's, which for quantised weights is that of their storage.
-        expected = list(comfy.utils.get_attr(model.model, key).shape)
-        if part is not None:
-            expected[part[0]] = part[2]
-        found = _patched_shape(patch, expected)
-        if found is not None and found != expected:
-            raise ValueError(
-                f"lora_name: '{name}' does not fit this model: {key.removesuffix('.weight')} expects a weight of shape "
-                f"{expected}, the LoRA has {found}. Choose a LoRA that was trained for this checkpoint."
-            )
-
-
-def _patched_shape(patch: Any, expected: list[int]) -> list[int] | None:
-    """Shape of the weight that a patch was made for, or None where only the host can tell."""
-    if isinstance(patch, LoRAAdapter):
-        up, down, _, mid, _, reshape = patch.weights
-        if mid is not None or reshape is not None:
-            return None
-        rows, columns = up.shape[0], down[0].numel()
-        matches = up[0].numel() == down.shape[0] and columns == torch.Size(expected[1:]).numel()
-        return [rows, *expected[1:]] if matches else [rows, *down.shape[1:]]
-    if isinstance(patch, tuple) and patch[0] == "diff" and len(patch[1]) == 1:
-        return list(patch[1][0].shape)
-    return None
-
-
 def _left_out(weights: StateDict, patches: Mapping[Target, Any], key_map: Mapping[str, Target]) -> list[str]:
     used: set[str] = set()
     for patch in patches.values():
@@ -254,17 +240,19 @@ def _report(lora: LoraFile, patches: Mapping[Target, Any], left_out: list[str], 
         lines.append(f"rank {_spread(ranks)}, alpha {_spread(alphas)}, scale {_spread(scales)} ({lora.scale_source})")
     of_text = [key for key in left_out if key.startswith(_TEXT_ENCODER_PREFIXES)]
     if rest := [key for key in left_out if key not in of_text]:
-        lines.append(
-            f"left out, because this model has no place for them, {len(rest)} keys: {name_list(rest, _SHOWN_KEYS)}"
-        )
+        lines.append(f"left out, because this model has no place for them, {len(rest)} keys: {_keys(rest)}")
     if of_text:
         lines.append(
             f"left out, because base and tuned model share the prompt, {len(of_text)} keys for the text encoder: "
-            f"{name_list(of_text, _SHOWN_KEYS)}"
+            f"{_keys(of_text)}"
         )
     if not left_out:
         lines.append("nothing left out")
     return "; ".join(lines) + "."
+
+
+def _keys(keys: list[str]) -> str:
+    return name_list([shown(key) for key in keys], _SHOWN_KEYS)
 
 
 def _spread(values: set[float]) -> str:

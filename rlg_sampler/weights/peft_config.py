@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..messages import shown
+from .name_patterns import NamePatterns, Value
+
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
+_LARGEST = 3.4e38  # of float32
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class PeftConfig:
     r: int
     lora_alpha: float
     use_rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: NamePatterns[int] = field(default_factory=lambda: NamePatterns({}))
+    alpha_pattern: NamePatterns[float] = field(default_factory=lambda: NamePatterns({}))
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], source: str) -> PeftConfig:
@@ -42,7 +45,7 @@ class PeftConfig:
         """
         peft_type = str(config.get("peft_type") or "LORA").upper()
         if peft_type != "LORA":
-            raise ValueError(f"{source}: peft_type is {peft_type}; only LORA adapters can be loaded.")
+            raise ValueError(f"{source}: peft_type is {shown(peft_type)}; only LORA adapters can be loaded.")
         if config.get("use_dora"):
             raise ValueError(
                 f"{source}: this adapter uses DoRA, which cannot be loaded exactly yet; "
@@ -50,18 +53,19 @@ class PeftConfig:
             )
         try:
             parsed = cls(
-                r=int(config["r"]),
-                lora_alpha=float(config["lora_alpha"]),
+                r=_whole(config["r"]),
+                lora_alpha=_number(config["lora_alpha"]),
                 use_rslora=bool(config.get("use_rslora", False)),
-                rank_pattern={k: int(v) for k, v in (config.get("rank_pattern") or {}).items()},
-                alpha_pattern={k: float(v) for k, v in (config.get("alpha_pattern") or {}).items()},
+                rank_pattern=_patterns(config.get("rank_pattern"), _whole),
+                alpha_pattern=_patterns(config.get("alpha_pattern"), _number),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(
-                f"{source}: r, lora_alpha or their patterns are missing or not numbers ({error!r}); "
+                f"{source}: r, lora_alpha or their patterns are missing or not numbers ({reason}); "
                 "use the file that was saved with the adapter."
-            ) from error
-        if parsed.r <= 0 or not math.isfinite(parsed.lora_alpha):
+            ) from None
+        if parsed.r <= 0:
             raise ValueError(
                 f"{source}: r={parsed.r} and lora_alpha={parsed.lora_alpha} give no scale; "
                 "use the file that was saved with the adapter."
@@ -77,29 +81,52 @@ class PeftConfig:
         """
         source = f"lora_name: {path.parent.name}/{path.name}"
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{source}: cannot be read as JSON ({error}); download it again.") from error
+            config = decoded(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{source}: cannot be read as JSON ({shown(error, 200)}); download it again.") from None
         if not isinstance(config, dict):
             raise ValueError(f"{source}: holds no settings; download it again.")
         return cls.from_dict(config, source)
 
     def rank(self, module: str) -> int:
         """The rank that the config gives `module` (a name such as `transformer_blocks.0.attn.to_q`)."""
-        return _by_pattern(self.rank_pattern, module, self.r)
+        return self.rank_pattern.value(module, self.r)
 
     def alpha(self, module: str) -> float:
         """The lora_alpha that the config gives `module`."""
-        return _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+        return self.alpha_pattern.value(module, self.lora_alpha)
 
     def scale(self, module: str, rank: int) -> float:
         """What the trainer multiplied `lora_B @ lora_A` by, for a module of this rank."""
         return self.alpha(module) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    # PEFT's get_pattern_key: a pattern is a regular expression for the end of the name, after a dot; first wins.
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def decoded(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none; the message is one line.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+
+
+def _patterns(values: Any, checked: Callable[[Any], Value]) -> NamePatterns[Value]:
+    if not isinstance(values or {}, dict):
+        raise TypeError("patterns are names and numbers")
+    return NamePatterns({pattern: checked(value) for pattern, value in (values or {}).items()})
+
+
+def _number(value: Any) -> float:
+    """A number that float32 can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise TypeError(f"{shown(value, 40)} is no finite number")
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if _number(value) != int(value):
+        raise TypeError(f"{shown(value, 40)} is no whole number")
+    return int(value)

@@ -119,7 +119,7 @@ def test_imports_go_one_way() -> None:
 
 def test_runtime_needs_nothing_that_the_host_does_not_install() -> None:
     host = {"comfy", "comfy_api", "folder_paths", "latent_preview", "nodes"}
-    brought = {"PIL", "numpy", "safetensors", "scipy", "tokenizers", "torch", "tqdm", "transformers"}
+    brought = {"PIL", "numpy", "pydantic_core", "safetensors", "scipy", "tokenizers", "torch", "tqdm", "transformers"}
     allowed = {*host, *brought, *sys.stdlib_module_names}
     optional = {
         "lpips_distance.py": {"lpips"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import pure
 from demo.tiny_model import TinySD3
 from pairs import as_single_file, load_checkpoint, write_lora, write_model
 from pure import peft_config
@@ -255,6 +257,126 @@ def test_config_that_is_no_json(load, loras) -> None:
     assert "cannot be read as JSON" in _refused(load, "no-json")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"r": 1e309, "lora_alpha": 8}', "inf is no finite number"),
+        ('{"r": 8, "lora_alpha": 1e309}', "inf is no finite number"),
+        ('{"r": 8.5, "lora_alpha": 8}', "8.5 is no whole number"),
+        ('{"r": true, "lora_alpha": 8}', "True is no finite number"),
+        ('{"r": 8, "lora_alpha": 8, "rank_pattern": {"(": 4}}', "'(' is no pattern for module names (unclosed group)"),
+        ('{"r": 8, "lora_alpha": 8, "alpha_pattern": {"(?=q)": 4}}', "'(?=q)' is no pattern for module names"),
+        ('{"r": 8, "lora_alpha": 8, "rank_pattern": {"(a{1000}){1000}": 4}}', "is no pattern for module names"),
+        ("[" * 100_000, "brackets are nested too deep"),
+        ('{"r": ' + "9" * 5000 + "}", "cannot be read as JSON"),
+        ("[]", "holds no settings"),
+    ],
+)
+def test_config_of_a_stranger(load, loras, text, says) -> None:
+    folder = write_lora(loras.parent, "strange-config")
+    (folder / "adapter_config.json").write_text(text)
+    message = _refused(load, "strange-config")
+    assert message.startswith("lora_name:") and says in message and len(message) < 600
+
+
+def test_a_pattern_that_keeps_a_backtracking_engine_busy_is_matched_at_once(load, loras) -> None:
+    folder = write_lora(loras.parent, "slow-pattern", rank=8, alpha=16.0)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["alpha_pattern"] = {"(([a-z_.0-9]+)+)+!": 1.0, "(.*)*(.*)*(.*)*!": 1.0}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    started = time.monotonic()
+    tuned, _ = load("slow-pattern")
+    assert time.monotonic() - started < 2
+    width = product(folder, TO_Q).shape[0]
+    torch.testing.assert_close(change(tuned)[:width], 2.0 * product(folder, TO_Q), rtol=1e-5, atol=1e-7)
+
+
+def _damaged(loras: Path, name: str, damage: Callable[[dict[str, torch.Tensor], str, str], None]) -> str:
+    """A LoRA whose tensors `damage` has changed: it is given all of them, and the keys of one pair of matrices."""
+    folder = write_lora(loras.parent, name)
+    weights = load_file(folder / "adapter_model.safetensors")
+    damage(weights, *(f"base_model.model.{TO_Q}.lora_{side}.weight" for side in "AB"))
+    save_file(weights, folder / "adapter_model.safetensors")
+    return name
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+def test_a_lora_of_values_that_give_a_black_picture(load, loras, value) -> None:
+    def damage(weights: dict[str, torch.Tensor], a: str, b: str) -> None:
+        weights[b][0, 0] = value
+        weights[a] = 100 * torch.ones_like(weights[a])  # so that 3e38 in the other matrix is too much for the product
+
+    message = _refused(load, _damaged(loras, "black", damage))
+    assert "NaN, infinity or values too large" in message and "joint_blocks.0.x_block.attn.qkv" in message
+
+
+def test_matrices_of_different_ranks(load, loras) -> None:
+    def damage(weights: dict[str, torch.Tensor], a: str, b: str) -> None:
+        weights[b] = weights[b][:, :5].contiguous()
+
+    message = _refused(load, _damaged(loras, "two-ranks", damage))
+    assert "lora_A (or lora_down) has rank 8, lora_B (or lora_up) has rank 5" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool, torch.complex64])
+def test_matrices_that_are_no_floats(load, loras, dtype) -> None:
+    def damage(weights: dict[str, torch.Tensor], a: str, b: str) -> None:
+        weights[a] = weights[a].to(dtype)
+
+    message = _refused(load, _damaged(loras, "no-floats", damage))
+    assert f"holds {str(dtype).removeprefix('torch.')} values for" in message
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (0, 128), (8, 0), (8, 128, 1, 2)])
+def test_matrices_that_are_none(load, loras, shape) -> None:
+    def damage(weights: dict[str, torch.Tensor], a: str, b: str) -> None:
+        weights[a] = torch.zeros(shape)
+
+    message = _refused(load, _damaged(loras, "no-matrix", damage))
+    assert message.startswith("lora_name:") and TO_Q in message or "attn.qkv" in message
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(math.nan), torch.zeros(2), torch.tensor(True), torch.tensor(1j)])
+def test_alphas_that_are_no_number(load, loras, alpha) -> None:
+    folder = write_lora(loras.parent, "alpha-source")
+    weights = _renamed(folder, lambda k: k.replace("base_model.model.", "transformer."))
+    save_file({**weights, f"transformer.{TO_Q}.alpha": alpha}, loras / "no-alpha.safetensors")
+    assert f"transformer.{TO_Q}.alpha that is no finite number" in _refused(load, "no-alpha.safetensors")
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hada_w1_a": (512, 4), "hada_w1_b": (4, 128), "hada_w2_a": (512, 5), "hada_w2_b": (4, 128)},
+        {"lokr_w1": (3, 3), "lokr_w2": (256, 64)},
+        {"lokr_w1_a": (2, 2), "lokr_w2": (256, 64)},
+        {"oft_blocks": (7, 7, 7)},
+        {"lora_up.weight": (512, 4), "lora_down.weight": (4, 128), "dora_scale": (3, 3)},
+        {"lora_up.weight": (512, 4), "lora_down.weight": (4, 128), "reshape_weight": (2,)},
+    ],
+    ids=["LoHa", "LoKr", "half of a LoKr", "OFT", "DoRA", "another shape of the weight"],
+)
+def test_adapters_that_the_host_cannot_apply(load, loras, sizes) -> None:
+    """It would say so in its log alone, if at all, and sample without them."""
+    module = "lora_unet_joint_blocks_0_x_block_mlp_fc1"
+    save_file({f"{module}.{k}": torch.ones(size) for k, size in sizes.items()}, loras / "odd.safetensors")
+    message = _refused(load, "odd.safetensors")
+    assert message.startswith("lora_name: 'odd.safetensors'") and len(message) < 600
+
+
+def test_a_small_file_that_says_it_is_huge(load, loras) -> None:
+    """torch.load builds a tensor of any shape on one number; reading it would fill the memory."""
+    module = "lora_unet_joint_blocks_0_x_block_mlp_fc1"
+    huge = {f"{module}.lora_{side}.weight": torch.ones(1).expand(10**6, 10**6) for side in ("up", "down")}
+    torch.save(huge, loras / "huge.pt")
+    assert "without the numbers of its shape" in _refused(load, "huge.pt")
+
+
+def test_a_bias_that_the_model_does_not_have(load, loras) -> None:
+    save_file({f"transformer.{TO_Q}.diff_b": torch.ones(128)}, loras / "bias.safetensors")
+    assert "which this model does not have" in _refused(load, "bias.safetensors")
+
+
 def test_half_a_pair_of_matrices(load, loras) -> None:
     folder = write_lora(loras.parent, "half")
     weights = load_file(folder / "adapter_model.safetensors")
@@ -272,6 +394,19 @@ def test_peft_folders_are_offered_by_name(rlg, loras) -> None:
 
 
 # The scale rule itself, against PEFT.
+
+
+_NAME = st.text("ab.0", min_size=1, max_size=6)
+_PATTERN = st.lists(
+    st.sampled_from(["a", "b", "0", r"\.", ".", ".*", r"\d+", "(a|b)", "[ab]", "a?", "^", "|"]), max_size=5
+)
+
+
+@given(patterns=st.lists(_PATTERN.map("".join), max_size=3, unique=True), name=_NAME)
+def test_patterns_match_as_pefts(patterns: list[str], name: str) -> None:
+    other = pytest.importorskip("peft.utils.other")
+    values = {pattern: number for number, pattern in enumerate(patterns)}
+    assert pure.name_patterns.NamePatterns(values).value(name, None) == values.get(other.get_pattern_key(values, name))
 
 
 @settings(max_examples=30)
