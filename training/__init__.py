@@ -6,7 +6,7 @@
     for entry in trainer.iterate(until=100, report=show_share):
         entry.number, entry.reward, entry.spread, entry.kl, entry.clipped, entry.gradient, entry.seconds
         trainer.pictures([0, 1], seed=1, tuned=True)                                       a preview, IMAGE
-    save_lora(trainer, folder)                                                             lora_output.py
+    trainer.save(folder)                                                                   the averaged LoRA
 
 All of it may be called in the host's inference mode. Cancel (the host's InterruptProcessingException) and errors come
 out of `iterate` with the trainer in the state after the last whole iteration; what was learned can be saved then, and a

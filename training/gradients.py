@@ -55,12 +55,31 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def checkpointed_blocks(model: torch.nn.Module) -> Iterator[None]:
-    """Keep the inputs of each block alone for the backward pass, which then computes the block once more."""
+def differentiable_blocks(model: torch.nn.Module, checkpointing: bool) -> Iterator[None]:
+    """Let gradients pass through the blocks that a model is a repetition of.
+
+    Some blocks of the host write into their input (Flux adds to its residual stream in place, after a norm has saved it
+    for the backward pass), so here they and their norms get copies. A checkpointed block would not even notice: its
+    second pass would begin with what the first one left.
+
+    Args:
+        checkpointing: keep the inputs of each block alone for the backward pass, which then computes it once more.
+    """
     with ExitStack() as stack:
         for block in _blocks(model):
-            stack.enter_context(_Checkpointed(block))
+            for norm in (child for child in block.children() if "Norm" in type(child).__name__):
+                stack.enter_context(_OnCopies(norm))
+            stack.enter_context(_OnCopies(block))
+            if checkpointing:
+                stack.enter_context(_Checkpointed(block))
         yield
+
+
+class _OnCopies(ReplacedForward):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.original(*args, **kwargs)
+        return self.original(*(_copied(a) for a in args), **{name: _copied(a) for name, a in kwargs.items()})
 
 
 class _Checkpointed(ReplacedForward):
@@ -70,6 +89,11 @@ class _Checkpointed(ReplacedForward):
         return torch.utils.checkpoint.checkpoint(
             self.original, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
         )
+
+
+def _copied(argument: Any) -> Any:
+    is_tensor = isinstance(argument, torch.Tensor)
+    return argument.clone() if is_tensor and argument.is_floating_point() else argument
 
 
 def _blocks(model: torch.nn.Module, inside: bool = False) -> Iterator[torch.nn.Module]:

@@ -15,7 +15,7 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
-from .gradients import checkpointed_blocks, frozen
+from .gradients import differentiable_blocks, frozen
 from .policy import Policy
 from .prompts import Prompts
 
@@ -96,8 +96,7 @@ class HostModel:
         with ExitStack() as stack:
             stack.enter_context(frozen(model))
             stack.enter_context(self.policy.attached(model))
-            if self._checkpointing:
-                stack.enter_context(checkpointed_blocks(model.diffusion_model))
+            stack.enter_context(differentiable_blocks(model.diffusion_model, self._checkpointing))
             return body(run)
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import comfy.samplers
 import torch
 
+from ..rlg_sampler.messages import model_name
+from .base_digest import base_digest
 from .checkpoint import State, changes
 from .gradients import training_mode
 from .host_model import HostModel, Run
+from .lora_output import save_lora
 from .method import Method
 from .policy import Policy
 from .policy_gradient import Learned, PolicyLearner, Report
@@ -84,6 +87,7 @@ class Trainer:
         self.history: list[Iteration] = []
         self.started_anew = ""
         self._checkpoint, self._written = checkpoint, time.monotonic()
+        self._base = base_digest(task.model)
         device = task.model.load_device
         alpha = 2.0 * settings.rank if settings.alpha is None else settings.alpha
         with training_mode():
@@ -129,10 +133,9 @@ class Trainer:
             State(self._fingerprint(), len(history), self._tensors(), history).write(self._checkpoint)
             self._written = time.monotonic()
 
-    @property
-    def averaged(self) -> dict[str, torch.Tensor]:
-        """The averaged LoRA by name (`….down`, `….up`), which is the result: what single updates shake evens out."""
-        return dict(self._average)
+    def save(self, folder: Path) -> Path:
+        """Write the averaged LoRA with its recipe; see `lora_output.save_lora`."""
+        return save_lora(self.policy, self._average, folder, self.task.model, self._recipe())
 
     def pictures(self, prompts: list[int], seed: int, tuned: bool) -> torch.Tensor:
         """Pictures without noise on the way, as a preview: IMAGE, one per prompt.
@@ -215,14 +218,14 @@ class Trainer:
         self.history = [Iteration(**entry) for entry in state.history]
 
     def _fingerprint(self) -> dict[str, str]:
-        """All that would make another run of it."""
+        """All that would make another run of it, as text."""
         task = self.task
-        own = {field.name: str(getattr(self.settings, field.name)) for field in fields(self.settings)}
-        method = {field.name: str(getattr(self.method, field.name)) for field in fields(self.method)}
-        of_task = {
-            "prompts": task.prompts.digest[:16],
-            "reward": task.reward.name,
-            "width": str(task.width),
-            "height": str(task.height),
-        }
-        return {**of_task, **own, **method}
+        of_task = {"reward": task.reward.name, "width": task.width, "height": task.height}
+        hashes = {"prompts": task.prompts.digest, "base": self._base}
+        parts = {**of_task, **hashes, **asdict(self.settings), "method": self.method.name, **asdict(self.method)}
+        return {name: str(value) for name, value in parts.items()}
+
+    def _recipe(self) -> dict[str, str]:
+        """How the LoRA was made, for its file."""
+        made = {"iterations": str(len(self.history)), "family": model_name(self.task.model), "torch": torch.__version__}
+        return {"reward_source": self.task.reward.source, **self._fingerprint(), **made}

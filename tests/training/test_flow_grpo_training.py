@@ -101,7 +101,7 @@ def test_an_iteration_is_the_reference_s(make, training, loaded, checkpoint_path
     trainer = make(updates=1, kl_weight=0.04)
     _random_up(trainer)
     values = {name: parameter.detach() for name, parameter in trainer.policy.parameters.items()}
-    training.lora_output.save_lora(trainer.policy, values, tmp_path, {})
+    training.lora_output.save_lora(trainer.policy, values, tmp_path, trainer.task.model, {})
     seen = drawn_iteration(trainer)
     with torch.inference_mode(False):
         theirs = flow_grpo_reference.Iteration(checkpoint_path, tmp_path, steps=4, cfg=2.0, noise_level=0.7)

@@ -1,0 +1,195 @@
+"""Every family: gradients of the LoRA through the host's model, and files that all loaders read at full strength."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.samplers
+import pytest
+import torch
+import training_tasks as tasks
+from diffusers import StableDiffusion3Pipeline
+from safetensors import safe_open
+
+import reference
+from demo.tiny_model import TinySD3
+from pairs import CLOSE, FAMILIES, conds, empty_latent, load_checkpoint, relative, task
+
+RANK = 4
+
+
+@pytest.fixture(scope="module")
+def training(rlg: SimpleNamespace) -> SimpleNamespace:
+    names = ("policy", "targets", "host_model", "lora_output", "gradients", "base_digest")
+    return SimpleNamespace(**{name: rlg.module(f"training.{name}") for name in names})
+
+
+def _policy(training: SimpleNamespace, model: Any, size: float = 0.1) -> Any:
+    with training.gradients.training_mode():
+        targets = training.targets.attention_projections(model)
+        policy = training.policy.Policy(targets, RANK, 2.0 * RANK, 3, torch.device("cpu"))
+        for number, parameter in enumerate(policy.parameters.values()):
+            if not parameter.any():
+                parameter.data.normal_(std=size, generator=torch.Generator().manual_seed(number))
+    return policy
+
+
+def _values(policy: Any) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in policy.parameters.items()}
+
+
+def _x0(
+    training: SimpleNamespace,
+    model: Any,
+    policy: Any,
+    of_family: Any,
+    body: Callable | None = None,
+    cfg: float = 2.0,
+    checkpointing: bool = True,
+) -> Any:
+    """A prediction at the second of three sigmas, as training makes it."""
+    inputs = of_family.task()
+    prompts = SimpleNamespace(positive=[inputs["positive"]], negative=inputs["negative"])
+    with training.gradients.training_mode():
+        sampling = model.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "sgm_uniform", 3).clone()
+        host = training.host_model.HostModel(model, policy, prompts, cfg, sigmas, checkpointing)
+        x = torch.randn(2, *of_family.latent, generator=torch.Generator().manual_seed(5)) * sigmas[1]
+        return host.run(0, x.shape, body or (lambda run: run.x0(x, 1)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_reach_every_matrix(training, name) -> None:
+    """In a model made in inference mode, as nodes make it; its weights ask for none and get none."""
+    family = FAMILIES[name]
+    model = family.load()
+    policy = _policy(training, model)
+    assert all(weight.is_inference() for weight in model.model.diffusion_model.parameters())
+
+    def body(run: Any) -> None:
+        x = torch.randn(2, *family.latent, generator=torch.Generator().manual_seed(5)) * run.sigmas[1]
+        with torch.enable_grad():
+            run.x0(x, 1).square().mean().backward()
+
+    _x0(training, model, policy, family, body)
+    without = [n for n, p in policy.parameters.items() if p.grad is None or not p.grad.any()]
+    # Text queries and outputs of a last block are read by nobody.
+    assert all("add_" in n or "context" in n for n in without), without
+    assert all(weight.grad is None for weight in model.model.parameters())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_are_those_of_finite_differences(training, name, checkpointing) -> None:
+    """Along the gradient, where the slope is its norm. Without CFG, whose other side is a constant to the gradient."""
+    family = FAMILIES[name]
+    model = family.load()
+    policy = _policy(training, model)
+    x = torch.randn(1, *family.latent, generator=torch.Generator().manual_seed(6))
+
+    def loss(run: Any) -> torch.Tensor:
+        with torch.enable_grad():
+            return run.x0(x * run.sigmas[1], 1).square().mean()
+
+    _x0(training, model, policy, family, lambda run: loss(run).backward(), 1.0, checkpointing)
+    parameters = policy.parameters
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in parameters.items()}
+    norm = float(sum(gradient.square().sum() for gradient in gradients.values()).sqrt())
+
+    def at(distance: float) -> float:
+        with policy.with_values({n: p.detach() + distance * gradients[n] / norm for n, p in parameters.items()}):
+            return float(_x0(training, model, policy, family, loss, cfg=1.0))
+
+    assert (at(1e-2) - at(-1e-2)) / 2e-2 == pytest.approx(norm, rel=0.02)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_files_are_read_at_full_strength(training, run_node, models_dir, name) -> None:
+    """By ComfyUI's own loader and by ours: the predictions of the policy that was saved."""
+    family = FAMILIES[name]
+    base, policy = family.load(), None
+    policy = _policy(training, base)
+    folder = models_dir / "loras" / f"trained-{family.config}"
+    training.lora_output.save_lora(policy, _values(policy), folder, base, {})
+    expected = _x0(training, base, policy, family)
+    nothing = _policy(training, base, size=0.0)
+    assert relative(_x0(training, base, nothing, family), expected) > 100 * CLOSE
+    ours, report = run_node("RLGLoadLora", model=family.load(), lora_name=folder.name, strength=1.0)
+    assert "nothing left out" in report
+    file = f"{folder.name}/pytorch_lora_weights.safetensors"
+    (stock,) = run_node("LoraLoaderModelOnly", model=family.load(), lora_name=file, strength_model=1.0)
+    for tuned in (ours, stock):
+        assert relative(_x0(training, tuned, nothing, family), expected) < 3 * CLOSE
+
+
+@pytest.fixture(scope="module")
+def sd3(training, models_dir: Path) -> SimpleNamespace:
+    """A LoRA on the tiny SD3 model, in its folder."""
+    path = tasks.tiny_checkpoint(models_dir, "trained-sd3")
+    base = load_checkpoint(path)
+    policy = _policy(training, base)
+    folder = models_dir / "loras" / "trained-sd3"
+    with torch.inference_mode():
+        training.lora_output.save_lora(policy, _values(policy), folder, base, {"method": "Flow-GRPO"})
+    return SimpleNamespace(path=path, folder=folder)
+
+
+def _text(seed: int) -> reference.Text:
+    ((tokens, extra),) = conds(seed)
+    return reference.Text(tokens, extra["pooled_output"])
+
+
+def test_peft_and_comfyui_sample_the_same_from_the_files(sd3, run_node) -> None:
+    peft = reference.load(sd3.path, sd3.folder, TinySD3())
+    inputs = task(latent_image=empty_latent(), steps=4)
+    noise = torch.randn(1, 16, 16, 16, generator=torch.manual_seed(inputs["seed"]))
+    expected = reference.sample(peft, noise, _text(1), _text(2), steps=4, cfg=inputs["cfg"], scale=1.0)
+    (ours, _) = run_node("RLGLoadLora", model=load_checkpoint(sd3.path), lora_name=sd3.folder.name, strength=1.0)
+    models = [ours]
+    for file in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors"):
+        name = f"{sd3.folder.name}/{file}"
+        models += run_node("LoraLoaderModelOnly", model=load_checkpoint(sd3.path), lora_name=name, strength_model=1.0)
+    for model in models:
+        assert relative(run_node("KSampler", model=model, **inputs)[0]["samples"], expected) < 1e-5 * 10
+
+
+def test_diffusers_pipelines_read_the_folder(sd3) -> None:
+    with torch.inference_mode(False), torch.no_grad():
+        peft = reference.load(sd3.path, sd3.folder, TinySD3())
+        with_peft = _velocity(peft)
+        with peft.disable_adapter():
+            without = _velocity(peft)
+        plain = reference.load(sd3.path, sd3.folder, TinySD3()).unload()
+        state = StableDiffusion3Pipeline.lora_state_dict(str(sd3.folder), local_files_only=True)
+        StableDiffusion3Pipeline.load_lora_into_transformer(state, plain)
+        assert relative(_velocity(plain), with_peft) < CLOSE
+        assert relative(without, with_peft) > 100 * CLOSE
+
+
+def _velocity(model: Any) -> torch.Tensor:
+    noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    return reference.velocity(model, noise, torch.tensor(500.0), _text(1), _text(2))
+
+
+def test_the_files_say_how_they_were_made(sd3) -> None:
+    for name in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors"):
+        with safe_open(sd3.folder / name, "pt") as file:
+            assert file.metadata()["method"] == "Flow-GRPO"
+    config = json.loads((sd3.folder / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == RANK
+
+
+def test_a_digest_tells_base_models_apart(training, run_node, sd3) -> None:
+    """Loaded or not, and whatever was sampled; another LoRA below is another base."""
+    digest, base = training.base_digest.base_digest, load_checkpoint(sd3.path)
+    first = digest(base)
+    (tuned, _) = run_node("RLGLoadLora", model=base, lora_name=sd3.folder.name, strength=1.0)
+    (weaker, _) = run_node("RLGLoadLora", model=base, lora_name=sd3.folder.name, strength=0.5)
+    assert len({first, digest(tuned), digest(weaker)}) == 3
+    run_node("KSampler", model=tuned, **task(steps=1))
+    assert digest(base) == first == digest(load_checkpoint(sd3.path))
+    assert digest(FAMILIES["Flux"].load(0)) != digest(FAMILIES["Flux"].load(1))

@@ -1,0 +1,48 @@
+"""Which base model a LoRA was trained on, as a short hash of samples from its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+_SAMPLES = 64
+
+
+def base_digest(model: ModelPatcher) -> str:
+    """A hash of the MODEL's weights as its file has them, and of the patches (such as a style LoRA) on them.
+
+    A few numbers of each tensor are read, so that it takes no time for large models either.
+    """
+    digest = hashlib.sha256()
+    for key, weight in model.model.state_dict().items():
+        loaded = model.backup[key].weight if key in model.backup else weight
+        digest.update(f"{key} {tuple(loaded.shape)} {loaded.dtype}".encode())
+        digest.update(_sample(loaded))
+    for key, patches in sorted(model.patches.items()):
+        digest.update(key.encode())
+        for part in _parts(patches):
+            digest.update(_sample(part) if isinstance(part, torch.Tensor) else repr(part).encode())
+    return digest.hexdigest()
+
+
+def _sample(tensor: torch.Tensor) -> bytes:
+    stored = getattr(tensor, "_qdata", tensor).detach().flatten()
+    chosen = stored[:: max(1, stored.numel() // _SAMPLES)][:_SAMPLES]
+    return chosen.contiguous().view(torch.uint8).cpu().numpy().tobytes()
+
+
+def _parts(patch: Any) -> Iterator[torch.Tensor | float | str]:
+    """Tensors, numbers and names in a weight's patches, in order."""
+    if isinstance(patch, list | tuple):
+        for part in patch:
+            yield from _parts(part)
+    elif hasattr(patch, "weights"):
+        yield from _parts(patch.weights)
+    elif isinstance(patch, torch.Tensor | float | int | str):
+        yield patch
