@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -98,6 +99,26 @@ def test_the_pages_name_every_node_as_it_is_called(rlg: SimpleNamespace) -> None
     assert found == names
     five = re.findall(r"^\| \*\*(.+?)\*\* \|", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(five) == 5 and set(five) <= set(names.values())
+
+
+def test_the_messages_of_troubleshooting_are_the_code_s() -> None:
+    """So that whoever searches the page for the words on the screen finds them."""
+    text = (REPO / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    _, *tables = text.split("| message | what to do |\n|---|---|\n")
+    cells = [row.split(" | ")[0] for table in tables for row in table.splitlines() if row.startswith("| ")]
+    said = " ".join(_texts())
+    for message in re.findall(r"`([^`]+)`", " ".join(cells)):
+        for words in message.split("…"):
+            assert words.strip() in said, message
+
+
+def _texts() -> Iterator[str]:
+    """The texts in our code; of an f-string what stands between its values."""
+    for path in repository_files():
+        if path.suffix == ".py" and path.parts[0] not in ("tests", "demo", "benchmarks", ".github"):
+            for node in ast.walk(ast.parse((REPO / path).read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
 
 
 def test_the_registry_gets_an_icon_and_a_banner() -> None:
