@@ -58,9 +58,11 @@ export function after(owner, callback, then) {
  * @param {() => number} minHeight in pixels at zoom 1
  */
 export function addPart(node, name, element, minHeight) {
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: minHeight };
+  const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: minHeight };
   const widget = node.addDOMWidget(name, name, element, options);
   widget.serialize = false; // the option is for the prompt, this is for the workflow
+  // The properties panel sets a width that is the panel's, and the canvas would take it for the node's.
+  Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });
 }
 
 /**

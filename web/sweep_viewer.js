@@ -1,12 +1,14 @@
-/** The viewer in RLG Grid: the cells of a sweep one by one, or two side by side. */
+/** The viewer in RLG Grid: the cells of a sweep in large, and what one does with them. */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { CellPane } from "./cell_pane.js";
+import { hasScale, toLoadImage, useScale } from "./cell_actions.js";
+import { CellViewer } from "./cell_viewer.js";
+import { tell } from "./messages.js";
 import { addPart, after, hideHostPreview, html, outputOf, pictureUrl } from "./node_parts.js";
 
 const EMPTY_HEIGHT = 64;
-const MIN_HEIGHT = 280;
+const MIN_HEIGHT = 360;
 
 /** Of each node that has one: how to show its last output. @type {Map<object, () => void>} */
 const shows = new Map();
@@ -23,7 +25,7 @@ app.registerExtension({
 });
 
 function addViewer(node) {
-  const viewer = new SweepViewer();
+  const viewer = new SweepViewer(node);
   addPart(node, "rlg_viewer", viewer.element, () => (viewer.empty ? EMPTY_HEIGHT : MIN_HEIGHT));
   hideHostPreview(node);
   const show = () => {
@@ -38,20 +40,21 @@ function addViewer(node) {
 
 class SweepViewer {
   empty = true;
-  #left = new CellPane("Cell");
-  #right = new CellPane("Cell to compare with");
-  #compare = html("button", { type: "button", "aria-pressed": "false" }, "Compare");
-  #full = html("button", { type: "button" }, "Full screen");
+  #node;
+  #cells = new CellViewer(({ label }) => (this.#use.disabled = !hasScale(label)));
+  #compare = button("Compare", "Wipe between two cells", () => this.#setComparing(!this.#cells.comparing));
+  #use = button("Use this scale", "Write scale and switch point into the sampler or its schedule", () => this.#useScale());
+  #load = button("To Load Image", "Go on with this picture", () => this.#toLoadImage());
+  #full = button("Full screen", "", () => this.#toggleFullScreen());
   #preloaded = [];
 
-  constructor() {
+  constructor(node) {
+    this.#node = node;
     this.element = html(
       "div",
       { class: "rlg-part rlg-viewer", role: "group", "aria-label": "Cells of the sweep" },
-      html("p", {}, "Run, then flip through the cells with the slider or the mouse."),
+      html("p", {}, "Run, then choose a cell with the arrow keys, a slider or a click."),
     );
-    this.#compare.addEventListener("click", () => this.#compareTwo(this.#right.element.hidden));
-    this.#full.addEventListener("click", () => this.#toggleFullScreen());
   }
 
   /** @param {{images?: object[], labels?: string[]}} output what the node has put out for the page */
@@ -60,25 +63,46 @@ class SweepViewer {
     const cells = images.map((image, i) => ({ url: pictureUrl(api, image), label: labels[i] ?? "" }));
     // Held, so that flipping takes them from memory.
     this.#preloaded = cells.map(({ url }) => Object.assign(new Image(), { src: url }));
-    this.#left.cells = this.#right.cells = cells;
-    if (this.empty) {
-      this.#right.index = cells.length - 1;
-      this.empty = false;
-      this.element.replaceChildren(
-        html("div", { class: "rlg-panes" }, this.#left.element, this.#right.element),
-        html("div", { class: "rlg-buttons" }, this.#compare, this.#full),
-      );
-      this.#compareTwo(false);
+    this.#cells.cells = cells;
+    if (!this.empty) return;
+    this.empty = false;
+    const buttons = html("div", { class: "rlg-buttons" }, this.#compare, this.#use, this.#load, this.#full);
+    this.element.replaceChildren(this.#cells.element, buttons);
+    this.#setComparing(false);
+  }
+
+  #setComparing(on) {
+    this.#cells.comparing = on;
+    this.#compare.setAttribute("aria-pressed", String(on));
+  }
+
+  #useScale() {
+    try {
+      const target = useScale(this.#node, this.#cells.chosen.label);
+      tell("success", `${this.#cells.chosen.label}: set in ${target.title} (#${target.id}).`);
+    } catch (error) {
+      tell("warn", error.message);
     }
   }
 
-  #compareTwo(on) {
-    this.#compare.setAttribute("aria-pressed", String(on));
-    this.#right.element.hidden = !on;
+  async #toLoadImage() {
+    try {
+      const selected = Object.values(app.canvas.selected_nodes ?? {});
+      const target = await toLoadImage(api, this.#node, this.#cells.chosen, selected);
+      tell("success", `${this.#cells.chosen.label}: the picture is in ${target.title} (#${target.id}).`);
+    } catch (error) {
+      tell("warn", error.message);
+    }
   }
 
   #toggleFullScreen() {
     if (document.fullscreenElement) document.exitFullscreen();
     else this.element.requestFullscreen();
   }
+}
+
+function button(text, title, onClick) {
+  const element = html("button", { type: "button", title }, text);
+  element.addEventListener("click", onClick);
+  return element;
 }

@@ -92,6 +92,24 @@ ALL_IN_SIGHT = """() => {
     });
 }"""
 
+# With an id that no node had before: the newer front end keeps the values of widgets by it, also of what is gone.
+ADD = """(type) => {
+    const last = app.graph.state.lastNodeId;
+    app.graph.clear();
+    app.graph.state.lastNodeId = last;
+    const node = LiteGraph.createNode(type);
+    node.pos = [100, 100];
+    app.graph.add(node);
+}"""
+
+# As large as a user has a node that he works with; `fit_view` would make a single one larger than the screen.
+GO_TO = """(type) => {
+    const node = app.graph.nodes.find(node => node.type === type);
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [400 - node.pos[0], 200 - node.pos[1]];
+    app.canvas.setDirty(true, true);
+}"""
+
 # On the canvas a node keeps the images it draws; as HTML they are elements in it.
 PICTURES = """(id) => {
     const drawn = app.graph.getNodeById(id).imgs ?? [];
@@ -217,6 +235,21 @@ class FrontEnd:
     def set_widgets(self, changes: dict[str, dict[str, Any]]) -> None:
         """Type of node → name of a widget → value; types and widgets that are not there are passed over."""
         self.page.evaluate(SET_WIDGETS, changes)
+
+    def add_alone(self, kind: str) -> None:
+        """One node of this type, alone on the canvas."""
+        self.page.evaluate(ADD, kind)
+        self.go_to(kind)
+
+    def go_to(self, kind: str) -> None:
+        """The first node of this type in its own size on the screen."""
+
+        def there() -> bool:
+            self.page.evaluate(GO_TO, kind)
+            self.page.wait_for_timeout(300)  # a view that was still gliding would go on
+            return self.page.evaluate("() => app.canvas.ds.scale === 1")
+
+        self.until(there, "the view did not stay")
 
     def problems(self) -> list[str]:
         """Missing nodes, red inputs and whatever else a user would take for an error, in words."""

@@ -1,0 +1,228 @@
+"""The viewer in RLG Grid: every cell can be reached and compared, and one goes on from it.
+
+It follows runs, and without it the host still shows the pictures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Locator, expect
+
+from browser.front_end import FrontEnd
+from browser.server import WORKFLOWS, Server
+
+pytestmark = pytest.mark.slow
+
+(SWEEP,) = [path for path in WORKFLOWS if path.stem == "scale_sweep"]
+SMALL = {"EmptySD3LatentImage": {"width": 64, "height": 64}, "RLGSweep": {"steps": 2, "scales": "0, 1, 2"}}
+LABELS = ["scale 0, seed 42", "scale 1, seed 42", "scale 2, seed 42"]
+TABLE = [f"switch {switch}, scale {scale}, seed 42" for switch in (0, 0.5) for scale in (1, 1.5, 2)]
+EXTENSIONS = ["RLG.ScheduleCurve", "RLG.SweepViewer"]
+
+
+@pytest.fixture(scope="module")
+def sweep(front_end: FrontEnd) -> None:
+    """A small sweep, run on the server. Once: what has not changed would not run again."""
+    front_end.drop(SWEEP)
+    front_end.set_widgets(SMALL)
+    assert front_end.run()["status"]["status_str"] == "success"
+
+
+@pytest.fixture
+def viewer(front_end: FrontEnd, sweep: None) -> Locator:
+    """The viewer after that run."""
+    return _viewer(front_end)
+
+
+def _viewer(front_end: FrontEnd) -> Locator:
+    front_end.go_to("RLGGrid")
+    viewer = front_end.page.get_by_role("group", name="Cells of the sweep")
+    _shown(viewer)
+    return viewer
+
+
+def _picture(viewer: Locator) -> Locator:
+    return viewer.locator(".rlg-picture")
+
+
+def _shown(viewer: Locator) -> str:
+    """Address of the picture that is chosen, once it is there."""
+    picture = _picture(viewer).locator("img:not(.rlg-under)")
+    expect(picture).to_have_js_property("naturalWidth", 64)
+    return picture.get_attribute("src")
+
+
+def _says(viewer: Locator, label: str) -> None:
+    expect(viewer.locator("figcaption")).to_have_text(label)
+
+
+def test_the_viewer_flips_through_the_cells(viewer: Locator) -> None:
+    """With the slider and by keyboard; each cell with its label."""
+    slider = viewer.get_by_role("slider", name="scale")
+    found = {}
+    slider.press("Home")
+    for i, label in enumerate(LABELS):
+        expect(slider).to_have_attribute("aria-valuetext", f"{label} ({i + 1} of 3)")
+        _says(viewer, label)
+        found[label] = _shown(viewer)
+        slider.press("ArrowRight")
+    assert len(set(found.values())) == 3
+    box = _picture(viewer).bounding_box()
+    assert box["width"] >= 150 and box["height"] >= 150
+    for label in LABELS:
+        viewer.get_by_role("button", name=label).click()
+        _says(viewer, label)
+        assert _shown(viewer) == found[label]
+    _picture(viewer).press("ArrowLeft")
+    _says(viewer, LABELS[1])
+
+
+def test_a_moving_mouse_changes_nothing(front_end: FrontEnd, viewer: Locator) -> None:
+    viewer.get_by_role("button", name=LABELS[1]).click()
+    box, shown = _picture(viewer).bounding_box(), _shown(viewer)
+    for part in (0.1, 0.5, 0.9):
+        front_end.page.mouse.move(box["x"] + box["width"] * part, box["y"] + box["height"] / 2)
+    _says(viewer, LABELS[1])
+    assert _shown(viewer) == shown
+
+
+def test_two_cells_are_compared_by_wiping(front_end: FrontEnd, viewer: Locator) -> None:
+    """Left of the divider is the one, right of it the other; it is dragged, or moved by keys."""
+    viewer.get_by_role("button", name=LABELS[2]).click()
+    compare = viewer.get_by_role("button", name="Compare")
+    compare.click()
+    viewer.get_by_role("combobox", name="Cell to compare with").select_option(LABELS[0])
+    _says(viewer, f"{LABELS[0]} | {LABELS[2]}")
+    under = viewer.locator(".rlg-under")
+    expect(under).to_have_js_property("naturalWidth", 64)
+    assert under.get_attribute("src") != _shown(viewer)
+    box = _picture(viewer).bounding_box()
+    middle = box["y"] + box["height"] / 2
+    mouse = front_end.page.mouse
+    mouse.move(box["x"] + box["width"] / 2, middle)
+    mouse.down()
+    mouse.move(box["x"] + box["width"] * 0.25, middle)
+    mouse.up()
+    wipe = viewer.get_by_role("slider", name="Wipe")
+    assert float(wipe.input_value()) == pytest.approx(25, abs=1)
+    mouse.move(box["x"] + box["width"] * 0.75, middle)
+    assert float(wipe.input_value()) == pytest.approx(25, abs=1)
+    wipe.press("End")
+    expect(under).to_have_css("clip-path", "inset(0px 0% 0px 0px)")
+    compare.click()
+    expect(under).to_be_hidden()
+    _says(viewer, LABELS[2])
+
+
+def test_the_node_does_not_grow_from_run_to_run(front_end: FrontEnd, viewer: Locator) -> None:
+    size = "() => [...app.graph.nodes.find(node => node.type === 'RLGGrid').size]"
+    before, shown = front_end.page.evaluate(size), _shown(viewer)
+    front_end.set_widgets({"RLGGrid": {"title": "again"}})
+    front_end.run()
+    expect(_picture(viewer).locator("img:not(.rlg-under)")).not_to_have_attribute("src", shown)
+    _shown(viewer)
+    assert front_end.page.evaluate(size) == pytest.approx(before, abs=1)
+
+
+def test_the_pictures_are_there_again_after_a_look_at_another_tab(front_end: FrontEnd, viewer: Locator) -> None:
+    front_end.command("Comfy.NewBlankWorkflow")
+    expect(viewer).to_have_count(0)
+    front_end.command("Workspace.PreviousOpenedWorkflow")
+    front_end.page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'RLGGrid')")
+    front_end.go_to("RLGGrid")
+    _shown(viewer)  # of the run that the host has kept for the tab, which need not be the last one
+
+
+def test_a_picture_goes_to_load_image(front_end: FrontEnd, viewer: Locator) -> None:
+    """The host shows it there, and it is the very picture."""
+    viewer.get_by_role("button", name=LABELS[1]).click()
+    shown = front_end.page.context.request.get(_address(front_end, _shown(viewer))).body()
+    viewer.get_by_role("button", name="To Load Image").click()
+    name = front_end.until(
+        lambda: front_end.page.evaluate(
+            "() => app.graph.nodes.find(node => node.type === 'LoadImage')?.widgets[0].value"
+        ),
+        "there is no Load Image",
+    )
+    assert front_end.problems() == []
+    assert front_end.view({"filename": name, "subfolder": "", "type": "input"}) == shown
+    front_end.page.evaluate("() => app.graph.remove(app.graph.nodes.find(node => node.type === 'LoadImage'))")
+
+
+def _address(front_end: FrontEnd, url: str) -> str:
+    return url if url.startswith("http") else front_end.server.address + url
+
+
+def _values(front_end: FrontEnd, kind: str) -> dict[str, Any]:
+    return front_end.page.evaluate(
+        """(type) => Object.fromEntries(
+            app.graph.nodes.find(node => node.type === type)?.widgets.map(({name, value}) => [name, value]) ?? []
+        )""",
+        kind,
+    )
+
+
+def test_a_cell_of_a_table_is_used(front_end: FrontEnd) -> None:
+    """Up and down are the switch points, left and right the scales; what is used is sampled as the cell was."""
+    front_end.drop(SWEEP)
+    front_end.set_widgets(SMALL | {"RLGSweep": {"steps": 2, "scales": "1, 1.5, 2", "switch_percents": "0, 0.5"}})
+    assert front_end.run()["status"]["status_str"] == "success"
+    viewer = _viewer(front_end)
+    picture = _picture(viewer)
+    viewer.get_by_role("button", name=TABLE[0]).click()
+    for key, label in (("Right", TABLE[1]), ("Down", TABLE[4]), ("Down", TABLE[4]), ("Right", TABLE[5])):
+        picture.press(f"Arrow{key}")
+        _says(viewer, label)
+    viewer.get_by_role("slider", name="switch").press("ArrowLeft")
+    _says(viewer, TABLE[2])
+    viewer.get_by_role("button", name=TABLE[4]).click()
+    cell = front_end.page.context.request.get(_address(front_end, _shown(viewer))).body()
+
+    viewer.get_by_role("button", name="Use this scale").click()
+    front_end.page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'RLGKSampler')")
+    chosen = _values(front_end, "RLGCombinedGeneration")
+    assert (chosen["switch_percent"], chosen["scale"]) == (0.5, 1.5)
+    assert _values(front_end, "RLGKSampler")["seed"] == 42
+    run = front_end.run()
+    assert run["status"]["status_str"] == "success" and front_end.problems() == []
+    (file,) = [file for output in run["outputs"].values() for file in output["images"] if file["type"] == "output"][-1:]
+    assert _pixels(front_end.view(file)) == _pixels(cell)
+
+    front_end.go_to("RLGGrid")
+    viewer.get_by_role("button", name=TABLE[2]).click()
+    viewer.get_by_role("button", name="Use this scale").click()
+    front_end.page.wait_for_function(
+        "() => app.graph.nodes.filter(node => node.type === 'RLGCombinedGeneration').length === 1"
+    )
+    chosen = _values(front_end, "RLGCombinedGeneration")
+    assert (chosen["switch_percent"], chosen["scale"]) == (0, 2)
+
+
+def _pixels(file: bytes) -> bytes:
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(file)).convert("RGB").tobytes()
+
+
+def test_without_our_parts_the_host_shows_the_pictures(browser: Browser, server: Server, front_end: FrontEnd) -> None:
+    """As where a user has switched them off in the settings."""
+    settings = f"{server.address}/api/settings"
+    request = front_end.page.context.request
+    expect(request.post(settings, data={"Comfy.Extension.Disabled": EXTENSIONS})).to_be_ok()
+    try:
+        bare = FrontEnd(browser, server, front_end.vue_nodes)
+        bare.drop(SWEEP)
+        bare.set_widgets(
+            SMALL | {"RLGSweep": SMALL["RLGSweep"] | {"seed": 7}}
+        )  # else the server would not run it again
+        assert bare.run()["status"]["status_str"] == "success"
+        (grid,) = [node["id"] for node in bare.graph()["nodes"] if node["type"] == "RLGGrid"]
+        assert bare.wait_for_pictures(grid, 1)[0] == [64, 64]
+        assert bare.page.locator(".rlg-part").count() == 0
+        bare.page.context.close()
+    finally:
+        expect(request.post(settings, data={"Comfy.Extension.Disabled": []})).to_be_ok()

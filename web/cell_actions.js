@@ -1,0 +1,148 @@
+/** What one does with a cell of a sweep: go on with its scale, or with its picture. */
+
+import { numberIn } from "./cell_table.js";
+
+const WITH_SCALE = ["RLGKSampler", "RLGModel", "RLGGuider", "RLGBranch"];
+const SWITCHED = "RLGCombinedGeneration";
+const GAP = 60;
+
+/** Whether a label says a scale. */
+export function hasScale(label) {
+  return numberIn(label, "scale") !== undefined;
+}
+
+/**
+ * Write the scale (and switch point) of a cell into the node that samples the same tuned model, or into its schedule.
+ * Where there is none, an RLG KSampler with the sweep's own settings is put beside the sweep.
+ *
+ * @param {object} grid the node that shows the cell
+ * @param {string} label of the cell
+ * @returns {object} the node that got the scale
+ */
+export function useScale(grid, label) {
+  const { graph } = grid;
+  const sweep = originOf(grid, "labels");
+  graph.beforeChange?.();
+  const sampler = samplerFor(graph, sweep) ?? newSampler(graph, sweep);
+  const target = write(graph, sampler, numberIn(label, "scale"), numberIn(label, "switch"));
+  graph.afterChange?.();
+  graph.setDirtyCanvas(true, true);
+  return target;
+}
+
+/**
+ * Put a picture into ComfyUI's input folder and into a Load Image: the selected one, else a new one beside the grid.
+ *
+ * @param {object} api
+ * @param {object} grid
+ * @param {import("./cell_viewer.js").Cell} cell
+ * @param {object[]} selected nodes
+ * @returns {Promise<object>} the Load Image
+ * @throws {Error} the picture is gone, or the server does not take it
+ */
+export async function toLoadImage(api, grid, { url, label }, selected) {
+  const picture = await fetch(url);
+  if (!picture.ok) throw new Error("The picture is gone from the server: run again.");
+  const form = new FormData();
+  form.append("image", await picture.blob(), `rlg ${label.replaceAll(/[^\w. -]/g, "")}.png`);
+  const answer = await api.fetchApi("/upload/image", { method: "POST", body: form });
+  if (!answer.ok) throw new Error(`The server did not take the picture (${answer.status} ${answer.statusText}).`);
+  const { name, subfolder } = await answer.json();
+  const file = subfolder ? `${subfolder}/${name}` : name;
+  const node = selected.find(({ type }) => type === "LoadImage") ?? beside(grid, "LoadImage");
+  const widget = widgetOf(node, "image");
+  if (Array.isArray(widget.options.values) && !widget.options.values.includes(file)) widget.options.values.push(file);
+  set(node, "image", file);
+  return node;
+}
+
+/** The pack's sampler or model node with the sweep's tuned model, if there is one. */
+function samplerFor(graph, sweep) {
+  const tuned = sweep && linkOf(sweep, "tuned");
+  return graph.nodes.find((node) => {
+    const link = WITH_SCALE.includes(node.type) && linkOf(node, "tuned");
+    return link && (!tuned || (link.origin_id === tuned.origin_id && link.origin_slot === tuned.origin_slot));
+  });
+}
+
+/** An RLG KSampler with what the sweep has, decoded and saved like the sweep. */
+function newSampler(graph, sweep) {
+  if (!sweep) throw new Error("There is no RLG KSampler or RLG Model to write the scale into: add one.");
+  const sampler = beside(sweep, "RLGKSampler");
+  for (const { name } of sampler.inputs) copyLink(graph, sweep, sampler, name);
+  for (const { name, value } of sweep.widgets) if (widgetOf(sampler, name)) set(sampler, name, value);
+  const decoder = (sweep.outputs[0].links ?? [])
+    .map((id) => graph.getNodeById(graph.links[id].target_id))
+    .find(({ type }) => type === "VAEDecode");
+  if (decoder) {
+    const decode = beside(sampler, "VAEDecode");
+    sampler.connect(0, decode, slotOf(decode, "samples"));
+    copyLink(graph, decoder, decode, "vae");
+    const save = beside(decode, "SaveImage");
+    decode.connect(0, save, slotOf(save, "images"));
+  }
+  return sampler;
+}
+
+function write(graph, sampler, scale, switchAt) {
+  const schedule = originOf(sampler, "schedule");
+  if (switchAt !== undefined) {
+    const target = schedule?.type === SWITCHED ? schedule : added(sampler, SWITCHED, sampler.pos[0]);
+    if (target !== schedule) target.connect(0, sampler, slotOf(sampler, "schedule"));
+    set(target, "switch_percent", switchAt);
+    set(target, "scale", scale);
+    return target;
+  }
+  if (schedule && schedule.type !== SWITCHED && widgetOf(schedule, "scale")) {
+    set(schedule, "scale", scale);
+    return schedule;
+  }
+  // A schedule that has no scale of its own would go before the sampler's.
+  if (schedule) sampler.disconnectInput(slotOf(sampler, "schedule"));
+  set(sampler, "scale", scale);
+  return sampler;
+}
+
+/** A new node to the right of another. */
+function beside(node, type) {
+  return added(node, type, node.pos[0] + node.size[0] + GAP);
+}
+
+/** A new node from a place on to the right, as high as another or below what is there. */
+function added(node, type, left) {
+  const made = LiteGraph.createNode(type);
+  const inTheWay = node.graph.nodes.filter(({ pos, size }) => pos[0] < left + made.size[0] && left < pos[0] + size[0]);
+  made.pos = [left, Math.max(node.pos[1], ...inTheWay.map(({ pos, size }) => pos[1] + size[1] + GAP))];
+  node.graph.add(made);
+  return made;
+}
+
+function copyLink(graph, from, to, name) {
+  const link = linkOf(from, name);
+  if (link) graph.getNodeById(link.origin_id).connect(link.origin_slot, to, slotOf(to, name));
+}
+
+/** The node that an input comes from. */
+function originOf(node, name) {
+  const link = linkOf(node, name);
+  return link && node.graph.getNodeById(link.origin_id);
+}
+
+function linkOf(node, name) {
+  const slot = slotOf(node, name);
+  return slot < 0 ? null : node.getInputLink(slot);
+}
+
+function slotOf(node, name) {
+  return node.inputs?.findIndex((input) => input.name === name) ?? -1;
+}
+
+function widgetOf(node, name) {
+  return node.widgets?.find((widget) => widget.name === name);
+}
+
+function set(node, name, value) {
+  const widget = widgetOf(node, name);
+  widget.value = value;
+  widget.callback?.(value);
+}

@@ -1,0 +1,166 @@
+/** A large view of the cells of a sweep: chosen by keys, sliders or a click; two of them compared by wiping. */
+
+import { CellTable } from "./cell_table.js";
+import { html } from "./node_parts.js";
+
+/**
+ * @typedef {object} Cell
+ * @property {string} url empty where the cell is not there yet
+ * @property {string} label
+ */
+
+const KEYS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+
+export class CellViewer {
+  /** @type {Cell[]} */
+  #cells = [];
+  #table = new CellTable([]);
+  #row = 0;
+  #column = 0;
+  #onChoice;
+
+  #image = html("img", { draggable: "false" });
+  #under = html("img", { draggable: "false", class: "rlg-under" });
+  #divider = html("div", { class: "rlg-divider" });
+  #picture = html("div", { class: "rlg-picture", tabindex: "0" }, this.#under, this.#image, this.#divider);
+  #caption = html("figcaption", { "aria-live": "polite" });
+  #columnSlider = html("input", { type: "range", min: 0, step: 1 });
+  #rowSlider = html("input", { type: "range", min: 0, step: 1 });
+  #map = html("div", { class: "rlg-map" });
+  #other = html("select", { "aria-label": "Cell to compare with" });
+  #wipe = html("input", { type: "range", min: 0, max: 100, step: 1, value: 50, "aria-label": "Wipe" });
+  #comparison = html("div", { class: "rlg-comparison" }, this.#other, this.#wipe);
+
+  /** @param {(cell: Cell) => void} onChoice called when another cell is shown */
+  constructor(onChoice) {
+    this.#onChoice = onChoice;
+    this.element = html("figure", { class: "rlg-cells" },
+      this.#picture, this.#caption, this.#comparison, this.#columnSlider, this.#rowSlider, this.#map);
+    this.#columnSlider.addEventListener("input", () => this.#go(this.#row, this.#columnSlider.valueAsNumber));
+    this.#rowSlider.addEventListener("input", () => this.#go(this.#rowSlider.valueAsNumber, this.#column));
+    this.#other.addEventListener("change", () => this.#show());
+    this.#wipe.addEventListener("input", () => this.#moveDivider(this.#wipe.valueAsNumber));
+    this.#picture.addEventListener("keydown", (event) => this.#onKey(event));
+    this.#picture.addEventListener("pointerdown", (event) => this.#onPress(event));
+    for (const control of [this.#columnSlider, this.#rowSlider, this.#wipe, this.#other, this.#map])
+      control.addEventListener("keydown", (event) => event.stopPropagation()); // no shortcuts of the page
+    this.#image.addEventListener("error", () => {
+      this.#caption.textContent = "This picture is gone from the server: run again.";
+    });
+    this.comparing = false;
+  }
+
+  /** @param {Cell[]} cells */
+  set cells(cells) {
+    const before = this.#cells.length && this.chosen.label;
+    this.#cells = cells;
+    this.#table = new CellTable(cells.map(({ label }) => label));
+    setSlider(this.#columnSlider, this.#table.columnName || "cell", this.#table.columns.length);
+    setSlider(this.#rowSlider, this.#table.rowName || "row", this.#table.rows.length);
+    this.#map.style.gridTemplateColumns = `repeat(${this.#table.columns.length}, 1fr)`;
+    this.#map.replaceChildren(...this.#buttons());
+    this.#map.hidden = cells.length < 2;
+    this.#other.replaceChildren(...cells.map(({ label }, index) => html("option", { value: index }, label)));
+    const index = cells.findIndex(({ label }) => label === before);
+    this.#go(...this.#table.placeOf(Math.max(index, 0)));
+  }
+
+  get chosen() {
+    return this.#cells[this.#table.at(this.#row, this.#column)];
+  }
+
+  get comparing() {
+    return !this.#comparison.hidden;
+  }
+
+  set comparing(on) {
+    this.#comparison.hidden = this.#divider.hidden = this.#under.hidden = !on;
+    this.#moveDivider(this.#wipe.valueAsNumber);
+    if (this.#cells.length) this.#show();
+  }
+
+  /** To a place; where there is no cell, nothing changes. */
+  #go(row, column) {
+    if (this.#table.at(row, column) === undefined) return;
+    [this.#row, this.#column] = [row, column];
+    this.#show();
+  }
+
+  #show() {
+    const index = this.#table.at(this.#row, this.#column);
+    const { url, label } = this.#cells[index];
+    setPicture(this.#image, url, label);
+    const other = this.#cells[this.#other.value] ?? this.#cells[0];
+    if (this.comparing) setPicture(this.#under, other.url, other.label);
+    this.#caption.textContent = this.comparing ? `${other.label} | ${label}` : label;
+    const text = `${label} (${index + 1} of ${this.#cells.length})`;
+    this.#picture.setAttribute("aria-label", text);
+    for (const [slider, value] of [[this.#columnSlider, this.#column], [this.#rowSlider, this.#row]]) {
+      slider.value = String(value);
+      slider.setAttribute("aria-valuetext", text);
+    }
+    for (const button of this.#map.querySelectorAll("button"))
+      button.setAttribute("aria-pressed", String(button.value === String(index)));
+    this.#onChoice(this.#cells[index]);
+  }
+
+  /** A small picture of each cell in its place, to click on. */
+  *#buttons() {
+    for (const row of this.#table.rows.keys())
+      for (const column of this.#table.columns.keys()) {
+        const index = this.#table.at(row, column);
+        if (index === undefined) {
+          yield html("span");
+          continue;
+        }
+        const { url, label } = this.#cells[index];
+        const content = url ? html("img", { src: url, alt: "", draggable: "false" }) : "…";
+        const button = html("button", { type: "button", value: index, title: label, "aria-label": label }, content);
+        button.addEventListener("click", () => this.#go(row, column));
+        yield button;
+      }
+  }
+
+  #onKey(event) {
+    const step = KEYS[event.key];
+    if (!step) return;
+    event.preventDefault();
+    event.stopPropagation(); // the page would move the view
+    this.#go(this.#row + step[0], this.#column + step[1]);
+  }
+
+  /** Dragging wipes; a plain move of the mouse changes nothing. */
+  #onPress(event) {
+    if (!this.comparing || event.button !== 0) return;
+    const follow = ({ clientX }) => {
+      const { left, width } = this.#picture.getBoundingClientRect();
+      this.#moveDivider(Math.min(Math.max(((clientX - left) / width) * 100, 0), 100));
+    };
+    follow(event);
+    this.#picture.setPointerCapture(event.pointerId);
+    this.#picture.addEventListener("pointermove", follow);
+    const end = () => this.#picture.removeEventListener("pointermove", follow);
+    this.#picture.addEventListener("lostpointercapture", end, { once: true });
+  }
+
+  /** @param {number} percent of the width that shows the cell to compare with */
+  #moveDivider(percent) {
+    this.#wipe.value = String(Math.round(percent));
+    this.#divider.style.left = `${percent}%`;
+    this.#under.style.clipPath = `inset(0 ${100 - percent}% 0 0)`;
+    this.#image.style.clipPath = this.comparing ? `inset(0 0 0 ${percent}%)` : "";
+  }
+}
+
+function setSlider(slider, name, count) {
+  slider.setAttribute("aria-label", name);
+  slider.setAttribute("title", name);
+  slider.setAttribute("max", String(count - 1));
+  slider.hidden = count < 2;
+}
+
+function setPicture(image, url, label) {
+  image.setAttribute("alt", label);
+  if (!url) image.removeAttribute("src");
+  else if (image.getAttribute("src") !== url) image.setAttribute("src", url);
+}

@@ -1,0 +1,51 @@
+/** Widgets that another setting makes idle say so; nodes that are new start as one wants them. */
+
+import { app } from "../../scripts/app.js";
+import { after } from "./node_parts.js";
+
+const WIDE_ENOUGH = 330;
+
+app.registerExtension({
+  name: "RLG.WidgetStates",
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("RLG")) return;
+    node.setSize([Math.max(node.size[0], WIDE_ENOUGH), node.size[1]]);
+    keepSeed(node);
+    followSchedule(node);
+    if (node.comfyClass === "RLGRamp") followCurve(node);
+  },
+});
+
+/** A new node keeps its seed: one compares scales, not noises. A saved one has its own setting. */
+function keepSeed(node) {
+  const control = node.widgets?.find(({ name }) => name === "control_after_generate");
+  if (control) control.value = "fixed";
+}
+
+/** With a schedule, `scale` has no effect: it cannot be changed, and says why. */
+function followSchedule(node) {
+  const scale = node.widgets?.find(({ name }) => name === "scale");
+  if (!scale || !node.inputs?.some(({ name }) => name === "schedule")) return;
+  let label;
+  const update = () => {
+    const connected = node.inputs.find(({ name }) => name === "schedule")?.link != null;
+    if (connected === Boolean(scale.disabled)) return;
+    if (connected) label = scale.label;
+    scale.disabled = connected;
+    scale.label = connected ? `${label ?? scale.name}: from schedule` : label;
+    node.setDirtyCanvas?.(true, true);
+  };
+  for (const callback of ["onConnectionsChange", "onConfigure"]) after(node, callback, update);
+}
+
+/** Only the curve "power" has an exponent. */
+function followCurve(node) {
+  const [curve, power] = ["curve", "power"].map((name) => node.widgets.find((widget) => widget.name === name));
+  const update = () => {
+    power.hidden = power.options.hidden = curve.value !== "power";
+    node.setDirtyCanvas?.(true, true);
+  };
+  after(curve, "callback", update);
+  after(node, "onConfigure", update);
+  update();
+}
