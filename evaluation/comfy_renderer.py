@@ -64,8 +64,9 @@ class ComfyRenderer:
             extension.module(f"rlg_sampler.{name}")
             for name in ("sweeps.sweep", "guidance.guided_model", "guidance.settings", "ksampler_inputs")
         )
-        self._registry, self._measures = (extension.module(f"rewards.{name}") for name in ("registry", "diversity"))
-        self._to_bytes = extension.module("rewards.pixels").to_bytes
+        self._registry, self._measures, self._pixels = (
+            extension.module(f"rewards.{name}") for name in ("registry", "diversity", "pixels")
+        )
         self._check()
         # The extension's own classes, not those of the plan's package.
         schedules = extension.module("rlg_sampler.schedules.schedule")
@@ -115,7 +116,7 @@ class ComfyRenderer:
         latent = self._sweep.sweep(model, self._cells, inputs, lambda total: lambda *progress: None)
         # One by one: how many the VAE takes at a time depends on the free memory.
         decoded = [vae.decode(samples[None]) for samples in latent["samples"]]
-        return np.stack([self._to_bytes(images[0]) for images in decoded])
+        return np.stack([self._pixels.to_bytes(images[0]) for images in decoded])
 
     def _scores(self, images: np.ndarray, prompt: str) -> np.ndarray:
         """(rewards, cells) of pictures, (cells, height, width, 3) uint8, as they are in their files."""
@@ -123,7 +124,7 @@ class ComfyRenderer:
         for index, reward in enumerate(self._rewards):
             with _refusing(f"rewards[{index}]", ValueError):
                 # One by one, for the same reason as in decoding.
-                scores[index] = [reward.score(_tensor(image[None]), [prompt]).item() for image in images]
+                scores[index] = [reward.score(self._pixels.to_image(image[None]), [prompt]).item() for image in images]
             if not np.isfinite(scores[index]).all():
                 raise EvaluationError(f"rewards[{index}]: {reward.name} gives no finite number; check its weights.")
         return scores
@@ -204,7 +205,7 @@ class ComfyRenderer:
         wanted = self._plan.diversity
         with _refusing("diversity", ValueError, OSError, ImportError):
             of = self._measures.measure(wanted.name, wanted.file)
-        return lambda pictures: float(of(_tensor(pictures)).mean())
+        return lambda pictures: float(of(self._pixels.to_image(pictures)).mean())
 
     def _reward(self, index: int) -> Any:
         reward = self._plan.rewards[index]
@@ -220,11 +221,6 @@ def _refusing(place: str, *errors: type[Exception]) -> Iterator[None]:
     except errors as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise EvaluationError(f"{place}: {text.rstrip('.')}.") from error
-
-
-def _tensor(pictures: np.ndarray) -> torch.Tensor:
-    """IMAGE of 8-bit pictures."""
-    return torch.from_numpy(pictures).float() / 255.0
 
 
 def _fingerprint(path: Path) -> str:

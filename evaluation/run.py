@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
-import numpy as np
-
 from evaluation import summary
 from evaluation.errors import EvaluationError
 from evaluation.plan import Batch, Plan
@@ -15,7 +13,7 @@ from evaluation.plots import plots
 from evaluation.progress import Progress
 from evaluation.store import Store
 from evaluation.workers import Workers, described, rendered
-from files.pictures import png, write_bytes
+from files.pictures import write_bytes
 
 
 def evaluate(plan: Plan, make_workers: Callable[[], Workers]) -> str:
@@ -65,8 +63,8 @@ def _sum_up(plan: Plan, prompts: Sequence[str], store: Store) -> str:
     text = summary.to_markdown(plan, len(prompts), found)
     write_bytes(plan.output / "summary.md", text.encode())
     write_bytes(plan.output / "summary.csv", summary.to_csv(found).encode())
-    for name, picture in plots(plan, len(prompts), found).items():
-        write_bytes(plan.output / f"{name}.png", png(np.asarray(picture)))
+    for name, file in plots(plan, len(prompts), found).items():
+        write_bytes(plan.output / name, file)
     return text
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.plan import Cell, Plan
+from rewards.curve import written
 from rewards.intervals import Estimate, bootstraps, wins
 
 BASELINES = (0.0, 1.0)
@@ -23,6 +24,7 @@ class Point:
     Attributes:
         reward: its name, "" where the plan has none.
         mean: of the scores, None where the plan has no reward.
+        above_base: mean of what the scores are above those of s = 0 with the same prompt and seed; None without that.
         win_rates: by baseline, over prompts and seeds; without those that are not among the plan's scales.
         diversity: mean distance of two pictures of a prompt; None with one seed.
     """
@@ -31,6 +33,7 @@ class Point:
     cell: Cell
     reward: str
     mean: Estimate | None
+    above_base: Estimate | None
     win_rates: dict[float, Estimate]
     diversity: Estimate | None
 
@@ -49,6 +52,8 @@ def points(plan: Plan, pair: str, values: np.ndarray) -> list[Point]:
         for number, name in enumerate(rewards):
             scores = values[..., number]
             quantities[name, cell, "mean"] = scores[cell].mean(axis=1)
+            if 0.0 in baselines:
+                quantities[name, cell, "above base"] = (scores[cell] - scores[baselines[0.0]]).mean(axis=1)
             for scale, baseline in baselines.items():
                 if baseline != cell:
                     quantities[name, cell, scale] = wins(scores[cell], scores[baseline]).mean(axis=1)
@@ -63,6 +68,7 @@ def points(plan: Plan, pair: str, values: np.ndarray) -> list[Point]:
             cell=cell,
             reward=name,
             mean=found.get((name, index, "mean")),
+            above_base=found.get((name, index, "above base")),
             win_rates={scale: found[name, index, scale] for scale in baselines if (name, index, scale) in found},
             diversity=found.get(("", index, "diversity")),
         )
@@ -73,14 +79,15 @@ def points(plan: Plan, pair: str, values: np.ndarray) -> list[Point]:
 
 def to_csv(found: Sequence[Point]) -> str:
     """A line for each point; of each quantity mean and the ends of its interval."""
-    names = ["mean", *(f"win_rate_vs_{scale:g}" for scale in BASELINES), "diversity"]
+    names = ["mean", *(f"win_rate_vs_{scale:g}" for scale in BASELINES), "diversity", "above_base"]
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
     ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
     table.writerow(["pair", "reward", "scale", "schedule", *ends])
     for point in found:
-        of_point = [point.mean, *(point.win_rates.get(scale) for scale in BASELINES), point.diversity]
-        numbers = [text for value in of_point for text in _three(value)]
+        of_wins = [point.win_rates.get(scale) for scale in BASELINES]
+        of_point = [point.mean, *of_wins, point.diversity, point.above_base]
+        numbers = [text for value in of_point for text in written(value)]
         scale = "" if point.cell.scale is None else f"{point.cell.scale:g}"
         table.writerow([point.pair, point.reward, scale, point.cell.schedule_text, *numbers])
     return file.getvalue()
@@ -99,11 +106,6 @@ def to_markdown(plan: Plan, prompts: int, found: Sequence[Point]) -> str:
             rows.append([str(point.cell), *cells, _text(point.diversity)])
         lines += [f"**{pair}**", "", *_aligned(rows), ""]
     return "\n".join(lines)
-
-
-def _three(value: Estimate | None) -> list[str]:
-    numbers = (None,) * 3 if value is None else (value.mean, value.low, value.high)
-    return ["" if number is None else f"{number:.6g}" for number in numbers]
 
 
 def _text(value: Estimate | None) -> str:

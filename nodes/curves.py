@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..rewards import curve_plot
+from ..plots.figure import THEMES, picture
+from ..plots.reward_curve import reward_curve
 from ..rewards import diversity as diversities
 from ..rewards.curve import curve
-from ..rlg_sampler.image_tensor import to_tensor
+from ..rewards.pixels import to_image
 from ..rlg_sampler.sweeps.labels import places, settings
 from .lists import as_list, only, per_image
 from .scoring import AUTO, file_input
@@ -105,9 +107,7 @@ class RLGPlot(io.ComfyNode):
             inputs=[
                 io.Float.Input("scores", force_input=True, tooltip="One score per picture, from RLG Score."),
                 _labels_input("One label per picture, from RLG Sweep: it says the scale."),
-                io.Combo.Input(
-                    "theme", options=list(curve_plot.THEMES), default="light", tooltip="Colours: light or dark."
-                ),
+                io.Combo.Input("theme", options=list(THEMES), default="light", tooltip="Colours: light or dark."),
                 io.String.Input("reward_name", default="reward", tooltip="What the scores are called in the plot."),
                 io.String.Input(
                     "title", default="", tooltip="A line above the plots, such as model and LoRA. Empty = none."
@@ -148,8 +148,9 @@ class RLGPlot(io.ComfyNode):
             prompts = as_list(prompts) * (len(scores) if len(as_list(prompts)) == 1 else 1)
         axis, where = places(as_list(labels))
         found = curve(axis, where, scores, None if diversity is None else as_list(diversity), prompts)
-        picture = to_tensor(curve_plot.plot(found, only(theme), only(title), only(reward_name)))
-        return io.NodeOutput(picture, found.csv(), ui=ui.PreviewImage(picture))
+        drawn = picture(reward_curve(found, only(theme), only(title), only(reward_name)))
+        image = to_image(np.array(drawn)[None])
+        return io.NodeOutput(image, found.csv(), ui=ui.PreviewImage(image))
 
 
 def _labels_input(tooltip: str) -> io.String.Input:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import numpy as np
 from comfy_api.v0_0_2 import io, ui
 
+from ..plots.figure import picture
+from ..plots.schedule_curve import schedule_curve
+from ..rewards.pixels import to_image
 from ..rlg_sampler.schedules import schedule as schedules
-from ..rlg_sampler.schedules.plot import plot
 from . import inputs
 from .search import search_aliases
+
+logger = logging.getLogger(__name__)
 
 
 def _output() -> io.Output:
@@ -26,7 +32,12 @@ class _ScheduleNode(io.ComfyNode):
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:
         schedule = cls.schedule(**widgets)
-        return io.NodeOutput(schedule, ui=ui.PreviewImage(plot(schedule)))
+        try:
+            drawn = picture(schedule_curve(schedule))
+        except ValueError as error:  # without its picture it is a schedule still
+            logger.warning("RLG: %s", error)
+            return io.NodeOutput(schedule)
+        return io.NodeOutput(schedule, ui=ui.PreviewImage(to_image(np.array(drawn)[None])))
 
 
 class RLGScale(_ScheduleNode):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 
 import latent_preview
+import numpy as np
 import torch
 from comfy_api.v0_0_2 import io, ui
 
 from ..rlg_sampler.guidance.guided_model import guided_model
 from ..rlg_sampler.guidance.settings import GuidanceSettings
 from ..rlg_sampler.ksampler_inputs import KSamplerInputs
+from ..rewards.pixels import pictures as rgb
+from ..rewards.pixels import to_image
 from ..rlg_sampler.schedules.schedule import constant
 from ..rlg_sampler.sweeps.grid import labelled_grid
 from ..rlg_sampler.sweeps.labels import labels
@@ -126,6 +129,6 @@ class RLGGrid(io.ComfyNode):
         title: str | list[str],
     ) -> io.NodeOutput:
         pictures = [picture for batch in as_list(images) for picture in batch]
-        grid = labelled_grid(pictures, labels, only(columns), only(title))
+        grid = to_image(np.array(labelled_grid(list(rgb(pictures)), labels, only(columns), only(title)))[None])
         # Without the viewer in `web/` the host shows the cells as it does those of Preview Image.
         return io.NodeOutput(grid, ui={**ui.PreviewImage(pictures).as_dict(), "labels": labels})

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from .intervals import Estimate, student
 
+_BASE = {"scale": 0.0, "switch": 1.0}
+"""Axis → where on it the base model alone is."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -18,13 +21,19 @@ class Point:
     Attributes:
         series: what they have in common besides, such as "switch 0.5"; may be empty.
         x: their place along the axis.
+        images: how many there are.
+        reward: mean of their scores.
+        diversity: mean of theirs; None where it was not measured.
+        above_base: mean of what their scores are above those of the base model with the same prompt and noise; None
+            where the base's are not among the series, or cannot be told apart.
     """
 
     series: str
     x: float
     images: int
     reward: Estimate
-    diversity: float | None
+    diversity: Estimate | None = None
+    above_base: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -55,18 +64,20 @@ class Curve:
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(
             ["series", self.axis, "images", "reward", "reward_low", "reward_high", "diversity", "on_pareto_front"]
+            + ["diversity_low", "diversity_high", "above_base", "above_base_low", "above_base_high"]
         )
         front = self.front
         for point in self.points:
-            numbers = (point.reward.mean, point.reward.low, point.reward.high, point.diversity)
+            diversity, *diversity_interval = written(point.diversity)
             on_front = "" if point.diversity is None else str(point in front).lower()
-            rows.writerow([point.series, f"{point.x:g}", point.images, *map(_written, numbers), on_front])
+            numbers = [*written(point.reward), diversity, on_front, *diversity_interval, *written(point.above_base)]
+            rows.writerow([point.series, f"{point.x:g}", point.images, *numbers])
         return text.getvalue()
 
 
 def curve(
     axis: str,
-    places: Sequence[tuple[str, float]],
+    places: Sequence[tuple[str, float, str]],
     scores: Sequence[float],
     diversity: Sequence[float] | None = None,
     prompts: Sequence[str] | None = None,
@@ -75,7 +86,7 @@ def curve(
 
     Args:
         axis: what the places lie along.
-        places: series and place along the axis of each picture.
+        places: series, place along the axis and noise of each picture.
         scores: one per picture.
         diversity: one per picture: its mean distance to the others of its setting. Their mean is the setting's.
         prompts: one per picture. Pictures of one prompt are alike, so that the interval is over prompts where there
@@ -95,17 +106,24 @@ def curve(
     for name, values in (("scores", scores), ("diversity", diversity or ())):
         if not all(map(math.isfinite, values)):
             raise ValueError(f"{name}: one is not a finite number; look at the images that were measured.")
-    order = {series: number for number, series in enumerate(dict.fromkeys(series for series, _ in places))}
+    texts = prompts or [""] * len(scores)
+    rows: dict[tuple[str, float], list[int]] = {}
+    for row, (series, x, _) in enumerate(places):
+        rows.setdefault((series, x), []).append(row)
+    order = {series: number for number, series in enumerate(dict.fromkeys(series for series, *_ in places))}
+    pairs = [(text, noise) for text, (*_, noise) in zip(texts, places, strict=True)]
     points = []
-    for series, x in sorted(set(places), key=lambda place: (order[place[0]], place[1])):
-        rows = [row for row, other in enumerate(places) if other == (series, x)]
+    for series, x in sorted(rows, key=lambda place: (order[place[0]], place[1])):
+        own, base = rows[series, x], rows.get((series, _BASE[axis]), [])
+        of_prompts = [texts[row] for row in own]
         points.append(
             Point(
                 series,
                 x,
-                len(rows),
-                estimate([scores[row] for row in rows], None if prompts is None else [prompts[row] for row in rows]),
-                None if diversity is None else math.fsum(diversity[row] for row in rows) / len(rows),
+                len(own),
+                estimate([scores[row] for row in own], of_prompts),
+                None if diversity is None else _diversity([diversity[row] for row in own], of_prompts),
+                _above({pairs[row]: scores[row] for row in own}, {pairs[row]: scores[row] for row in base}, len(own)),
             )
         )
     return Curve(axis, tuple(points))
@@ -124,10 +142,26 @@ def estimate(values: Sequence[float], prompts: Sequence[str] | None = None) -> E
     return student(values)
 
 
+def written(value: Estimate | None) -> list[str]:
+    """Mean and ends of the interval, for a table; empty where there is nothing to say."""
+    numbers = (None,) * 3 if value is None else (value.mean, value.low, value.high)
+    return ["" if number is None else f"{number:.6g}" for number in numbers]
+
+
+def _diversity(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
+    """Those of one prompt are distances between the same pictures: they say nothing of an interval."""
+    if len(set(prompts)) > 1:
+        return estimate(values, prompts)
+    return Estimate(math.fsum(values) / len(values), None, None)
+
+
+def _above(scores: dict[tuple[str, str], float], base: dict[tuple[str, str], float], images: int) -> Estimate | None:
+    """Of scores by prompt and noise; None where these do not tell all pictures apart, or are not the base's."""
+    if len(scores) < images or scores.keys() != base.keys():
+        return None
+    return estimate([score - base[pair] for pair, score in scores.items()], [prompt for prompt, _ in scores])
+
+
 def _beats(one: Point, other: Point) -> bool:
-    ones, others = (one.reward.mean, one.diversity), (other.reward.mean, other.diversity)
+    ones, others = (one.reward.mean, one.diversity.mean), (other.reward.mean, other.diversity.mean)
     return ones != others and all(a >= b for a, b in zip(ones, others, strict=True))
-
-
-def _written(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"

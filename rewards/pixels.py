@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -26,13 +26,18 @@ def to_bytes(image: torch.Tensor) -> np.ndarray:
     return (image.float() * 255.0).clamp(0, 255).to("cpu", torch.uint8).numpy()
 
 
-def pictures(images: torch.Tensor) -> Iterator[Image.Image]:
+def to_image(pixels: np.ndarray) -> torch.Tensor:
+    """8-bit values as floats from 0 to 1, as the host's Load Image makes them; `to_bytes` gives the same values back."""
+    return torch.from_numpy(pixels).float() / 255.0
+
+
+def pictures(images: Iterable[torch.Tensor]) -> Iterator[Image.Image]:
     """Each image as the picture that the host's Save Image writes.
 
     A score of a saved and loaded picture is thus the score of the image itself.
 
     Args:
-        images: (batch, height, width, 3 or more) float from 0 to 1; what follows the third channel is left out.
+        images: each (height, width, 3 or more), float from 0 to 1; what follows the third channel is left out.
     """
     for image in images:
         yield Image.fromarray(np.ascontiguousarray(to_bytes(image[..., :3])))
@@ -119,7 +124,7 @@ def offset(over: int, crop: CropRounding) -> int:
 
 
 def _channels_first(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255.0
+    return to_image(np.array(picture)).movedim(-1, 0)
 
 
 def normalised(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-for _name in ("rewards", "rlg_sampler"):
+for _name in ("plots", "rewards", "rlg_sampler"):
     # A package of another name, so that relative imports work and the one the host loads stays apart.
     _package = ModuleType(f"pure_{_name}")
     _package.__path__ = [str(Path(__file__).resolve().parent.parent / _name)]
@@ -22,8 +22,11 @@ plan = importlib.import_module("pure_rlg_sampler.sweeps.shared_evaluations")
 svd = importlib.import_module("pure_rlg_sampler.weights.svd")
 schedule = importlib.import_module("pure_rlg_sampler.schedules.schedule")
 
+figure = importlib.import_module("pure_plots.figure")
+reward_curve = importlib.import_module("pure_plots.reward_curve")
+schedule_curve = importlib.import_module("pure_plots.schedule_curve")
+
 curve = importlib.import_module("pure_rewards.curve")
-curve_plot = importlib.import_module("pure_rewards.curve_plot")
 intervals = importlib.import_module("pure_rewards.intervals")
 pick = importlib.import_module("pure_rewards.pick")
 pixels = importlib.import_module("pure_rewards.pixels")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..image_tensor import to_tensor
-from .labels import split
+from .labels import join, split
 
 _BACKGROUND, _TEXT, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 _LARGEST_SIDE = 8192
 """Pixels; larger grids are shrunk, since viewers and uploads give up on them."""
 _SMALLEST_TEXT = 12
+_HEADER_CHARACTERS = 20
+"""Longest line of a row's header."""
 _ONE_ROW = 8
 """So many pictures without rows of their own stand side by side."""
 
@@ -68,24 +69,24 @@ def layout(labels: Sequence[str], columns: int = 0) -> Layout:
             rest.append(part)
     return Layout(
         columns,
-        ", ".join(part[0] for part in common),
-        [", ".join(part[i] for part in of_column) for i in range(columns)],
-        [", ".join(part[i] for part in of_row) for i in range(0, len(labels), columns)],
-        [", ".join(part[i] for part in rest) for i in range(len(labels))],
+        join(part[0] for part in common),
+        [join(part[i] for part in of_column) for i in range(columns)],
+        [join(part[i] for part in of_row) for i in range(0, len(labels), columns)],
+        [join(part[i] for part in rest) for i in range(len(labels))],
     )
 
 
-def labelled_grid(pictures: Sequence[torch.Tensor], labels: Sequence[str], columns: int, title: str) -> torch.Tensor:
-    """One picture of many.
+def labelled_grid(pictures: Sequence[Image.Image], labels: Sequence[str], columns: int, title: str) -> Image.Image:
+    """One picture of many, whose labels say where each belongs.
 
     Args:
-        pictures: each of shape (height, width, 3 or 4), float from 0 to 1; all of one size.
+        pictures: RGB; all of one size.
         labels: one per picture; parts separated by ", ".
         columns: pictures per row; 0 = by the labels.
         title: a line on top; may be empty.
 
     Returns:
-        IMAGE of shape (1, height, width, 3), float32 from 0 to 1, no side above 8192 pixels.
+        An RGB picture with no side above 8192 pixels.
 
     Raises:
         ValueError: the numbers of pictures and labels differ, or the pictures' sizes do.
@@ -95,30 +96,29 @@ def labelled_grid(pictures: Sequence[torch.Tensor], labels: Sequence[str], colum
             f"labels: there are {len(labels)} of them for {len(pictures)} images; connect images and labels of one "
             "sweep, without nodes between them that add or drop pictures."
         )
-    sizes = {tuple(picture.shape[:2]) for picture in pictures}
-    if len(sizes) > 1:
+    if len({picture.size for picture in pictures}) > 1:
         raise ValueError("images: they have different sizes; make them equal before (Upscale Image).")
-    plan = layout(labels, columns)
-    height, width = next(iter(sizes))
+    return grid(pictures, layout(labels, columns), title)
+
+
+def grid(pictures: Sequence[Image.Image], plan: Layout, title: str = "") -> Image.Image:
+    """Equally large RGB pictures, row by row, with the headers and captions of a layout; shrunk as `labelled_grid`."""
+    width, height = pictures[0].size
     shrink = min(1.0, _LARGEST_SIDE / (1.2 * max(plan.columns * width, plan.rows * height)))
     width, height = max(1, round(width * shrink)), max(1, round(height * shrink))
-    return to_tensor(_draw([_to_image(p, width, height) for p in pictures], plan, title))
-
-
-def _draw(images: Sequence[Image.Image], plan: Layout, title: str) -> Image.Image:
-    width, height = images[0].size
     gap = max(4, width // 64)
     size = min(max(_SMALLEST_TEXT, width // 14), 64)
     # Pictures smaller than their headers stand apart, so that no text runs into the next.
     cell = max(width, _longest([*plan.column_headers, *plan.captions], _font(_SMALLEST_TEXT)))
     font = _fitting(size, [*plan.column_headers, *plan.captions], cell)
-    row_font = _fitting(size, plan.row_headers, max(width // 2, 60))
+    row_headers = [textwrap.fill(header, _HEADER_CHARACTERS) for header in plan.row_headers]
+    row_font = _fitting(size, row_headers, max(width // 2, 60))
     title_font, common_font = _fitting(round(size * 1.3), [title], 3 * cell), _fitting(size, [plan.common], 3 * cell)
 
     def line(texts: Sequence[str], of: ImageFont.FreeTypeFont) -> int:
         return round(of.size * 1.5) if any(texts) else 0
 
-    left = gap + (_longest(plan.row_headers, row_font) + 2 * gap if any(plan.row_headers) else 0)
+    left = gap + (_longest(row_headers, row_font) + 2 * gap if any(row_headers) else 0)
     title_height = line([title], title_font)
     top = gap + title_height + line([plan.common], common_font) + line(plan.column_headers, font)
     caption = line(plan.captions, font)
@@ -132,12 +132,13 @@ def _draw(images: Sequence[Image.Image], plan: Layout, title: str) -> Image.Imag
     draw.text((gap, gap + title_height), plan.common, _FAINT, common_font)
     for column, header in enumerate(plan.column_headers):
         draw.text((left + column * pitch[0] + cell / 2, top - 2), header, _TEXT, font, anchor="md")
-    for row, header in enumerate(plan.row_headers):
+    for row, header in enumerate(row_headers):
         draw.text((gap, top + row * pitch[1] + height / 2), header, _TEXT, row_font, anchor="lm")
-    for index, image in enumerate(images):
+    for index, picture in enumerate(pictures):
         row, column = divmod(index, plan.columns)
         x, y = left + column * pitch[0], top + row * pitch[1]
-        canvas.paste(image, (x + (cell - width) // 2, y))
+        shown = picture if shrink == 1.0 else picture.resize((width, height), Image.Resampling.LANCZOS)
+        canvas.paste(shown, (x + (cell - width) // 2, y))
         draw.text((x + cell / 2, y + height + caption / 2), plan.captions[index], _TEXT, font, anchor="mm")
     return canvas
 
@@ -150,7 +151,8 @@ def _fitting(size: int, texts: Sequence[str], width: int) -> ImageFont.FreeTypeF
 
 
 def _longest(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
-    return math.ceil(max((font.getlength(text) for text in texts), default=0.0))
+    lines = [line for text in texts for line in text.splitlines()]
+    return math.ceil(max(map(font.getlength, lines), default=0.0))
 
 
 _font = functools.cache(ImageFont.load_default)
@@ -174,9 +176,3 @@ def _depends_on_column(part: Sequence[str], columns: int) -> bool:
 
 def _depends_on_row(part: Sequence[str], columns: int) -> bool:
     return all(text == part[i - i % columns] for i, text in enumerate(part))
-
-
-def _to_image(picture: torch.Tensor, width: int, height: int) -> Image.Image:
-    pixels = (picture[..., :3].clamp(0, 1) * 255).round().to("cpu", torch.uint8).contiguous()
-    image = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), pixels.numpy().tobytes())
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..schedules.schedule import Schedule, combined_generation, constant, exact
@@ -25,10 +25,12 @@ class Place(NamedTuple):
     Attributes:
         series: what its label says besides, such as "switch 0.5"; may be empty.
         x: its place along the axis.
+        noise: what of its label tells it apart from others there, such as "picture 2, seed 7"; may be empty.
     """
 
     series: str
     x: float
+    noise: str
 
 
 def labels(runs: Sequence[str], pictures: int, seed: int) -> list[str]:
@@ -40,7 +42,7 @@ def labels(runs: Sequence[str], pictures: int, seed: int) -> list[str]:
         seed: of the first noise.
     """
     numbers = [[f"picture {n + 1}"] for n in range(pictures)] if pictures > 1 else [[]]
-    return [_SEPARATOR.join([run, *number, f"seed {seed}"]) for run in runs for number in numbers]
+    return [join([run, *number, f"seed {seed}"]) for run in runs for number in numbers]
 
 
 def of_cell(scale: float, switch: float | None = None) -> str:
@@ -53,9 +55,13 @@ def split(label: str) -> list[str]:
     return label.split(_SEPARATOR)
 
 
+def join(parts: Iterable[str]) -> str:
+    return _SEPARATOR.join(parts)
+
+
 def settings(labels: Sequence[str]) -> list[str]:
     """Of each label what it shares with the other pictures of its setting; may be empty."""
-    return [_SEPARATOR.join(part for part in split(label) if not _TELLS_APART.fullmatch(part)) for label in labels]
+    return [join(part for part in split(label) if not _TELLS_APART.fullmatch(part)) for label in labels]
 
 
 def places(labels: Sequence[str]) -> tuple[str, list[Place]]:
@@ -76,8 +82,12 @@ def places(labels: Sequence[str]) -> tuple[str, list[Place]]:
     for label, found in zip(labels, numbers, strict=True):
         if axis not in found:
             raise ValueError(f"labels: '{label}' says no {axis}, which others do; connect the labels of one RLG Sweep.")
-    series = [_SEPARATOR.join(part for part in split(s) if not part.startswith(f"{axis} ")) for s in settings(labels)]
-    return axis, [Place(s, found[axis]) for s, found in zip(series, numbers, strict=True)]
+    result = []
+    for label, of_label in zip(labels, numbers, strict=True):
+        parts = split(label)
+        series = [part for part in parts if not part.startswith(f"{axis} ") and not _TELLS_APART.fullmatch(part)]
+        result.append(Place(join(series), of_label[axis], join(filter(_TELLS_APART.fullmatch, parts))))
+    return axis, result
 
 
 def schedule_and_seed(label: str) -> tuple[Schedule, int]:

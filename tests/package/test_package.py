@@ -73,6 +73,8 @@ def _imports(path: Path) -> tuple[set[str], int]:
 
 MAY_IMPORT = {
     "files": set(),
+    # Types alone: what is drawn is a value of theirs.
+    "plots": {"rewards.curve", "rewards.intervals", "rlg_sampler.schedules"},
     "rewards": set(),
     "rlg_sampler": set(),
     "rlg_sampler.schedules": {"rlg_sampler.image_tensor"},
@@ -122,6 +124,9 @@ def test_runtime_needs_nothing_that_the_host_does_not_install() -> None:
     brought = {"PIL", "numpy", "pydantic_core", "safetensors", "scipy", "tokenizers", "torch", "tqdm", "transformers"}
     allowed = {*host, *brought, *sys.stdlib_module_names}
     optional = {
+        "figure.py": {"matplotlib"},
+        "reward_curve.py": {"matplotlib"},
+        "schedule_curve.py": {"matplotlib"},
         "lpips_distance.py": {"lpips"},
         "diversity.py": {"vendi_score"},
         "text_rendering.py": {"onnxruntime", "rapidfuzz", "rapidocr"},
@@ -134,12 +139,21 @@ def test_runtime_needs_nothing_that_the_host_does_not_install() -> None:
 
 
 def test_start_up_does_not_wait_for_libraries_that_only_some_rewards_need() -> None:
-    """transformers' models and the optional packages are imported where a reward is loaded."""
-    for path in sorted((REPO / "rewards").glob("*.py")):
+    """transformers' models and the optional packages are imported where a reward is loaded, matplotlib at a drawing."""
+    for path in sorted([*(REPO / "rewards").glob("*.py"), *(REPO / "plots").glob("*.py")]):
         at_import = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if not isinstance(node, ast.If)]
         names = {alias.name for node in at_import if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module for node in at_import if isinstance(node, ast.ImportFrom) and node.module}
-        late = {"transformers", "tokenizers", "lpips", "vendi_score", "rapidocr", "rapidfuzz", "onnxruntime"}
+        late = {
+            "transformers",
+            "tokenizers",
+            "lpips",
+            "vendi_score",
+            "rapidocr",
+            "rapidfuzz",
+            "onnxruntime",
+            "matplotlib",
+        }
         assert not late & {name.split(".")[0] for name in names}, path
 
 

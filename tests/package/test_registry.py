@@ -26,12 +26,12 @@ from project import CHANGELOG, VERSION, release_notes
 
 HOST = Path(os.environ["COMFYUI_PATH"])
 WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
-PACKAGES = ("files", "nodes", "rewards", "rlg_sampler")
+PACKAGES = ("files", "nodes", "plots", "rewards", "rlg_sampler")
 FOR_THE_HOST = (*PACKAGES, "workflows", "web", "locales", "subgraphs")
 AS_MANAGER_INSTALLS_IT = "rl-guidance"
 
-INSTALL_SCRIPTS = {"install.py", "uninstall.py", "enable.py", "disable.py", "prestartup_script.py", "requirements.txt"}
-"""Run, or installed from, by ComfyUI-Manager or the host."""
+INSTALL_SCRIPTS = {"install.py", "uninstall.py", "enable.py", "disable.py", "prestartup_script.py"}
+"""Run by ComfyUI-Manager or the host."""
 
 # What can start a program, open a connection, or run what it reads.
 MODULES_FOR_THAT = {
@@ -107,7 +107,15 @@ def test_archive_is_the_list_that_the_other_tests_install(archive: zipfile.ZipFi
 
 def test_archive_is_small_and_holds_only_the_extension(archive: zipfile.ZipFile) -> None:
     """No tests, training code, demo, caches or tools; below the 15 MB that we promise."""
-    allowed = {*FOR_THE_HOST, "__init__.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"}
+    allowed = {
+        *FOR_THE_HOST,
+        "__init__.py",
+        "pyproject.toml",
+        "requirements.txt",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+    }
     assert {name.split("/")[0] for name in archive.namelist()} <= allowed
     assert not [name for name in archive.namelist() if "__pycache__" in name or name.endswith((".pyc", ".log", ".tmp"))]
     assert Path(archive.filename).stat().st_size < 15e6
@@ -122,6 +130,15 @@ def test_archive_lacks_nothing_that_the_host_reads(archive: zipfile.ZipFile, che
 
 def test_nothing_runs_on_installation(archive: zipfile.ZipFile) -> None:
     assert not {Path(name).name for name in archive.namelist()} & INSTALL_SCRIPTS
+
+
+def test_matplotlib_is_all_that_is_installed_with_the_extension(archive: zipfile.ZipFile) -> None:
+    """The registry shows what pyproject.toml asks for; ComfyUI-Manager and comfy-cli install from requirements.txt."""
+    wanted = [line for line in archive.read("requirements.txt").decode().splitlines() if not line.startswith("#")]
+    assert wanted == ["matplotlib>=3.8"]
+    assert re.search(r"^dependencies = (\[.*\])", archive.read("pyproject.toml").decode(), re.M)[1] == json.dumps(
+        wanted
+    )
 
 
 def _offences(tree: ast.AST) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""From labels and scores to a curve, its picture and the best of a batch; truth from scipy and from definitions."""
+"""From labels and scores to a curve, and the best of a batch; truth from scipy and from definitions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pictures import sweep_labels
 from pure import curve as curves
-from pure import curve_plot, intervals, labels, pick, pixels, schedule
+from pure import intervals, labels, pick, pixels, schedule
 
 VALUES = st.floats(-1e3, 1e3)
 
@@ -122,6 +122,54 @@ def test_the_diversity_of_pixels_is_the_mean_distance_to_the_others() -> None:
     assert pixels.pixel_distances(np.stack([black, white, black])) == pytest.approx([1 / 2, 1, 1 / 2])
 
 
+@given(st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=12), st.booleans())
+def test_what_is_above_the_base_is_students_paired_difference(pairs: list[tuple[float, float]], turned: bool) -> None:
+    """Of the same noise, in whichever order the pictures come."""
+    numbers = range(len(pairs))
+    base = [f"scale 0, picture {n}, seed 7" for n in numbers]
+    other = [f"scale 2, picture {n}, seed 7" for n in (reversed(numbers) if turned else numbers)]
+    scores = [b for b, _ in pairs] + [t for _, t in (reversed(pairs) if turned else pairs)]
+    (at_base, found) = (point.above_base for point in of_labels(base + other, scores).points)
+    assert (at_base.mean, at_base.low, at_base.high) == (0, 0, 0)
+    differences = [t - b for b, t in pairs]
+    error = scipy.stats.sem(differences)
+    low, high = scipy.stats.t.interval(0.95, len(pairs) - 1, loc=statistics.fmean(differences), scale=error or 1e-300)
+    assert found.mean == pytest.approx(statistics.fmean(differences), abs=1e-9)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-6, abs=1e-6)
+
+
+def test_what_is_above_the_base_is_over_prompts_where_there_are_several() -> None:
+    texts = [f"scale {s}, picture {n}, seed 7" for s in (0, 1) for _ in "ab" for n in (1, 2)]
+    found = of_labels(texts, [1.0, 2.0, 5.0, 6.0, 2.0, 3.0, 8.0, 9.0], prompts=["a", "a", "b", "b"] * 2).points[1]
+    low, high = scipy.stats.t.interval(0.95, 1, loc=2.0, scale=scipy.stats.sem([1.0, 3.0]))
+    assert (found.above_base.mean, found.above_base.low, found.above_base.high) == pytest.approx((2.0, low, high))
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["scale 1, seed 1", "scale 2, seed 1"],
+        ["scale 0, seed 1", "scale 2, seed 2"],
+        ["scale 0, seed 1", "scale 2, seed 1", "scale 2, seed 2"],
+        ["scale 0, seed 1", "scale 0, seed 1", "scale 2, seed 1", "scale 2, seed 1"],
+        ["switch 0.2, scale 0, seed 1", "switch 0.5, scale 2, seed 1"],
+    ],
+    ids=["no base", "another noise", "one more noise", "noises that are not told apart", "another series"],
+)
+def test_nothing_is_above_a_base_of_other_noise(texts: list[str]) -> None:
+    assert of_labels(texts, [float(n) for n in range(len(texts))]).points[-1].above_base is None
+
+
+def test_diversity_has_an_interval_over_prompts_only() -> None:
+    """One prompt's values are distances between the same pictures."""
+    texts, values = ["scale 1, picture 1", "scale 1, picture 2"] * 2, [0.2, 0.4, 0.6, 0.8]
+    alone = of_labels(texts, values, values).points[0].diversity
+    assert alone == intervals.Estimate(0.5, None, None)
+    over = of_labels(texts, values, values, prompts=["a", "a", "b", "b"]).points[0].diversity
+    low, high = scipy.stats.t.interval(0.95, 1, loc=0.5, scale=scipy.stats.sem([0.3, 0.7]))
+    assert (over.mean, over.low, over.high) == pytest.approx((0.5, low, high))
+
+
 POINTS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=8)
 
 
@@ -151,6 +199,9 @@ def test_csv_holds_every_number_of_the_curve() -> None:
     low, high = scipy.stats.t.interval(0.95, 1, loc=5.0, scale=scipy.stats.sem([4.0, 6.0]))
     assert (float(rows[1]["reward_low"]), float(rows[1]["reward_high"])) == pytest.approx((low, high), rel=1e-5)
     assert [row["on_pareto_front"] for row in rows] == ["true", "true"]
+    assert [float(row["above_base"]) for row in rows] == [0, 4] and rows[1]["diversity_low"] == ""
+    low, high = scipy.stats.t.interval(0.95, 1, loc=4.0, scale=scipy.stats.sem([3.0, 5.0]))
+    assert (float(rows[1]["above_base_low"]), float(rows[1]["above_base_high"])) == pytest.approx((low, high), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -169,38 +220,6 @@ def test_csv_holds_every_number_of_the_curve() -> None:
 def test_what_does_not_belong_together_is_refused(changes: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         of_labels(**{"texts": ["scale 1", "scale 2"], "scores": [1.0, 2.0]} | changes)
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=6), st.booleans(), st.sampled_from(["light", "dark"]))
-def test_every_curve_can_be_drawn(points: list[tuple[float, float]], with_diversity: bool, theme: str) -> None:
-    found = of_labels(
-        [f"switch 0.{n % 2}, scale {n}, picture {k}" for n in range(len(points)) for k in (1, 2)],
-        [reward + k for reward, _ in points for k in (0, 1)],
-        [diversity for _, diversity in points for _ in (0, 1)] if with_diversity else None,
-    )
-    picture = curve_plot.plot(found, theme, "a title " * 40, "reward")
-    background = curve_plot.THEMES[theme].background
-    assert picture.getpixel((2, picture.height - 2)) == tuple(int(background[i : i + 2], 16) for i in (1, 3, 5))
-    assert (picture.width > 1000) == with_diversity
-    assert len(picture.getcolors(10**6)) > 10
-
-
-def test_higher_points_are_drawn_higher() -> None:
-    found = of_labels(["scale 0", "scale 1"], [0.0, 1.0])
-    picture = curve_plot.plot(found, "light", "", "reward")
-    colour = tuple(int(curve_plot.THEMES["light"].series[0][i : i + 2], 16) for i in (1, 3, 5))
-    rows, columns = (np.array(picture) == colour).all(-1).nonzero()
-    assert rows[columns.argmax()] < rows[columns.argmin()]
-
-
-@given(VALUES, st.floats(1e-6, 1e6))
-def test_ticks_are_round_even_and_inside(low: float, width: float) -> None:
-    found = curve_plot.ticks(low, low + width)
-    assert 2 <= len(found) <= 11
-    assert all(low - 1e-6 * width <= tick <= low + width * (1 + 1e-6) for tick in found)
-    steps = [b - a for a, b in zip(found, found[1:], strict=False)]
-    assert max(steps) == pytest.approx(min(steps), rel=1e-3, abs=1e-9)
 
 
 @given(st.lists(VALUES, min_size=1, max_size=12), st.data())

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from pictures import sweep_labels
-from pure import grid
+from pure import grid, pixels
 
 
-def _pictures(count: int, height: int = 40, width: int = 56) -> list[torch.Tensor]:
+def _pictures(count: int, height: int = 40, width: int = 56) -> list[Image.Image]:
     """Each of one strong colour that nothing else in the grid has."""
-    return [torch.tensor([1.0, (n + 1) / (count + 1), 0.0]).expand(height, width, 3) for n in range(count)]
+    return [Image.new("RGB", (width, height), (255, 255 * (n + 1) // (count + 1), 0)) for n in range(count)]
 
 
-def _boxes(image: torch.Tensor, pictures: list[torch.Tensor]) -> list[tuple[int, int, int, int]]:
+def _grid(pictures: Sequence[Image.Image], labels: Sequence[str], columns: int = 0, title: str = "") -> torch.Tensor:
+    return pixels.to_image(np.array(grid.labelled_grid(pictures, labels, columns, title)))[None]
+
+
+def _boxes(image: torch.Tensor, pictures: list[Image.Image]) -> list[tuple[int, int, int, int]]:
     """Where each picture is in the grid: top, left, height, width."""
     boxes = []
     for picture in pictures:
-        found = ((image[0] - picture[0, 0]).abs().amax(-1) < 0.5 / 255).nonzero()
+        colour = torch.tensor(picture.getpixel((0, 0))) / 255
+        found = ((image[0] - colour).abs().amax(-1) < 0.5 / 255).nonzero()
         (top, left), (bottom, right) = found.amin(0).tolist(), found.amax(0).tolist()
         assert len(found) == (bottom - top + 1) * (right - left + 1)  # unbroken: no text on it
         boxes.append((top, left, bottom - top + 1, right - left + 1))
@@ -63,7 +72,7 @@ def test_labels_of_unlike_parts_are_captions() -> None:
 @pytest.mark.parametrize("columns", [0, 1, 2, 5])
 def test_pictures_are_whole_and_in_order(size, columns) -> None:
     pictures, labels = _pictures(6, *size), sweep_labels(2, 3)
-    image = grid.labelled_grid(pictures, labels, columns, "a title")
+    image = _grid(pictures, labels, columns, "a title")
     boxes = _boxes(image, pictures)
     assert {box[2:] for box in boxes} == {size}
     assert sorted(boxes, key=lambda box: box[:2]) == boxes  # row by row
@@ -75,7 +84,7 @@ def test_text_is_readable_and_kept_apart_at_any_size() -> None:
     """Headers of neighbouring columns never touch: between them runs a column of background pixels."""
     for size in (8, 64, 512):
         pictures, labels = _pictures(4, size, size), [f"scale {s}.25" for s in range(4)]
-        image = grid.labelled_grid(pictures, labels, 4, "")
+        image = _grid(pictures, labels, 4, "")
         boxes = _boxes(image, pictures)
         header = image[0, : boxes[0][0]]
         ink = (header < 0.9).any(-1)
@@ -88,18 +97,23 @@ def test_text_is_readable_and_kept_apart_at_any_size() -> None:
 
 def test_title_is_whole_over_a_small_picture() -> None:
     pictures = _pictures(1, 16, 16)
-    short, long = (grid.labelled_grid(pictures, ["scale 1"], 0, "m" * n) for n in (1, 60))
+    short, long = (_grid(pictures, ["scale 1"], 0, "m" * n) for n in (1, 60))
     assert long.shape[2] > short.shape[2] + 59 * 5
 
 
 def test_a_large_grid_is_shrunk() -> None:
-    picture = torch.zeros(1024, 1024, 3)
-    image = grid.labelled_grid([picture] * 500, [f"scale {n}" for n in range(500)], 0, "")
+    picture = Image.new("RGB", (1024, 1024))
+    image = _grid([picture] * 500, [f"scale {n}" for n in range(500)], 0, "")
     assert max(image.shape[1:3]) <= 8192 and max(image.shape[1:3]) > 6000
 
 
-def test_alpha_is_left_out() -> None:
-    assert grid.labelled_grid([torch.ones(8, 8, 4)], ["a"], 0, "").shape[-1] == 3
+def test_long_headers_of_rows_are_broken_into_lines() -> None:
+    """As the demo's prompts are; they are not drawn over the pictures."""
+    pictures = _pictures(2, 128, 128)
+    plan = grid.Layout(1, "", [""], ["a red star to the left of a blue circle on a striped background"] * 2, [""] * 2)
+    image = pixels.to_image(np.array(grid.grid(pictures, plan)))[None]
+    assert {box[2:] for box in _boxes(image, pictures)} == {(128, 128)}
+    assert image.shape[2] < 128 + 2 * 128
 
 
 def test_unlike_counts_or_sizes_are_refused() -> None:

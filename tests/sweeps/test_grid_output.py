@@ -25,3 +25,12 @@ def test_cells_are_saved_once_with_their_labels(rlg: SimpleNamespace) -> None:
     for file, cell in zip(files, cells, strict=True):
         saved = torch.from_numpy(np.asarray(Image.open(file)).copy()) / 255
         assert saved.shape == cell.shape and (saved - cell).abs().max() <= 1 / 255
+    assert output.result[0].shape[0] == 1 and output.result[0].shape[-1] == 3  # alpha is left out
+
+
+def test_cells_are_in_the_grid_as_a_saved_picture_holds_them(rlg: SimpleNamespace) -> None:
+    """Cut off to 8 bits, as the host saves: what is shown is what is scored."""
+    cell = torch.full((24, 40, 3), 100.9 / 255)
+    (grid,) = rlg.nodes["RLGGrid"].execute(images=[cell[None]], labels=["a"], columns=[0], title=[""]).result
+    values, counts = (grid[0] * 255).round().int()[..., 0].unique(return_counts=True)
+    assert counts[values == 100].item() >= 24 * 40 and not (values == 101).any()
