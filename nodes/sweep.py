@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from comfy_api.v0_0_2 import io, ui
 
+from ..rewards.pixels import pictures as rgb
+from ..rewards.pixels import to_image
 from ..rlg_sampler.guidance.guided_model import guided_model
 from ..rlg_sampler.guidance.settings import GuidanceSettings
 from ..rlg_sampler.ksampler_inputs import KSamplerInputs
-from ..rewards.pixels import pictures as rgb
-from ..rewards.pixels import to_image
 from ..rlg_sampler.schedules.schedule import constant
 from ..rlg_sampler.sweeps.grid import labelled_grid
 from ..rlg_sampler.sweeps.labels import labels
