@@ -104,7 +104,7 @@ def _relative_imports(path: Path) -> set[str]:
 
 
 def test_imports_go_one_way() -> None:
-    """nodes → training → plots, rewards, rlg_sampler and files, by relative imports alone: a folder of any name works."""
+    """nodes → training → plots, rewards, rlg_sampler, files, by relative imports alone: a folder of any name works."""
     for path in _modules():
         roots, _ = _imports(path)
         assert not roots & {"plots", "rewards", "rlg_sampler", "files", "training", "evaluation", "demo", "tests"}, path

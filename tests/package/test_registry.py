@@ -26,7 +26,7 @@ from project import CHANGELOG, VERSION, release_notes
 
 HOST = Path(os.environ["COMFYUI_PATH"])
 WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
-PACKAGES = ("files", "nodes", "plots", "rewards", "rlg_sampler")
+PACKAGES = ("files", "nodes", "plots", "rewards", "rlg_sampler", "training")
 FOR_THE_HOST = (*PACKAGES, "workflows", "web", "locales", "subgraphs")
 AS_MANAGER_INSTALLS_IT = "rl-guidance"
 

@@ -119,7 +119,7 @@ def test_every_curve_can_be_drawn_and_every_word_is_inside(
     diversity = [value for _, value in points for _ in (0, 1)] if with_diversity else None
     plot = drawn(curves.curve(*labels.places(texts), values, diversity), title, theme)
     image = figure.picture(plot)
-    assert image.size == tuple(plot.bbox.size.astype(int))
+    assert image.size == tuple(plot.bbox.size.round())
     assert to_hex(np.array(image.getpixel((0, image.height - 1))) / 255) == figure.THEMES[theme].background
     for text in [plot._suptitle, *(axes._left_title for axes in plot.axes)]:
         if text is not None and text.get_text():
