@@ -1,0 +1,80 @@
+"""What a page sees of a training run while it goes on: progress with its time left, a preview, and the course so far."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from PIL import Image
+
+from ..rewards.pixels import to_bytes
+from ..training.progress import status
+from ..training.prompts import Prompts
+from ..training.trainer import Trainer
+
+EVENT = "rlg_training"
+"""The message of the server that `web/training_curve.js` listens to, and the key of the same in the node's output."""
+_PREVIEW_SEED = 1
+_LARGEST_PREVIEW = 768
+_PARTS = 100
+"""Of the progress bar, per iteration."""
+
+
+class LiveTraining:
+    """Tells the page how a run goes.
+
+    Args:
+        node: id of the node in the prompt; None where there is no page.
+        trainer: the run.
+        until: number of iterations of the whole run.
+        preview: prompts to show pictures of; None shows none.
+        preview_every: iterations between two previews.
+    """
+
+    def __init__(
+        self, node: str | None, trainer: Trainer, until: int, preview: Prompts | None, preview_every: int
+    ) -> None:
+        self._node, self._trainer, self._until = node, trainer, until
+        self._preview, self._preview_every = preview, preview_every
+        self._bar = comfy.utils.ProgressBar(until * _PARTS)
+        self._of_base: torch.Tensor | None = None
+        self._tell()
+        self._show()
+
+    def during(self, share: float) -> None:
+        """The present iteration is done to this share."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._bar.update_absolute(round((len(self._trainer.history) + share) * _PARTS))
+
+    def after_iteration(self) -> None:
+        """An iteration is done."""
+        self._tell()
+        if self._preview_every and len(self._trainer.history) % self._preview_every == 0:
+            self._show()
+
+    def course(self) -> dict[str, Any]:
+        """The run so far, for the curve in the node."""
+        names = ("number", "reward", "spread", "kl", "clipped")
+        entries = [{name: getattr(entry, name) for name in names} for entry in self._trainer.history]
+        return {"node": self._node, "status": status(self._trainer.history, self._until), "entries": entries}
+
+    def _tell(self) -> None:
+        # Not imported: a ComfyUI without a server, in a script or a test, has no need of all that its module brings.
+        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        if server is not None and self._node is not None:
+            server.send_sync(EVENT, self.course(), server.client_id)
+
+    def _show(self) -> None:
+        """Base model above, tuned below, the same noise in a column."""
+        if self._preview is None:
+            return
+        if self._of_base is None:
+            self._of_base = self._trainer.pictures(self._preview, _PREVIEW_SEED, tuned=False)
+        tuned = self._trainer.pictures(self._preview, _PREVIEW_SEED, tuned=True)
+        rows = torch.cat([torch.cat(list(pictures), dim=1) for pictures in (self._of_base, tuned)])
+        image = Image.fromarray(to_bytes(rows[None])[0])
+        done = len(self._trainer.history) * _PARTS
+        self._bar.update_absolute(done, preview=("JPEG", image, _LARGEST_PREVIEW))

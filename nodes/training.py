@@ -1,0 +1,203 @@
+"""The node that makes the tuned model: RL fine-tuning of a LoRA on the model that is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import folder_paths
+from comfy_api.v0_0_2 import io
+
+from ..rewards.protocol import Reward
+from ..rlg_sampler.weights.lora_file import load_lora
+from ..training.curve import curve_picture
+from ..training.lora_output import save_lora
+from ..training.method import Method
+from ..training.progress import outcome
+from ..training.prompts import Prompts
+from ..training.task import Task
+from ..training.trainer import Settings, Trainer
+from . import inputs
+from .lists import only
+from .live_training import EVENT, LiveTraining
+from .search import search_aliases
+
+MethodType = io.Custom("RLG_METHOD")
+_NAME = re.compile(r"\w[\w .+-]*")
+_MOST_PREVIEWS = 4
+
+
+class RLGTrainLora(io.ComfyNode):
+    """RL fine-tunes a LoRA and hands on the tuned MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGTrainLora",
+            display_name="RLG Train LoRA",
+            category="RLG/training",
+            description="Makes the RL-tuned model itself: draws pictures for the prompts, has the reward score them and "
+            "trains a LoRA towards higher scores. Cancel keeps what was learned; run it again to go on.",
+            **search_aliases("rl fine-tuning", "reinforcement learning", "flow-grpo", "grpo", "ddpo", "train lora"),
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL to tune; it is left as it is. Connect it to 'base' later."),
+                io.Clip.Input("clip", tooltip="Its text encoders, for the prompts."),
+                io.Vae.Input("vae", tooltip="Its VAE: the reward looks at finished pictures."),
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="What to train on, one prompt per line, or connect RLG Load Prompts. Some dozens at least: "
+                    "with few prompts the model learns these alone.",
+                ),
+                inputs.Reward.Input("reward", tooltip="What pictures are worth, from RLG Load Reward."),
+                MethodType.Input("method", tooltip="How the gradient is made, such as RLG Flow-GRPO."),
+                io.String.Input(
+                    "name",
+                    default="my_rl_lora",
+                    tooltip="The LoRA's folder in output/loras, where the LoRA loaders find it (press R). The same name "
+                    "with the same settings goes on with its training.",
+                ),
+                io.Int.Input(
+                    "iterations",
+                    default=100,
+                    min=1,
+                    max=100_000,
+                    tooltip="Rounds of drawing, scoring and learning, in all. Raise it and run again to train on.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=3e-4,
+                    min=1e-7,
+                    max=1.0,
+                    step=1e-5,
+                    round=1e-9,
+                    tooltip="Size of the steps. 3e-4 as in Flow-GRPO; lower it if pictures fall apart.",
+                ),
+                io.Int.Input(
+                    "rank", default=32, min=1, max=512, tooltip="Size of the LoRA. 32 as in Flow-GRPO; 8 learns less."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="Of all that is random. The same settings with the same seed make the same LoRA.",
+                ),
+                io.Int.Input(
+                    "width", default=512, min=16, max=4096, step=8, optional=True, tooltip="Of the pictures, in pixels."
+                ),
+                io.Int.Input(
+                    "height", default=512, min=16, max=4096, step=8, optional=True, tooltip="Of the pictures, in pixels."
+                ),
+                io.String.Input(
+                    "negative", default="", optional=True, tooltip="The negative prompt, where the method's cfg is above 1."
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=4,
+                    min=1,
+                    max=256,
+                    optional=True,
+                    tooltip="Pictures computed at once. Lower it if memory runs out: it takes longer and learns the same.",
+                ),
+                io.String.Input(
+                    "preview_prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Up to four prompts, one per line, that are shown while training: base model above, tuned "
+                    "below. Empty = the first two of prompts.",
+                ),
+                io.Int.Input(
+                    "preview_every",
+                    default=5,
+                    min=0,
+                    max=10_000,
+                    optional=True,
+                    tooltip="Iterations between previews. 0 = none.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="tuned", tooltip="The MODEL with the LoRA, for 'tuned' of the RLG nodes."),
+                io.String.Output(display_name="lora_name", tooltip="The LoRA's name, as the loaders list it."),
+                io.Image.Output(display_name="curve", tooltip="Reward, distance to the base and clipping so far."),
+                io.String.Output(display_name="report", tooltip="What was learned, where it is, and how long it took."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_input_list=True,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | list[str]) -> bool | str:
+        try:
+            _folder(only(name))
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: list[io.Model.Type],
+        clip: list[io.Clip.Type],
+        vae: list[io.Vae.Type],
+        prompts: list[str],
+        reward: list[Reward],
+        method: list[Method],
+        name: list[str],
+        iterations: list[int],
+        learning_rate: list[float],
+        rank: list[int],
+        seed: list[int],
+        width: Sequence[int] = (512,),
+        height: Sequence[int] = (512,),
+        negative: Sequence[str] = ("",),
+        batch_size: Sequence[int] = (4,),
+        preview_prompts: Sequence[str] = ("",),
+        preview_every: Sequence[int] = (5,),
+    ) -> io.NodeOutput:
+        until, folder = iterations[0], _folder(name[0])
+        checkpoint = Path(folder_paths.get_output_directory()) / "rlg_training" / f"{name[0]}.safetensors"
+        if folder.exists() and not checkpoint.exists():
+            raise ValueError(
+                f"name: there is a LoRA '{name[0]}' already, and it was not trained here; choose another name."
+            )
+        texts = _lines(prompts)
+        encoded = Prompts.encode(clip[0], texts, negative[0])
+        task = Task(model[0], vae[0], encoded, reward[0], width[0], height[0])
+        settings = Settings(learning_rate[0], rank[0], seed=seed[0], batch_size=batch_size[0])
+        trainer = Trainer(task, method[0], settings, checkpoint)
+        shown = _lines(preview_prompts) or texts[:2]
+        preview = Prompts.encode(clip[0], shown[:_MOST_PREVIEWS], negative[0]) if preview_every[0] else None
+        live = LiveTraining(cls.hidden.unique_id, trainer, until, preview, preview_every[0])
+        try:
+            for _ in trainer.iterate(until, live.during):
+                live.after_iteration()
+        finally:
+            if trainer.history:
+                path = save_lora(trainer, folder)
+        tuned, loaded = load_lora(model[0], path, name[0], 1.0)
+        report = "\n".join(filter(None, [trainer.started_anew, outcome(trainer.history, reward[0].name), loaded]))
+        picture = curve_picture(trainer.history, reward[0].name, reward[0].unit)
+        return io.NodeOutput(tuned, name[0], picture, report, ui={EVENT: [live.course()]})
+
+
+def _folder(name: str) -> Path:
+    """Where the LoRA of this name goes.
+
+    Raises:
+        ValueError: it is no name for a folder.
+    """
+    if not _NAME.fullmatch(name) or len(name) > 100:
+        raise ValueError(
+            f"name: '{name[:100]}' cannot be a folder's name; use letters, digits, spaces, and _ - + ., up to 100 of them."
+        )
+    return Path(folder_paths.get_output_directory()) / "loras" / name
+
+
+def _lines(texts: Sequence[str]) -> list[str]:
+    """Prompts of an input: a list of texts, or one text with one prompt per line."""
+    return [line.strip() for text in texts for line in text.splitlines() if line.strip()]

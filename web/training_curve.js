@@ -1,0 +1,97 @@
+/** The course of a training run in its node: reward, distance to the base and clipping, while it goes on and after. */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { addPart, after, html, outputOf, svg } from "./node_parts.js";
+
+const NODE = "RLGTrainLora";
+const EVENT = "rlg_training"; // as in nodes/live_training.py
+const MIN_HEIGHT = 190;
+const MARGIN = { left: 8, right: 8, top: 6, gap: 22 };
+
+/** @typedef {{number: number, reward: number, spread: number, kl: number, clipped: number}} Entry */
+
+const LINES = [
+  { name: "reward", share: 0.5, of: (entry) => entry.reward },
+  { name: "KL to base", share: 0.25, of: (entry) => entry.kl },
+  { name: "clipped share", share: 0.25, of: (entry) => entry.clipped },
+];
+
+app.registerExtension({
+  name: "RLG.TrainingCurve",
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) addCourse(node);
+  },
+});
+
+function addCourse(node) {
+  const element = html("div", { class: "rlg-part rlg-training", role: "status" });
+  let live; // what the server said last of the present run
+  const draw = () => {
+    const course = live ?? outputOf(app, node)?.[EVENT]?.[0];
+    const { clientWidth: width, clientHeight: height } = element;
+    if (width && height) element.replaceChildren(...content(course, width, height));
+  };
+  const listen = ({ detail }) => {
+    if (String(detail.node) !== String(node.id)) return;
+    live = detail;
+    draw();
+  };
+  addPart(node, "rlg_training", element, () => MIN_HEIGHT);
+  new ResizeObserver(draw).observe(element);
+  api.addEventListener(EVENT, listen);
+  after(node, "onRemoved", () => api.removeEventListener(EVENT, listen));
+  after(node, "onExecuted", () => {
+    live = undefined;
+    draw();
+  });
+}
+
+/**
+ * @param {{status: string, entries: Entry[]} | undefined} course
+ * @param {number} width in pixels
+ * @param {number} height
+ * @returns {Node[]}
+ */
+function content(course, width, height) {
+  if (!course) return [html("p", {}, "Run to train: reward, distance to the base and clipping appear here.")];
+  const status = html("p", {}, course.status);
+  return course.entries.length ? [drawing(course.entries, width, height - 24), status] : [status];
+}
+
+function drawing(entries, width, height) {
+  const picture = svg("svg", { class: "rlg-curve-drawing", width, height, role: "img", "aria-label": spoken(entries) });
+  const free = height - LINES.length * MARGIN.gap - MARGIN.top;
+  let top = MARGIN.top;
+  for (const line of LINES) {
+    const bottom = top + MARGIN.gap + free * line.share;
+    picture.append(...panel(line, entries, { left: MARGIN.left, right: width - MARGIN.right, top, bottom }));
+    top = bottom;
+  }
+  return picture;
+}
+
+function panel({ name, of }, entries, { left, right, top, bottom }) {
+  const values = entries.map(of);
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const roof = top + MARGIN.gap - 4;
+  const x = (index) => left + (values.length > 1 ? index / (values.length - 1) : 0.5) * (right - left);
+  const y = (value) => bottom - 2 - (high > low ? (value - low) / (high - low) : 0.5) * (bottom - 2 - roof);
+  const points = values.map((value, index) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`);
+  return [
+    svg("text", { x: left, y: top + 12 }, `${name} ${short(values.at(-1))}`),
+    svg("text", { x: right, y: top + 12, "text-anchor": "end" }, `${short(low)} … ${short(high)}`),
+    svg("line", { class: "rlg-grid", x1: left, x2: right, y1: bottom, y2: bottom }),
+    values.length > 1
+      ? svg("polyline", { class: "rlg-line", points: points.join(" ") })
+      : svg("circle", { class: "rlg-line", cx: x(0), cy: y(values[0]), r: 2 }),
+  ];
+}
+
+function spoken(entries) {
+  return `Reward ${short(entries[0].reward)} in the first iteration, ${short(entries.at(-1).reward)} in the last`;
+}
+
+function short(value) {
+  return String(Number(value.toPrecision(3)));
+}
