@@ -15,6 +15,8 @@ from .sampling import RLGKSampler
 from .schedules import RLGCombinedGeneration, RLGKeyframes, RLGRamp, RLGScale
 from .scoring import RLGLoadReward, RLGPickBest, RLGScore
 from .sweep import RLGGrid, RLGSweep
+from .training import RLGTrainLora
+from .training_methods import RLGFlowGRPO
 
 
 class RLGExtension(ComfyExtension):
@@ -44,4 +46,6 @@ class RLGExtension(ComfyExtension):
             RLGSaveSet,
             RLGExtractLora,
             RLGApproximate,
+            RLGTrainLora,
+            RLGFlowGRPO,
         ]

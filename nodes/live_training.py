@@ -1,4 +1,4 @@
-"""What a page sees of a training run while it goes on: progress with its time left, a preview, and the course so far."""
+"""What a page sees of a training run while it goes on: progress, time left, a preview, and the course so far."""
 
 from __future__ import annotations
 

@@ -12,18 +12,17 @@ from comfy_api.v0_0_2 import io
 from ..rewards.protocol import Reward
 from ..rlg_sampler.weights.lora_file import load_lora
 from ..training.curve import curve_picture
-from ..training.lora_output import save_lora
 from ..training.method import Method
 from ..training.progress import outcome
 from ..training.prompts import Prompts
 from ..training.task import Task
 from ..training.trainer import Settings, Trainer
-from . import inputs
 from .lists import only
 from .live_training import EVENT, LiveTraining
+from .scoring import RewardType
 from .search import search_aliases
+from .training_methods import MethodType
 
-MethodType = io.Custom("RLG_METHOD")
 _NAME = re.compile(r"\w[\w .+-]*")
 _MOST_PREVIEWS = 4
 
@@ -37,8 +36,8 @@ class RLGTrainLora(io.ComfyNode):
             node_id="RLGTrainLora",
             display_name="RLG Train LoRA",
             category="RLG/training",
-            description="Makes the RL-tuned model itself: draws pictures for the prompts, has the reward score them and "
-            "trains a LoRA towards higher scores. Cancel keeps what was learned; run it again to go on.",
+            description="Makes the RL-tuned model itself: draws pictures for the prompts, has the reward score them "
+            "and trains a LoRA towards higher scores. Cancel keeps what was learned; run it again to go on.",
             **search_aliases("rl fine-tuning", "reinforcement learning", "flow-grpo", "grpo", "ddpo", "train lora"),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL to tune; it is left as it is. Connect it to 'base' later."),
@@ -51,13 +50,13 @@ class RLGTrainLora(io.ComfyNode):
                     tooltip="What to train on, one prompt per line, or connect RLG Load Prompts. Some dozens at least: "
                     "with few prompts the model learns these alone.",
                 ),
-                inputs.Reward.Input("reward", tooltip="What pictures are worth, from RLG Load Reward."),
+                RewardType.Input("reward", tooltip="What pictures are worth, from RLG Load Reward."),
                 MethodType.Input("method", tooltip="How the gradient is made, such as RLG Flow-GRPO."),
                 io.String.Input(
                     "name",
                     default="my_rl_lora",
-                    tooltip="The LoRA's folder in output/loras, where the LoRA loaders find it (press R). The same name "
-                    "with the same settings goes on with its training.",
+                    tooltip="The LoRA's folder in output/loras, where the LoRA loaders find it (press R). The same "
+                    "name with the same settings goes on with its training.",
                 ),
                 io.Int.Input(
                     "iterations",
@@ -89,10 +88,19 @@ class RLGTrainLora(io.ComfyNode):
                     "width", default=512, min=16, max=4096, step=8, optional=True, tooltip="Of the pictures, in pixels."
                 ),
                 io.Int.Input(
-                    "height", default=512, min=16, max=4096, step=8, optional=True, tooltip="Of the pictures, in pixels."
+                    "height",
+                    default=512,
+                    min=16,
+                    max=4096,
+                    step=8,
+                    optional=True,
+                    tooltip="Of the pictures, in pixels.",
                 ),
                 io.String.Input(
-                    "negative", default="", optional=True, tooltip="The negative prompt, where the method's cfg is above 1."
+                    "negative",
+                    default="",
+                    optional=True,
+                    tooltip="The negative prompt, where the method's cfg is above 1.",
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -100,7 +108,7 @@ class RLGTrainLora(io.ComfyNode):
                     min=1,
                     max=256,
                     optional=True,
-                    tooltip="Pictures computed at once. Lower it if memory runs out: it takes longer and learns the same.",
+                    tooltip="Pictures computed at once. Lower it if memory runs out; it then takes longer.",
                 ),
                 io.String.Input(
                     "preview_prompts",
@@ -172,13 +180,14 @@ class RLGTrainLora(io.ComfyNode):
         trainer = Trainer(task, method[0], settings, checkpoint)
         shown = _lines(preview_prompts) or texts[:2]
         preview = Prompts.encode(clip[0], shown[:_MOST_PREVIEWS], negative[0]) if preview_every[0] else None
-        live = LiveTraining(cls.hidden.unique_id, trainer, until, preview, preview_every[0])
+        node = cls.hidden.unique_id if cls.hidden else None  # a script calls nodes without an executor
+        live = LiveTraining(node, trainer, until, preview, preview_every[0])
         try:
             for _ in trainer.iterate(until, live.during):
                 live.after_iteration()
         finally:
             if trainer.history:
-                path = save_lora(trainer, folder)
+                path = trainer.save(folder)
         tuned, loaded = load_lora(model[0], path, name[0], 1.0)
         report = "\n".join(filter(None, [trainer.started_anew, outcome(trainer.history, reward[0].name), loaded]))
         picture = curve_picture(trainer.history, reward[0].name, reward[0].unit)
@@ -193,7 +202,7 @@ def _folder(name: str) -> Path:
     """
     if not _NAME.fullmatch(name) or len(name) > 100:
         raise ValueError(
-            f"name: '{name[:100]}' cannot be a folder's name; use letters, digits, spaces, and _ - + ., up to 100 of them."
+            f"name: '{name[:100]}' cannot be a folder's name; use up to 100 letters, digits, spaces and _ - + ."
         )
     return Path(folder_paths.get_output_directory()) / "loras" / name
 

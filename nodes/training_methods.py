@@ -19,8 +19,8 @@ class RLGFlowGRPO(io.ComfyNode):
             node_id="RLGFlowGRPO",
             display_name="RLG Flow-GRPO",
             category="RLG/training",
-            description="Flow-GRPO (arXiv 2505.05470): several pictures per prompt with noise at every step; those above "
-            "their group's mean become more likely. Works with any reward.",
+            description="Flow-GRPO (arXiv 2505.05470): several pictures per prompt with noise at every step; those "
+            "above their group's mean become more likely. Works with any reward.",
             **search_aliases("rl method", "grpo", "flow grpo", "mixgrpo", "policy gradient"),
             inputs=[
                 *_sampling_inputs(steps=10, cfg=4.5, noise_level=0.7),
@@ -61,8 +61,8 @@ class RLGFlowGRPO(io.ComfyNode):
                     max=10.0,
                     step=0.005,
                     round=1e-6,
-                    tooltip="How strongly the LoRA is held near the base. 0.04 for objects and text, 0.01 for PickScore; "
-                    "lower = more reward, less variety, and sooner tricks.",
+                    tooltip="How strongly the LoRA is held near the base. 0.04 for objects and text, 0.01 for "
+                    "PickScore; lower = more reward, less variety, and sooner tricks.",
                 ),
                 *_policy_inputs(clip_range=1e-4, largest_advantage=5.0),
             ],
@@ -126,7 +126,7 @@ def _sampling_inputs(steps: int, cfg: float, noise_level: float) -> list[io.Inpu
             max=2.0,
             step=0.05,
             round=0.001,
-            tooltip="How much noise a step draws: what is explored. Too little learns nothing, too much spoils pictures.",
+            tooltip="How much noise a step draws. Too little explores nothing, too much spoils the pictures.",
         ),
     ]
 

@@ -5,7 +5,7 @@
     trainer = Trainer(task, FLOW_GRPO, Settings(rank=32, seed=0), checkpoint=path)         method.py, trainer.py
     for entry in trainer.iterate(until=100, report=show_share):
         entry.number, entry.reward, entry.spread, entry.kl, entry.clipped, entry.gradient, entry.seconds
-        trainer.pictures([0, 1], seed=1, tuned=True)                                       a preview, IMAGE
+        trainer.pictures(prompts, seed=1, tuned=True)                                      a preview, IMAGE
     trainer.save(folder)                                                                   the averaged LoRA
 
 All of it may be called in the host's inference mode. Cancel (the host's InterruptProcessingException) and errors come

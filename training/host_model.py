@@ -76,6 +76,10 @@ class HostModel:
         self._patcher, self._prompts, self._cfg, self._sigmas = patcher, prompts, cfg, sigmas
         self._checkpointing = checkpointing
 
+    def on(self, prompts: Prompts) -> HostModel:
+        """The same on other prompts."""
+        return HostModel(self._patcher, self.policy, prompts, self._cfg, self._sigmas, self._checkpointing)
+
     def run(self, prompt: int, shape: torch.Size, body: Callable[[Run], Result]) -> Result:
         """Call `body` while the model is loaded, and return what it does.
 

@@ -20,6 +20,7 @@ from .lora_output import save_lora
 from .method import Method
 from .policy import Policy
 from .policy_gradient import Learned, PolicyLearner, Report
+from .prompts import Prompts
 from .streams import noise, stream
 from .targets import attention_projections
 from .task import Task
@@ -137,11 +138,11 @@ class Trainer:
         """Write the averaged LoRA with its recipe; see `lora_output.save_lora`."""
         return save_lora(self.policy, self._average, folder, self.task.model, self._recipe())
 
-    def pictures(self, prompts: list[int], seed: int, tuned: bool) -> torch.Tensor:
+    def pictures(self, prompts: Prompts, seed: int, tuned: bool) -> torch.Tensor:
         """Pictures without noise on the way, as a preview: IMAGE, one per prompt.
 
         Args:
-            prompts: their numbers.
+            prompts: what to show; the task's own or others.
             seed: of the noise that they start from, another for each.
             tuned: by the averaged LoRA; else by the base model.
         """
@@ -155,9 +156,10 @@ class Trainer:
             return self.task.decoded(x.cpu())
 
         chosen = self.policy.with_values(self._average) if tuned else self.policy.disabled()
+        host, size = self._host.on(prompts), torch.Size((1, *shape))
         with training_mode(), chosen:
-            size = torch.Size((1, *shape))
-            return torch.cat([self._host.run(p, size, lambda run, n=i: sampled(run, n)) for i, p in enumerate(prompts)])
+            numbers = range(len(prompts.texts))
+            return torch.cat([host.run(n, size, lambda run, n=n: sampled(run, n)) for n in numbers])
 
     def _iteration(self, report: Report) -> Iteration:
         start, before = time.perf_counter(), {name: t.detach().clone() for name, t in self._tensors().items()}

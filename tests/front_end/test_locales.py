@@ -43,7 +43,15 @@ LITERALS = re.compile(
 )
 """What is the same in every language: formulas, paths, files, names."""
 
-SAME_EVERYWHERE = {"RLG KSampler", "RLG Guider", "RLG Keyframes", "RLG Sweep", "RLG Score", "Flow-GRPO SDE"}
+SAME_EVERYWHERE = {
+    "RLG Flow-GRPO",
+    "RLG KSampler",
+    "RLG Guider",
+    "RLG Keyframes",
+    "RLG Sweep",
+    "RLG Score",
+    "Flow-GRPO SDE",
+}
 """Node names that a language may keep."""
 
 

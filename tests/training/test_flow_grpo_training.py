@@ -198,7 +198,9 @@ def test_the_reward_rises(make) -> None:
     trainer = make(prompts=1, settings=settings, groups=1, group_size=8, updates=1, cfg=1.0, kl_weight=0.0)
     rewards = [entry.reward for entry in trainer.iterate(6)]
     assert rewards[-1] > rewards[0] + 0.15
-    base, tuned = (trainer.task.scores(trainer.pictures([0], 5, tuned), [0]) for tuned in (False, True))
+    base, tuned = (
+        trainer.task.scores(trainer.pictures(trainer.task.prompts, 5, tuned), [0]) for tuned in (False, True)
+    )
     assert tuned > base + 0.1
 
 

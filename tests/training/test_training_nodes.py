@@ -1,0 +1,157 @@
+"""RLG Train LoRA as its user meets it: what comes out, Cancel, going on, and what it says to wrong inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+import nodes as host_nodes
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_tasks import SIDE, Redness
+
+from demo.tiny_model import TinySD3, write_checkpoint
+from pairs import CLOSE, empty_latent, relative, task
+
+PROMPTS = ["a red cat\na blue dog\n\n"]
+
+
+@pytest.fixture(scope="module")
+def loaded(models_dir: Path) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of a checkpoint, from the host's loader."""
+    write_checkpoint(models_dir / "checkpoints" / "training_nodes.safetensors", TinySD3(), dtype=torch.float32)
+    with torch.inference_mode():
+        return host_nodes.CheckpointLoaderSimple().load_checkpoint("training_nodes.safetensors")
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The host's output folder, empty, with its LoRAs known to the loaders as in the host's own start."""
+    before = folder_paths.get_output_directory()
+    loras = folder_paths.folder_names_and_paths["loras"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([*loras[0], str(tmp_path / "loras")], loras[1]))
+    folder_paths.set_output_directory(str(tmp_path))
+    yield tmp_path
+    folder_paths.set_output_directory(before)
+
+
+@pytest.fixture
+def train(loaded: tuple, output: Path, run_node: Callable[..., tuple]) -> Callable[..., tuple]:
+    """Run the node with small settings; `changes` replace its inputs, or those of the method."""
+    model, clip, vae = loaded
+
+    def run(method: dict[str, Any] | None = None, **changes: Any) -> tuple:
+        of_method = {
+            "steps": 3, "cfg": 1.0, "noise_level": 0.7, "groups": 1, "group_size": 2, "window": 0, "window_start": 0,
+            "kl_weight": 0.04, "clip_range": 1e-4, "largest_advantage": 5.0, **(method or {}),
+        }  # fmt: skip
+        inputs = {
+            "model": model, "clip": clip, "vae": vae, "reward": Redness(), "name": "red", "iterations": 2,
+            "method": run_node("RLGFlowGRPO", **of_method)[0], "learning_rate": 1e-2, "rank": 4, "seed": 5,
+            "width": SIDE, "height": SIDE, "preview_every": 0, **changes,
+        }  # fmt: skip
+        return run_node("RLGTrainLora", prompts=changes.pop("prompts", PROMPTS), **_as_lists(inputs))
+
+    return run
+
+
+def _as_lists(inputs: dict[str, Any]) -> dict[str, list]:
+    return {name: value if isinstance(value, list) else [value] for name, value in inputs.items() if name != "prompts"}
+
+
+class CancelledAt(Redness):
+    """Somebody presses Cancel while it scores for the nth time."""
+
+    def __init__(self, call: int) -> None:
+        self._left = call
+
+    def score(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        self._left -= 1
+        if self._left == 0:
+            comfy.model_management.interrupt_current_processing()
+        return super().score(images, prompts)
+
+
+def _weights(output: Path, name: str = "red") -> dict[str, torch.Tensor]:
+    return load_file(output / "loras" / name / "adapter_model.safetensors")
+
+
+def test_the_tuned_model_is_the_base_with_the_saved_lora(train, loaded, run_node, output) -> None:
+    tuned, name, curve, report = train()
+    assert curve.ndim == 4 and curve.shape[-1] == 3 and 0 <= curve.min() < curve.max() <= 1
+    assert "redness" in report and "nothing left out" in report
+    (again, _) = run_node("RLGLoadLora", model=loaded[0], lora_name=name, strength=1.0)
+    inputs = task(latent_image=empty_latent(size=SIDE // 8))
+    results = [run_node("KSampler", model=m, **inputs)[0]["samples"] for m in (tuned, again, loaded[0])]
+    assert relative(results[0], results[1]) < CLOSE
+    assert relative(results[0], results[2]) > 1e-3, "the LoRA changes nothing"
+
+
+def test_a_cancelled_run_keeps_what_was_learned_and_goes_on_to_the_same(train, output) -> None:
+    train(name="undisturbed", iterations=3)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(reward=CancelledAt(3), iterations=3)
+    assert _weights(output), "what was learned before Cancel"
+    *_, report = train(iterations=3)
+    for name, weight in _weights(output, "undisturbed").items():
+        assert torch.equal(weight, _weights(output)[name]), name
+    assert "starts anew" not in report
+
+
+def test_changed_settings_start_anew_and_say_so(train) -> None:
+    train(iterations=1)
+    *_, report = train(iterations=1, rank=2)
+    assert "starts anew, since settings changed: rank 4 → 2" in report
+
+
+def test_a_lora_that_was_not_trained_here_is_not_replaced(train, output) -> None:
+    theirs = output / "loras" / "theirs" / "adapter_model.safetensors"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"somebody's work")
+    with pytest.raises(ValueError, match=r"^name: there is a LoRA 'theirs' already"):
+        train(name="theirs")
+    assert theirs.read_bytes() == b"somebody's work"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"name": "../outside"}, r"^name: '\.\./outside' cannot be a folder's name"),
+        ({"name": ""}, r"^name: '' cannot be a folder's name"),
+        ({"prompts": [" \n "]}, r"^prompts: there are none"),
+        ({"width": 60}, r"^width: 60 is no multiple of 8"),
+    ],
+)
+def test_wrong_inputs_are_one_sentence_and_leave_nothing(train, output, changes, sentence) -> None:
+    with pytest.raises(ValueError, match=sentence) as error:
+        train(**changes)
+    assert "\n" not in str(error.value)
+    assert not list(output.rglob("*.*"))
+
+
+def test_names_are_checked_before_anything_runs(rlg) -> None:
+    node = rlg.nodes["RLGTrainLora"]
+    assert node.validate_inputs(name="my lora 2") is True
+    for name in ("a/b", "..", "C:\\x", "x\0", "x" * 101, ".hidden"):
+        assert "cannot be a folder's name" in node.validate_inputs(name=name)
+
+
+def test_the_page_is_shown_pictures_and_the_course(train, monkeypatch) -> None:
+    """Previews go the host's way, with the progress; base above, tuned below, a column for each prompt."""
+    shown = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, node_id: shown.append((value, total, preview))
+    )
+    train(preview_every=1, preview_prompts="one\ntwo\nthree")
+    values = [value for value, *_ in shown]
+    assert values == sorted(values) and values[-1] == shown[-1][1]
+    pictures = [preview[1] for *_, preview in shown if preview]
+    assert len(pictures) == 3 and all(p.size == (3 * SIDE, 2 * SIDE) for p in pictures)
+    first = torch.tensor(list(pictures[0].getdata())).view(2 * SIDE, 3 * SIDE, 3)
+    last = torch.tensor(list(pictures[-1].getdata())).view(2 * SIDE, 3 * SIDE, 3)
+    assert torch.equal(first[:SIDE], first[SIDE:]), "an untrained LoRA is the base"
+    assert torch.equal(last[:SIDE], first[:SIDE]) and not torch.equal(last[SIDE:], first[SIDE:])
