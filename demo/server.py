@@ -22,7 +22,7 @@ from demo.client import ComfyClient, ConnectionLost
 REPO = Path(__file__).resolve().parent.parent
 PACK = "comfyui-rlg"
 PACK_FILES = (
-    "__init__.py", "pyproject.toml", "nodes", "plots", "rewards", "rlg_sampler", "files",
+    "__init__.py", "pyproject.toml", "nodes", "plots", "rewards", "rlg_sampler", "files", "training",
     "workflows", "subgraphs", "locales", "web",
 )  # fmt: skip
 A_NODE_OF_OURS = "RLGKSampler"

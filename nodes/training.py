@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
+import numpy as np
 from comfy_api.v0_0_2 import io
 
+from ..plots.figure import picture
+from ..plots.training_curve import training_curve
+from ..rewards.pixels import to_image
 from ..rewards.protocol import Reward
 from ..rlg_sampler.weights.lora_file import load_lora
-from ..training.curve import curve_picture
 from ..training.method import Method
 from ..training.progress import outcome
 from ..training.prompts import Prompts
@@ -190,8 +193,9 @@ class RLGTrainLora(io.ComfyNode):
                 path = trainer.save(folder)
         tuned, loaded = load_lora(model[0], path, name[0], 1.0)
         report = "\n".join(filter(None, [trainer.started_anew, outcome(trainer.history, reward[0].name), loaded]))
-        picture = curve_picture(trainer.history, reward[0].name, reward[0].unit)
-        return io.NodeOutput(tuned, name[0], picture, report, ui={EVENT: [live.course()]})
+        drawn = picture(training_curve(trainer.history, reward[0].name, reward[0].unit))
+        curve = to_image(np.array(drawn)[None])
+        return io.NodeOutput(tuned, name[0], curve, report, ui={EVENT: [live.course()]})
 
 
 def _folder(name: str) -> Path:
