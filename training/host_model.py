@@ -41,8 +41,7 @@ class Run:
     _x0: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
     def x0(self, x: torch.Tensor, index: int) -> torch.Tensor:
-        """The policy's prediction for latents x at σ_index, after CFG; float32. Its gradient is that of the prompt's
-        side alone: as in Flow-GRPO's reference the other side of CFG is a constant."""
+        """The policy's prediction for latents x at σ_index, after CFG; float32."""
         return self._x0(x, self.sigmas[index].expand(len(x)))
 
     def start(self, noise: torch.Tensor, latents: torch.Tensor | None = None, index: int = 0) -> torch.Tensor:
@@ -61,6 +60,7 @@ class HostModel:
         cfg: text guidance; 1 leaves the negative prompt out.
         sigmas: σ_0 … σ_n of sampling.
         checkpointing: save memory in backward passes, for one more forward pass.
+        through_negative: whether gradients pass through CFG's other side too.
     """
 
     def __init__(
@@ -71,14 +71,23 @@ class HostModel:
         cfg: float,
         sigmas: torch.Tensor,
         checkpointing: bool,
+        through_negative: bool = False,
     ) -> None:
         self.policy = policy
         self._patcher, self._prompts, self._cfg, self._sigmas = patcher, prompts, cfg, sigmas
-        self._checkpointing = checkpointing
+        self._checkpointing, self._through_negative = checkpointing, through_negative
 
     def on(self, prompts: Prompts) -> HostModel:
         """The same on other prompts."""
-        return HostModel(self._patcher, self.policy, prompts, self._cfg, self._sigmas, self._checkpointing)
+        return HostModel(
+            self._patcher,
+            self.policy,
+            prompts,
+            self._cfg,
+            self._sigmas,
+            self._checkpointing,
+            self._through_negative,
+        )
 
     def run(self, prompt: int, shape: torch.Size, body: Callable[[Run], Result]) -> Result:
         """Call `body` while the model is loaded, and return what it does.
@@ -91,7 +100,7 @@ class HostModel:
         guider = comfy.samplers.CFGGuider(self._patcher)
         guider.set_conds(self._prompts.positive[prompt], self._prompts.negative)
         guider.set_cfg(self._cfg)
-        sampler = _Body(lambda run: self._attached(guider, run, body))
+        sampler = _Body(lambda run: self._attached(guider, run, body), self._through_negative)
         guider.sample(torch.zeros(shape), torch.zeros(shape), sampler, self._sigmas, disable_pbar=True, seed=0)
         return sampler.result
 
@@ -107,8 +116,8 @@ class HostModel:
 class _Body(comfy.samplers.Sampler):
     """Stands where a sampler would, so that the host does around it what it does around sampling."""
 
-    def __init__(self, body: Callable[[Run], Any]) -> None:
-        self._body = body
+    def __init__(self, body: Callable[[Run], Any], through_negative: bool) -> None:
+        self._body, self._through_negative = body, through_negative
         self.result: Any = None
 
     def sample(
@@ -121,7 +130,7 @@ class _Body(comfy.samplers.Sampler):
         *_: Any,
         **__: Any,
     ) -> torch.Tensor:
-        options = {**extra_args["model_options"], "sampler_calc_cond_batch_function": _one_by_one}
+        options = {**extra_args["model_options"], "sampler_calc_cond_batch_function": self._one_by_one}
 
         def x0(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -130,18 +139,17 @@ class _Body(comfy.samplers.Sampler):
         self.result = self._body(Run(sigmas, guider.inner_model.model_sampling, noise.device, x0))
         return noise
 
+    def _one_by_one(self, call: dict[str, Any]) -> list[torch.Tensor]:
+        """Predictions for the prompt and for the other side of CFG, which may be a constant to gradients.
 
-def _one_by_one(call: dict[str, Any]) -> list[torch.Tensor]:
-    """Predictions for the prompt, with gradients where they are enabled, and for the other side without.
-
-    In rollouts too, so that an update computes what the rollout did, to the last bit.
-    """
-    positive, negative = call["conds"]
-    rest = call["input"], call["sigma"], call["model_options"]
-    if negative is None:
-        other = torch.zeros_like(call["input"])
-    else:
-        with torch.no_grad():
-            (other,) = comfy.samplers.calc_cond_batch(call["model"], [negative], *rest)
-    (own,) = comfy.samplers.calc_cond_batch(call["model"], [positive], *rest)
-    return [own, other]
+        In rollouts too, so that an update computes what the rollout did, to the last bit.
+        """
+        positive, negative = call["conds"]
+        rest = call["input"], call["sigma"], call["model_options"]
+        if negative is None:
+            other = torch.zeros_like(call["input"])
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self._through_negative):
+                (other,) = comfy.samplers.calc_cond_batch(call["model"], [negative], *rest)
+        (own,) = comfy.samplers.calc_cond_batch(call["model"], [positive], *rest)
+        return [own, other]

@@ -1,7 +1,8 @@
 """Published methods as settings: where pictures start, which steps draw noise, which are trained, what is compared.
 
-A method is one of two gradients. The policy gradient (here) makes the drawn steps of good pictures more likely and
-those of bad ones less; it needs nothing of the reward but its numbers.
+A method is one of two gradients. A policy gradient makes the drawn steps of good pictures more likely and those of bad
+ones less; it needs nothing of the reward but its numbers. A reward gradient goes from the score through the picture and
+the last predictions; it learns more from a picture, and needs a reward that can be differentiated.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ class Plan:
     """What an iteration does with the steps 0 … n − 1 of its pictures.
 
     Attributes:
-        fork: pictures of a group are one until this step; at 0 each has a noise of its own from the start.
+        fork: pictures of a group are one until this step; None where each starts from a noise of its own.
         noisy: steps that draw noise.
         trained: of these, the ones whose densities are trained.
     """
 
-    fork: int
+    fork: int | None
     noisy: tuple[int, ...]
     trained: tuple[int, ...]
 
@@ -44,14 +45,20 @@ class PolicyGradient:
         window: so many steps in a row draw noise and are trained, the others are Euler's; 0 = all draw noise. The
             pictures of a group have everything before the window in common.
         window_start: the steps a window may begin at: a random one of 0 … window_start.
-        trained_steps: so many of the noisy steps are trained, random ones; 0 = all but the last of all, as in the
-            reference, whose density is that of nearly no noise.
-        compared_with: the pictures whose mean reward is taken off, `group` (same prompt) or `batch` (all). The spread
-            is that of all pictures of the iteration in either case.
+        tail: (first, last): so many of the last steps are trained, more from iteration to iteration, and the pictures
+            of a group have everything before them in common; None trains any steps.
+        stages: iterations in which `tail` goes from its first number to its last.
+        trained_steps: so many of the noisy steps are trained, random ones; 0 = all. The last of all steps never is: its
+            density is that of nearly no noise.
+        compared_with: `group` (same prompt) or `batch` (all): a picture's reward less the mean of these, in standard
+            deviations of the iteration; `branch`: the best and the worst of a group alone, in standard deviations over
+            the prompt's latest 8 rounds, if they are beyond half a one.
         kl_weight: β, of the distance to the base model.
+        image_weight: of the diffusion loss on the task's images, if it has any.
         clip_range: of the density ratio, PPO's ε.
         largest_advantage: advantages are cut off there.
         updates: optimiser steps per iteration, each on its share of the pictures.
+        through_negative: whether gradients pass through CFG's other side too; Flow-GRPO takes it for a constant.
         average_decay: of the averaged LoRA, per update.
     """
 
@@ -65,17 +72,21 @@ class PolicyGradient:
     group_size: int = 24
     window: int = 0
     window_start: int = 0
+    tail: tuple[int, int] | None = None
+    stages: int = 100
     trained_steps: int = 0
-    compared_with: Literal["group", "batch"] = "group"
+    compared_with: Literal["group", "batch", "branch"] = "group"
     kl_weight: float = 0.04
+    image_weight: float = 0.0
     clip_range: float = 1e-4
     largest_advantage: float = 5.0
     updates: int = 2
+    through_negative: bool = False
     average_decay: float = 0.9 ** (1 / 8)
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that no iteration could be made with."""
-        if self.compared_with == "group" and self.group_size < 2:
+        if self.compared_with != "batch" and self.group_size < 2:
             raise ValueError(
                 f"group_size: {self.group_size} picture per prompt has none to be compared with; use 2 or more."
             )
@@ -86,6 +97,11 @@ class PolicyGradient:
                 f"window: {self.window} steps from step {self.window_start} on do not fit before the last of "
                 f"{self.steps} steps, which is not trained; raise steps or lower one of them."
             )
+        if self.tail and not 2 <= self.tail[0] <= self.tail[1] <= self.steps:
+            raise ValueError(
+                f"tail: the trained last steps go from {self.tail[0]} to {self.tail[1]}, but must be 2 to {self.steps} "
+                "and not fall; change them or raise steps."
+            )
         if self.noise_level <= 0.0:
             raise ValueError("noise_level: without noise nothing is explored; use a value above 0, such as 0.7.")
         if self.steps < 2:
@@ -94,18 +110,76 @@ class PolicyGradient:
     def plan(self, seed: int, iteration: int) -> Plan:
         """What the given iteration of a run does."""
         generator = stream(seed, "plan", iteration)
-        fork, noisy = 0, tuple(range(self.steps))
+        fork, noisy, first = None, tuple(range(self.steps)), 0
         if self.window:
-            fork = int(torch.randint(self.window_start + 1, (1,), generator=generator))
+            fork = first = int(torch.randint(self.window_start + 1, (1,), generator=generator))
             noisy = noisy[fork : fork + self.window]
-        trained = tuple(step for step in noisy if step < self.steps - 1)
+        elif self.tail:
+            grown = (self.tail[1] - self.tail[0] + 1) * min(iteration, self.stages - 1) // self.stages
+            fork = first = self.steps - self.tail[0] - grown
+        trained = tuple(step for step in noisy if first <= step < self.steps - 1)
         if self.trained_steps:
             order = torch.randperm(len(trained), generator=generator)[: self.trained_steps]
             trained = tuple(sorted(trained[i] for i in order.tolist()))
         return Plan(fork, noisy, trained)
 
 
-Method = PolicyGradient
+@dataclass(frozen=True)
+class RewardGradient:
+    """A gradient of the reward through the last predictions.
+
+    Pictures are sampled without gradient up to a step and on from there with it; what is scored is x0 as it is
+    predicted at the last step with a gradient.
+
+    Attributes:
+        name, source: of the published method.
+        steps, cfg, scheduler: of sampling.
+        first_step, last_step: the step that gradients begin at is a random one of these.
+        gradient_steps: so many predictions have a gradient.
+        from_images: pictures start as the task's images, noised to `image_step`, in place of noise.
+        image_weight: of the diffusion loss on these images.
+        image_step: see there.
+        reward_weight: of the reward.
+        groups: prompts per iteration.
+        group_size: pictures per prompt.
+        through_negative, average_decay: as for a policy gradient.
+    """
+
+    name: str
+    source: str
+    steps: int = 40
+    cfg: float = 1.0
+    scheduler: str = "normal"
+    first_step: int = 30
+    last_step: int = 39
+    gradient_steps: int = 1
+    from_images: bool = False
+    image_weight: float = 0.0
+    image_step: int = 30
+    reward_weight: float = 1e-3
+    groups: int = 4
+    group_size: int = 1
+    through_negative: bool = True
+    average_decay: float = 0.9 ** (1 / 8)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that no iteration could be made with."""
+        begin = self.image_step if self.from_images else 0
+        if not begin <= self.first_step <= self.last_step <= self.steps - self.gradient_steps:
+            raise ValueError(
+                f"steps: gradients begin at step {self.first_step} to {self.last_step} and take {self.gradient_steps}, "
+                f"which must lie between steps {begin} and {self.steps}; raise steps or lower the others."
+            )
+        if self.groups < 1 or self.group_size < 1 or self.gradient_steps < 1:
+            raise ValueError("groups: without pictures or steps nothing is learned; use 1 or more.")
+
+    def step(self, seed: int, iteration: int, group: int) -> int:
+        """Where the gradients of a group begin."""
+        generator = stream(seed, "step", iteration, group)
+        return int(torch.randint(self.first_step, self.last_step + 1, (1,), generator=generator))
+
+
+Method = PolicyGradient | RewardGradient
 
 FLOW_GRPO = PolicyGradient("Flow-GRPO", "arXiv 2505.05470, yifan123/flow_grpo config/grpo.py")
 """As its authors train SD3.5 medium, with 4 prompts per iteration in place of 48 on their 32 GPUs, and an average that
@@ -113,3 +187,32 @@ is updated each time in place of each eighth time."""
 
 FLOW_GRPO_FAST = replace(FLOW_GRPO, name="Flow-GRPO-Fast", window=2, window_start=4)
 """Its faster version: two random noisy steps in the first half, the rest without noise."""
+
+DDPO = PolicyGradient(
+    "DDPO", "arXiv 2401.12244, pinterest/atg-research joint-rl-diffusion",
+    steps=50, cfg=7.0, noise_level=1.0, trained_steps=5, compared_with="batch", kl_weight=0.0, largest_advantage=10.0,
+    through_negative=True,
+)  # fmt: skip
+"""As Pinterest trains at scale: a batch of all prompts, five random steps."""
+
+B2_DIFFU_RL = PolicyGradient(
+    "B²-DiffuRL", "arXiv 2503.11240, hu-zijing/B2-DiffuRL run_process.sh",
+    steps=20, cfg=5.0, noise_level=1.0, groups=16, group_size=5, tail=(14, 20), compared_with="branch", kl_weight=0.0,
+    clip_range=0.1, through_negative=True,
+)  # fmt: skip
+"""Backward progressive training and branch-based sampling, with 16 branchings per iteration in place of 256."""
+
+REFL = RewardGradient("ReFL", "arXiv 2304.05977, as in ControlGenAI/ImageReFL refl_train.yaml")
+
+IMAGE_REFL = replace(
+    REFL, name="ImageReFL", source="arXiv 2505.22569, ControlGenAI/ImageReFL", from_images=True, image_weight=0.01
+)
+"""From real images, and with a diffusion loss on them."""
+
+
+def draft_k(last_steps: int, steps: int = 40) -> RewardGradient:
+    """DRaFT-K: the gradient passes through the last K of `steps`."""
+    first = steps - last_steps
+    return RewardGradient(
+        "DRaFT-K", "arXiv 2309.17400", steps=steps, first_step=first, last_step=first, gradient_steps=last_steps
+    )

@@ -30,6 +30,11 @@ class Drawn:
     log_density: torch.Tensor
     base_mean: torch.Tensor | None
 
+    def part(self, rows: torch.Tensor) -> Drawn:
+        """As `Trajectories.part`."""
+        base = None if self.base_mean is None else self.base_mean[rows]
+        return Drawn(self.x[rows], self.x_next[rows], self.log_density[rows], base)
+
 
 @dataclass(frozen=True)
 class Trajectories:
@@ -47,6 +52,10 @@ class Trajectories:
 
     def __len__(self) -> int:
         return len(self.end)
+
+    def part(self, rows: torch.Tensor) -> Trajectories:
+        """Those of the pictures whose entry in `rows`, (rows,) bool, is true."""
+        return Trajectories(self.prompt, {index: step.part(rows) for index, step in self.steps.items()}, self.end[rows])
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,12 @@ class Pictures:
         return cls(prompt, stream(seed, *name), [stream(seed, *name, row) for row in rows], shape)
 
 
+def chunks(groups: int, group_size: int, batch_size: int) -> list[tuple[int, range]]:
+    """(group, its pictures that are computed together), for all groups."""
+    starts = range(0, group_size, batch_size)
+    return [(g, range(start, min(start + batch_size, group_size))) for g in range(groups) for start in starts]
+
+
 def draw(run: Run, policy: Policy, pictures: Pictures, plan: Plan, noise_level: float, with_base: bool) -> Trajectories:
     """Draw pictures from the policy.
 
@@ -79,15 +94,15 @@ def draw(run: Run, policy: Policy, pictures: Pictures, plan: Plan, noise_level: 
         run: the loaded model.
         with_base: whether the base model's means are wanted.
     """
-    own, shape = pictures.own, pictures.shape
+    own, shape, fork = pictures.own, pictures.shape, -1 if plan.fork is None else plan.fork
 
     def draw_noise(step: int) -> torch.Tensor:
-        return noise(own if step >= plan.fork else [pictures.common], shape, run.device)
+        return noise(own if step >= fork else [pictures.common], shape, run.device)
 
     steps: dict[int, Drawn] = {}
-    x = run.start(draw_noise(0))
+    x = run.start(draw_noise(-1))
     for index in range(len(run.sigmas) - 1):
-        if index == plan.fork:
+        if index == fork:
             x = x.expand(len(own), *shape)
         noisy = index in plan.noisy
         step = stochastic_step(run.sampling, x, run.x0(x, index), run.sigmas, index, noise_level if noisy else 0.0)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import comfy.model_management
+import comfy.utils
 import torch
 
 from ..rlg_sampler.messages import model_name
+from .base_digest import base_digest
+from .gradients import frozen
 from .prompts import Prompts
 
 if TYPE_CHECKING:
@@ -16,6 +21,9 @@ if TYPE_CHECKING:
     from comfy.sd import VAE
 
     from ..rewards.protocol import Reward
+
+_WITH_GRADIENT = 4
+"""A decoder whose activations are kept takes so many times the memory of one whose are not."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,8 @@ class Task:
         prompts: asked for, evenly.
         reward: higher is better.
         width, height: of the pictures, in pixels.
+        images: IMAGE (count, height, width, 3) of any size, the first for the first prompt and so on, for methods that
+            learn from real pictures.
     """
 
     model: ModelPatcher
@@ -36,6 +46,7 @@ class Task:
     reward: Reward
     width: int = 512
     height: int = 512
+    images: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError where the parts do not make a task."""
@@ -43,9 +54,22 @@ class Task:
         for name, length in (("width", self.width), ("height", self.height)):
             if length <= 0 or length % pixels:
                 raise ValueError(f"{name}: {length} is no multiple of {pixels}, as this VAE needs; change it.")
+        if self.images is not None and len(self.images) != len(self.prompts.texts):
+            raise ValueError(
+                f"images: there are {len(self.images)} for {len(self.prompts.texts)} prompts; give each image its own."
+            )
         dimensions = self.model.get_model_object("latent_format").latent_dimensions
         if dimensions not in (2, 3):
             raise ValueError(f"model: {model_name(self.model)} does not make pictures; load an image model.")
+
+    @property
+    def digest(self) -> dict[str, str]:
+        """Hashes of the prompts, the base model and the images, by these names."""
+        hashes = {"prompts": self.prompts.digest, "base": base_digest(self.model)}
+        if self.images is not None:
+            pixels = self.images.detach().float().cpu().contiguous().numpy()
+            hashes["images"] = hashlib.sha256(pixels.tobytes()).hexdigest()
+        return hashes
 
     @property
     def latent_shape(self) -> torch.Size:
@@ -60,6 +84,39 @@ class Task:
         images = self.vae.decode(self.model.model.process_latent_out(latents))
         return images.reshape(-1, *images.shape[-3:])
 
+    def encoded(self, number: int) -> torch.Tensor:
+        """(1, channels, ...) latents of an image, as the model sees them; its middle, at the size of the pictures."""
+        pixels = self.images[number : number + 1, ..., :3].clone().movedim(-1, 1)
+        fitted = comfy.utils.common_upscale(pixels, self.width, self.height, "bicubic", "center").clamp(0.0, 1.0)
+        latents = self.vae.encode(fitted.movedim(1, -1))
+        return self.model.model.process_latent_in(latents).reshape(1, *self.latent_shape)
+
+    def scored_with_gradient(self, latents: torch.Tensor, prompt: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows,) scores of latents as pictures of a prompt, and the gradient of each with respect to its latents.
+
+        Args:
+            latents: as the model sees them, (rows, channels, ...), on the CPU.
+
+        Raises:
+            ValueError: a score is no number.
+        """
+        scores, gradients = zip(*(self._one_with_gradient(row[None], prompt) for row in latents), strict=True)
+        self._check(torch.cat(scores), [prompt] * len(latents))
+        return torch.cat(scores), torch.cat(gradients)
+
+    def _one_with_gradient(self, latents: torch.Tensor, prompt: int) -> tuple[torch.Tensor, torch.Tensor]:
+        vae = self.vae
+        needed = _WITH_GRADIENT * vae.memory_used_decode(latents.shape, vae.vae_dtype)
+        comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
+        with torch.enable_grad(), frozen(vae.first_stage_model):
+            latents = latents.detach().clone().requires_grad_()
+            stored = self.model.model.process_latent_out(latents).to(vae.device, vae.vae_dtype)
+            images = vae.process_output(vae.first_stage_model.decode(stored).float()).movedim(1, -1)
+            images = images.reshape(-1, *images.shape[-3:])
+            score = self.reward.gradient_score(images, [self.prompts.texts[prompt]])
+            (gradient,) = torch.autograd.grad(score.sum(), latents)
+        return score.detach().float().cpu(), gradient
+
     def scores(self, images: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
         """(rows,) float32 rewards of pictures of these prompts.
 
@@ -67,6 +124,10 @@ class Task:
             ValueError: a score is no number.
         """
         scores = self.reward.score(images, [self.prompts.texts[number] for number in prompts])
+        self._check(scores, prompts)
+        return scores.float()
+
+    def _check(self, scores: torch.Tensor, prompts: Sequence[int]) -> None:
         if not torch.isfinite(scores).all():
             bad = int((~torch.isfinite(scores)).nonzero()[0])
             raise ValueError(
@@ -74,4 +135,3 @@ class Task:
                 f"'{self.prompts.texts[prompts[bad]]}', which nothing can be learned from; use another reward, or "
                 "lower learning_rate if the pictures fell apart."
             )
-        return scores.float()

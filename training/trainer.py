@@ -12,15 +12,16 @@ import comfy.samplers
 import torch
 
 from ..rlg_sampler.messages import model_name
-from .base_digest import base_digest
 from .checkpoint import State, changes
 from .gradients import training_mode
 from .host_model import HostModel, Run
+from .iteration import Learned, Report
 from .lora_output import save_lora
-from .method import Method
+from .method import Method, PolicyGradient
 from .policy import Policy
-from .policy_gradient import Learned, PolicyLearner, Report
+from .policy_gradient import PolicyLearner
 from .prompts import Prompts
+from .reward_gradient import RewardLearner
 from .streams import noise, stream
 from .targets import attention_projections
 from .task import Task
@@ -88,7 +89,7 @@ class Trainer:
         self.history: list[Iteration] = []
         self.started_anew = ""
         self._checkpoint, self._written = checkpoint, time.monotonic()
-        self._base = base_digest(task.model)
+        self._digest = task.digest
         device = task.model.load_device
         alpha = 2.0 * settings.rank if settings.alpha is None else settings.alpha
         with training_mode():
@@ -102,8 +103,11 @@ class Trainer:
             sampling = task.model.get_model_object("model_sampling")
             sigmas = comfy.samplers.calculate_sigmas(sampling, method.scheduler, method.steps).clone()
         self._updates = 0
-        self._host = HostModel(task.model, self.policy, task.prompts, method.cfg, sigmas, settings.checkpointing)
-        self._learner = PolicyLearner(method, task, self._host, settings.batch_size, settings.seed)
+        self._host = HostModel(
+            task.model, self.policy, task.prompts, method.cfg, sigmas, settings.checkpointing, method.through_negative
+        )
+        learner = PolicyLearner if isinstance(method, PolicyGradient) else RewardLearner
+        self._learner = learner(method, task, self._host, settings.batch_size, settings.seed)
         self._go_on()
 
     def iterate(self, until: int, report: Report = lambda done: None) -> Iterator[Iteration]:
@@ -192,6 +196,7 @@ class Trainer:
         for name, parameter in self._parameters.items():
             state = self._optimizer.state.get(parameter, {})
             tensors |= {f"adamw.{name}.{kind}": tensor for kind, tensor in state.items()}
+        tensors |= {f"learner.{name}": tensor for name, tensor in self._learner.tensors().items()}
         return tensors | {"updates": torch.tensor(self._updates)}
 
     def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -205,6 +210,8 @@ class Trainer:
             self._optimizer.state.pop(parameter, None)
             if moved:
                 self._optimizer.state[parameter] = moved
+        learner = {n.removeprefix("learner."): t for n, t in tensors.items() if n.startswith("learner.")}
+        self._learner.restore(learner)
         self._updates = int(tensors["updates"])
 
     def _go_on(self) -> None:
@@ -223,8 +230,7 @@ class Trainer:
         """All that would make another run of it, as text."""
         task = self.task
         of_task = {"reward": task.reward.name, "width": task.width, "height": task.height}
-        hashes = {"prompts": task.prompts.digest, "base": self._base}
-        parts = {**of_task, **hashes, **asdict(self.settings), "method": self.method.name, **asdict(self.method)}
+        parts = {**of_task, **self._digest, **asdict(self.settings), "method": self.method.name, **asdict(self.method)}
         return {name: str(value) for name, value in parts.items()}
 
     def _recipe(self) -> dict[str, str]:

@@ -1,0 +1,66 @@
+"""The Gaussian of a stochastic step, against the formulas of the papers' reference code in their own terms."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.model_sampling
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from pairs import CLOSE, FAMILIES, relative
+
+ROWS = (3, 4, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def step(rlg: SimpleNamespace) -> Any:
+    return rlg.module("rlg_sampler.stochastic.step")
+
+
+def _randn(seed: int) -> torch.Tensor:
+    return torch.randn(ROWS, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_ddim_is_the_reference_s(step, eta) -> None:
+    """kvablack/ddpo-pytorch's ddim_step_with_logprob: DDIM's own latents, alphas, mean over the latent's values."""
+    ddim = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    alpha, alpha_next = ddim.alphas_cumprod[601], ddim.alphas_cumprod[551]
+    x, epsilon, x_next = _randn(0), _randn(1), _randn(2)
+    x0 = (x - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()
+    std = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)).sqrt()
+    mean = alpha_next.sqrt() * x0 + (1 - alpha_next - std**2).sqrt() * epsilon
+    density = -((x_next - mean) ** 2) / (2 * std**2) - std.log() - math.log(math.sqrt(2 * math.pi))
+    density = density.mean(dim=(1, 2, 3))
+
+    sigmas = torch.stack([((1 - a) / a).sqrt() for a in (alpha, alpha_next)])
+    size = (1 + sigmas**2).sqrt()  # the host's latents are DDIM's times this
+    ours = step.stochastic_step(comfy.model_sampling.EPS(), x * size[0], x0, sigmas, 0, eta)
+    assert relative(ours.mean / size[1], mean) < CLOSE
+    assert float(ours.std / size[1]) == pytest.approx(float(std), rel=1e-5)
+    assert relative(ours.log_density(x_next * size[1]) + size[1].log(), density) < CLOSE
+
+
+def test_the_last_step_of_ddim_draws_nothing(step) -> None:
+    x, x0, sigmas = _randn(0), _randn(1), torch.tensor([0.5, 0.0])
+    last = step.stochastic_step(comfy.model_sampling.EPS(), x, x0, sigmas, 0, 1.0)
+    assert torch.equal(last.drawn(_randn(2)), last.mean) and relative(last.mean, x0) < CLOSE
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_has_its_own(step, name) -> None:
+    sampling = FAMILIES[name].load().get_model_object("model_sampling")
+    sigmas = torch.tensor([0.9, 0.5, 0.1])
+    x, x0 = _randn(0), _randn(1)
+    kind = step.ddim_step if name.startswith("SD") else step.flow_step
+    own = step.stochastic_step(sampling, x, x0, sigmas, 0, 0.7)
+    assert torch.equal(own.mean, kind(x, x0, sigmas, 0, 0.7).mean)
+
+
+def test_other_noise_processes_are_refused(step) -> None:
+    with pytest.raises(ValueError, match=r"^model: its noise process .*\.$"):
+        step.stochastic_step(object(), _randn(0), _randn(1), torch.tensor([0.9, 0.5]), 0, 0.7)

@@ -1,0 +1,242 @@
+"""DDPO, B²-DiffuRL and the reward gradients: their references' numbers, on flow and ε models, and resumed runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.sd
+import pytest
+import torch
+import training_tasks as tasks
+
+from demo.tiny_encoders import vae_state_dict
+from pairs import FAMILIES
+
+SIDE = tasks.SIDE
+
+
+@pytest.fixture(scope="module")
+def training(rlg: SimpleNamespace) -> SimpleNamespace:
+    names = ("prompts", "task", "method", "trainer", "advantages", "gradients")
+    rooms = {name: rlg.module(f"training.{name}") for name in names}
+    return SimpleNamespace(**rooms, jpeg=rlg.module("rewards.jpeg"))
+
+
+def _four_channels() -> Any:
+    """A VAE of SD1.5's kind: the tiny one with its first four channels."""
+    weights = vae_state_dict()
+    del weights["vae_scale"], weights["vae_shift"]
+    weights["taesd_decoder.1.weight"] = weights["taesd_decoder.1.weight"][:, :4]
+    for part in ("weight", "bias"):
+        weights[f"taesd_encoder.14.{part}"] = weights[f"taesd_encoder.14.{part}"][:4]
+    return comfy.sd.VAE(sd=weights)
+
+
+@pytest.fixture(scope="module")
+def models(models_dir: Path) -> dict[str, tuple[Any, Any]]:
+    with torch.inference_mode():
+        unet = FAMILIES["SD1.5"].load(), _four_channels()
+    return {"SD3": tasks.load(tasks.tiny_checkpoint(models_dir, "other-methods")), "SD1.5": unet}
+
+
+def _texts(family: str, training: SimpleNamespace) -> Any:
+    if family == "SD3":
+        return tasks.prompts_of(training, 2)
+    made = [FAMILIES[family].task() for _ in range(2)]
+    return training.prompts.Prompts(("a", "b"), tuple(m["positive"] for m in made), made[0]["negative"])
+
+
+@pytest.fixture
+def make(training, models):
+    def trainer(method: Any, family: str = "SD3", checkpoint: Path | None = None, rate: float = 1e-2) -> Any:
+        model, vae = models[family]
+        images = torch.rand(2, 80, 96, 3, generator=torch.Generator().manual_seed(1))
+        of = training.task.Task(model, vae, _texts(family, training), tasks.Redness(), SIDE, SIDE, images)
+        settings = training.trainer.Settings(rank=4, learning_rate=rate, batch_size=5, checkpointing=False)
+        return training.trainer.Trainer(of, method, settings, checkpoint)
+
+    return trainer
+
+
+def _methods(training: SimpleNamespace) -> dict[str, Any]:
+    """Each method, small."""
+    of, small = training.method, {"steps": 6, "groups": 2}
+    reward = {**small, "first_step": 3, "last_step": 4}
+    return {
+        "DDPO": replace(of.DDPO, **small, group_size=3, trained_steps=2, cfg=2.0, image_weight=0.1),
+        "B²-DiffuRL": replace(of.B2_DIFFU_RL, **small, cfg=2.0, tail=(3, 6), stages=4),
+        "Flow-GRPO-Fast": replace(of.FLOW_GRPO_FAST, **small, group_size=3, window_start=2, cfg=2.0),
+        "ReFL": replace(of.REFL, **reward),
+        "ImageReFL": replace(of.IMAGE_REFL, **reward, image_step=2, reward_weight=1.0),
+        "DRaFT-K": replace(of.draft_k(2, 6), groups=2),
+    }
+
+
+METHODS = ("DDPO", "B²-DiffuRL", "Flow-GRPO-Fast", "ReFL", "ImageReFL", "DRaFT-K")
+
+
+def _run(trainer: Any, until: int) -> dict[str, torch.Tensor]:
+    for entry in trainer.iterate(until):
+        assert all(value == value for value in vars(entry).values()), entry
+    return {name: tensor.clone() for name, tensor in trainer._tensors().items()}
+
+
+@pytest.mark.parametrize("family", ["SD3", "SD1.5"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_resumed_run_is_the_undisturbed_one(training, make, tmp_path, name, family) -> None:
+    method = _methods(training)[name]
+    undisturbed = _run(make(method, family), 2)
+    _run(make(method, family, tmp_path / "state"), 1)
+    resumed = _run(make(method, family, tmp_path / "state"), 2)
+    assert [n for n in undisturbed if not torch.equal(undisturbed[n], resumed[n])] == []
+    assert any(tensor.any() for n, tensor in resumed.items() if n.startswith("policy.") and n.endswith(".up"))
+
+
+@pytest.mark.parametrize("name", ["ReFL", "DRaFT-K"])
+def test_reward_gradients_raise_the_reward(training, make, name) -> None:
+    rewards = [entry.reward for entry in make(replace(_methods(training)[name], groups=1)).iterate(6)]
+    assert rewards[-1] > rewards[0] + 0.1
+
+
+def _gradients(trainer: Any) -> dict[str, torch.Tensor]:
+    """Of the first iteration of a policy that is not its base."""
+    for number, (name, parameter) in enumerate(trainer.policy.parameters.items()):
+        if name.endswith(".up"):
+            parameter.data.normal_(std=0.05, generator=torch.Generator().manual_seed(number))
+    kept: dict[str, torch.Tensor] = {}
+
+    def step() -> float:
+        kept.update({n: p.grad.clone() for n, p in trainer.policy.parameters.items() if p.grad is not None})
+        trainer._optimizer.zero_grad()
+        return 0.0
+
+    trainer._step = step
+    next(iter(trainer.iterate(1)))
+    return kept
+
+
+@pytest.mark.parametrize("family", ["SD3", "SD1.5"])
+@pytest.mark.parametrize("name", ["ReFL", "ImageReFL", "DRaFT-K"])
+def test_a_reward_gradient_is_that_of_one_graph(training, make, models, name, family) -> None:
+    """ControlGenAI/ImageReFL's loss: −λ · reward of the decoded x0, and the error of the noise on the image, in one go.
+
+    The trainer takes it apart, so that model and VAE are not needed at once.
+    """
+    method = replace(_methods(training)[name], groups=1)
+    ours, trainer = make(method, family), make(method, family)
+    mine = _gradients(ours)
+    _gradients(trainer)  # for the same policy
+    (prompt,), index = trainer.task.prompts.chosen(0, 0, 1), method.step(0, 0, 0)
+    vae, model = trainer.task.vae, trainer.task.model
+    start = torch.randn(1, *trainer.task.latent_shape, generator=_stream(training, 0, "pictures", 0, 0, 0))
+
+    def loss(run: Any) -> None:
+        with torch.no_grad():
+            clean = trainer.task.encoded(prompt) if method.from_images else None
+            begin = method.image_step if method.from_images else 0
+            x = noisy = run.start(start, clean, begin)
+            for step in range(begin, index):
+                x = _euler(run, x, step)
+        with torch.enable_grad(), training.gradients.frozen(vae.first_stage_model):
+            for step in range(index, index + method.gradient_steps - 1):
+                x = _euler(run, x, step)
+            x0 = run.x0(x, index + method.gradient_steps - 1)
+            images = vae.first_stage_model.decode(model.model.process_latent_out(x0).to(vae.vae_dtype)).float()
+            images = ((images + 1) / 2).clamp(0, 1)
+            total = -method.reward_weight * trainer.task.reward.gradient_score(images.movedim(1, -1), [""]).mean()
+            if method.image_weight:
+                sigma = run.sigmas[method.image_step]
+                predicted = (noisy - run.x0(noisy, method.image_step)) / sigma  # noise, or velocity of a flow
+                target = start if family == "SD1.5" else start - clean
+                total = total + method.image_weight * ((predicted - target) ** 2).mean()
+            total.backward()
+
+    with training.gradients.training_mode():
+        trainer._host.run(prompt, start.shape, loss)
+    theirs = {n: p.grad for n, p in trainer.policy.parameters.items() if p.grad is not None}
+    assert theirs.keys() == mine.keys()
+    for parameter, gradient in theirs.items():
+        assert (mine[parameter] - gradient).abs().max() <= 1e-3 * gradient.abs().max(), parameter
+
+
+def _euler(run: Any, x: torch.Tensor, step: int) -> torch.Tensor:
+    x0 = run.x0(x, step)
+    return x + (x - x0) / run.sigmas[step] * (run.sigmas[step + 1] - run.sigmas[step])
+
+
+def _stream(training: SimpleNamespace, *names: Any) -> torch.Generator:
+    return training.prompts.stream(*names)
+
+
+def test_b2_selects_as_the_reference(training) -> None:
+    """run_select.py's loops in its own words: history of 8 rounds by prompt, best and worst of 5, thresholds ± .5."""
+    generator, rounds = torch.Generator().manual_seed(4), []
+    earlier = torch.zeros(0, 2, dtype=torch.float64)
+    for _ in range(11):
+        prompts = torch.randint(3, (6,), generator=generator).repeat_interleave(5)
+        rewards = torch.randn(30, generator=generator)
+        expected = torch.zeros(30)
+        by_prompt = {int(p): rewards[prompts == p] for p in prompts.unique()}
+        known = {p: torch.cat([r[p] for r in rounds[-8:] if p in r] + [own]) for p, own in by_prompt.items()}
+        scores = [
+            (r - known[int(p)].mean()) / (known[int(p)].std() + 1e-8) for r, p in zip(rewards, prompts, strict=True)
+        ]
+        score = torch.stack(scores).reshape(-1, 5)
+        for branch, values in enumerate(score):
+            if values[values.argmax()] >= 0.5:
+                expected[branch * 5 + values.argmax()] = values.max()
+            if values[values.argmin()] < -0.5:
+                expected[branch * 5 + values.argmin()] = values.min()
+        ours = training.advantages.best_and_worst(rewards, prompts.double(), earlier, 5, 5.0)
+        assert torch.allclose(ours, expected.clamp(-5, 5), atol=1e-5)
+        rounds.append(by_prompt)
+        kept = [torch.tensor([[p, float(x)] for x in own]) for r in rounds[-8:] for p, own in r.items()]
+        earlier = torch.cat(kept).double()
+
+
+def test_b2_grows_backwards(training) -> None:
+    """14 to 20 trained steps over 100 stages, as its run_process.sh; what comes before is common to the branches."""
+    method = training.method.B2_DIFFU_RL
+    forks = [method.plan(0, stage).fork for stage in range(120)]
+    assert forks == [20 - (14 + min(stage, 99) * 7 // 100) for stage in range(120)]
+    assert method.plan(0, 0).trained == tuple(range(6, 19)) and method.plan(0, 0).noisy == tuple(range(20))
+
+
+def test_branches_have_their_beginning_in_common(training, make) -> None:
+    trainer = make(_methods(training)["B²-DiffuRL"])
+    with training.gradients.training_mode():
+        plan = trainer.method.plan(0, 0)
+        drawn, _ = trainer._learner._rollouts(0, plan, lambda done: None)
+    first = drawn[0].steps[plan.fork]
+    assert torch.equal(first.x, first.x[:1].expand_as(first.x))
+    assert not torch.equal(first.x_next[0], first.x_next[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"first_step": 39, "last_step": 30}, "steps: gradients begin at step 39 to 30"),
+        ({"gradient_steps": 12}, "steps: gradients begin at step 30 to 39 and take 12"),
+        ({"from_images": True, "image_step": 35}, "steps: gradients begin"),
+    ],
+)
+def test_reward_methods_that_cannot_be_are_refused(training, change, message) -> None:
+    with pytest.raises(ValueError, match=f"^{message}.*\\.$"):
+        replace(training.method.REFL, **change)
+
+
+def test_missing_parts_are_named_before_anything_is_computed(training, make, models) -> None:
+    model, vae = models["SD3"]
+    texts = tasks.prompts_of(training, 2)
+    settings = training.trainer.Settings()
+    without = training.task.Task(model, vae, texts, tasks.Redness(), SIDE, SIDE)
+    with pytest.raises(ValueError, match=r"^images: ImageReFL learns from real pictures and there are none.*\.$"):
+        training.trainer.Trainer(without, training.method.IMAGE_REFL, settings)
+    with pytest.raises(ValueError, match=r"^images: there are 3 for 2 prompts; .*\.$"):
+        training.task.Task(model, vae, texts, tasks.Redness(), SIDE, SIDE, torch.rand(3, 64, 64, 3))
+    of = training.task.Task(model, vae, texts, training.jpeg.JpegCompressibility())
+    with pytest.raises(ValueError, match=r"^reward: jpeg_compressibility has no gradient.*\.$"):
+        training.trainer.Trainer(of, training.method.REFL, settings)

@@ -1,0 +1,129 @@
+"""An iteration of a reward gradient: from the score through the decoded picture and the last predictions.
+
+The model and the VAE are not needed at once: the first pass gives x0, without gradients; VAE and reward then say which
+way x0 should go; the second pass, which computes the same again, takes that into the LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..rlg_sampler.stochastic.step import stochastic_step
+from .host_model import HostModel, Run
+from .iteration import Learned, Report
+from .method import RewardGradient
+from .real_images import RealImages, diffusion_loss
+from .rollout import Pictures, chunks
+from .streams import noise
+from .task import Task
+
+
+class RewardLearner:
+    """Makes the iterations of a reward gradient.
+
+    Args:
+        method: its settings.
+        task: what is trained for.
+        host: the model with the policy, on the task's prompts and the method's sigmas.
+        batch_size: pictures per call of the model.
+        seed: of the run.
+
+    Raises:
+        ValueError: the reward has no gradient, or the method wants images and the task has none.
+    """
+
+    def __init__(self, method: RewardGradient, task: Task, host: HostModel, batch_size: int, seed: int) -> None:
+        self._method, self._task, self._host = method, task, host
+        self._batch_size, self._seed = batch_size, seed
+        self._images = RealImages(task, method.name) if method.from_images or method.image_weight else None
+        task.reward.gradient_score(torch.zeros(0, task.height, task.width, 3), [])
+
+    def iterate(self, iteration: int, step: Callable[[], float], report: Report) -> Learned:
+        """See `PolicyLearner.iterate`."""
+        method = self._method
+        parts = chunks(method.groups, method.group_size, self._batch_size)
+        prompts = self._task.prompts.chosen(self._seed, iteration, method.groups)
+        total, scores, losses = method.groups * method.group_size, [], []
+        for number, (group, rows) in enumerate(parts):
+            pictures = Pictures.of(self._seed, iteration, prompts[group], group, rows, self._task.latent_shape)
+            index = method.step(self._seed, iteration, group)
+            own, loss = self._learn_from(pictures, index, len(rows) / total)
+            scores.append(own)
+            losses.append(loss * len(rows) / total)
+            report((number + 1) / len(parts))
+        rewards = torch.cat(scores)
+        return Learned(
+            reward=float(rewards.mean()),
+            spread=float(rewards.std(correction=0)),
+            kl=0.0,
+            clipped=0.0,
+            diffusion=sum(losses),
+            gradient=step(),
+        )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Nothing is kept from iteration to iteration."""
+        return {}
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """See `tensors`."""
+
+    def _learn_from(self, pictures: Pictures, index: int, share: float) -> tuple[torch.Tensor, float]:
+        """Add the gradients of some pictures; their scores and their mean diffusion loss."""
+        clean = None
+        if self._images is not None:
+            clean = self._images[pictures.prompt].expand(len(pictures.own), *pictures.shape)
+        started = noise(pictures.own, pictures.shape, torch.device("cpu"))
+        size = torch.Size((len(pictures.own), *pictures.shape))
+        x, x0 = self._host.run(pictures.prompt, size, lambda run: self._sampled(run, started, clean, index))
+        scores, direction = self._task.scored_with_gradient(x0, pictures.prompt)
+        direction = direction * (-self._method.reward_weight * share / len(scores))
+        loss = self._host.run(
+            pictures.prompt, size, lambda run: self._backward(run, x, index, direction, started, clean, share)
+        )
+        return scores, loss
+
+    def _sampled(
+        self, run: Run, started: torch.Tensor, clean: torch.Tensor | None, index: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents where gradients begin, and x0 as it is scored, on the CPU."""
+        if self._method.from_images:
+            begin = self._method.image_step
+            x = run.start(started.to(run.device), clean.to(run.device), begin)
+        else:
+            begin, x = 0, run.start(started.to(run.device))
+        for step in range(begin, index):
+            x = self._next(run, x, step)
+        return x.cpu(), self._predicted(run, x, index).cpu()
+
+    def _predicted(self, run: Run, x: torch.Tensor, index: int) -> torch.Tensor:
+        """x0 at the last of the predictions with a gradient, the first of which is for x at σ_index."""
+        last = index + self._method.gradient_steps - 1
+        for step in range(index, last):
+            x = self._next(run, x, step)
+        return run.x0(x, last)
+
+    def _next(self, run: Run, x: torch.Tensor, index: int) -> torch.Tensor:
+        return stochastic_step(run.sampling, x, run.x0(x, index), run.sigmas, index, 0.0).mean
+
+    def _backward(
+        self,
+        run: Run,
+        x: torch.Tensor,
+        index: int,
+        direction: torch.Tensor,
+        started: torch.Tensor,
+        clean: torch.Tensor | None,
+        share: float,
+    ) -> float:
+        with torch.enable_grad():
+            self._predicted(run, x.to(run.device), index).backward(direction.to(run.device))
+        if not self._method.image_weight:
+            return 0.0
+        with torch.enable_grad():
+            latents, added = clean.to(run.device), started.to(run.device)
+            loss = diffusion_loss(run, latents, added, self._method.image_step).mean()
+            (self._method.image_weight * share * loss).backward()
+        return float(loss.detach())
