@@ -1,6 +1,9 @@
-"""Parts of API prompts for the demo's pair: what every graph begins with, its samplers, what it ends with."""
+"""API prompts for the demo's pair: one text and noise, sampled in several ways."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from demo.client import Json
 from demo.scenes import SIDE
@@ -9,32 +12,68 @@ from demo.trained_pair import CHECKPOINT, LORAS
 STEPS, CFG = 12, 1.0
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One way to sample, by the inputs of RLG KSampler in which it differs.
+
+    Attributes:
+        scale: where no schedule replaces it.
+        schedule: id and widgets of a schedule node.
+        cfg: of both models, or of the base alone where `tuned_cfg` is given.
+        tuned_cfg: of the tuned model.
+        name: for people; that of the constant scale where it is empty.
+    """
+
+    scale: float = 1.0
+    schedule: tuple[str, Json] | None = None
+    cfg: float = CFG
+    tuned_cfg: float | None = None
+    name: str = ""
+
+    def __str__(self) -> str:
+        return self.name or f"s = {self.scale:g}" + {0.0: " base", 1.0: " tuned"}.get(self.scale, "")
+
+
+def combined(switch: float, scale: float) -> Setting:
+    """Combined generation: the base model, and from the progress `switch` on that scale."""
+    widgets = {"switch_percent": switch, "scale": scale}
+    return Setting(scale, ("RLGCombinedGeneration", widgets), name=f"base to {switch:g}, then {scale:g}")
+
+
 def node(kind: str, **inputs: object) -> Json:
     return {"class_type": kind, "inputs": inputs}
 
 
-def pair(text: str, batch: int, lora: str) -> dict[str, Json]:
-    """The nodes that every graph begins with: the loader, the text and the noise. `lora`: one of LORAS."""
-    return {
+def sweep_prompt(lora: str, settings: Sequence[Setting], text: str, batch: int, seed: int) -> dict[str, Json]:
+    """The loader, the text and the noise once, then a sampler for each setting.
+
+    Args:
+        lora: one of LORAS.
+        batch: pictures of each setting.
+
+    Returns:
+        A graph whose node `save<number>` shows the pictures of a setting, and `curve<number>` its schedule.
+    """
+    graph = {
         "pair": node("RLGLoadModels", ckpt_name=CHECKPOINT, lora_name=LORAS[lora], lora_strength=1.0),
         "positive": node("CLIPTextEncode", clip=["pair", 2], text=text),
         "negative": node("CLIPTextEncode", clip=["pair", 2], text=""),
         "latent": node("EmptySD3LatentImage", width=SIDE, height=SIDE, batch_size=batch),
     }
-
-
-def ksampler(seed: int, cfg: float = CFG, **inputs: object) -> Json:
-    """What the samplers for a pair ask for."""
-    return {
-        "base": ["pair", 0], "tuned": ["pair", 1], "positive": ["positive", 0], "negative": ["negative", 0],
-        "latent_image": ["latent", 0], "seed": seed, "steps": STEPS, "cfg": cfg, "sampler_name": "euler",
-        "scheduler": "normal", "denoise": 1.0, **inputs,
-    }  # fmt: skip
-
-
-def shown(number: int) -> dict[str, Json]:
-    """The nodes that a graph ends with: the pictures of `sample<number>` in `save<number>`."""
-    return {
-        f"decode{number}": node("VAEDecode", samples=[f"sample{number}", 0], vae=["pair", 3]),
-        f"save{number}": node("PreviewImage", images=[f"decode{number}", 0]),
-    }
+    for number, setting in enumerate(settings):
+        inputs: Json = {
+            "base": ["pair", 0], "tuned": ["pair", 1], "positive": ["positive", 0], "negative": ["negative", 0],
+            "latent_image": ["latent", 0], "seed": seed, "steps": STEPS, "cfg": setting.cfg, "sampler_name": "euler",
+            "scheduler": "normal", "denoise": 1.0, "scale": setting.scale,
+        }  # fmt: skip
+        if setting.schedule is not None:
+            kind, widgets = setting.schedule
+            graph[f"curve{number}"] = node(kind, **widgets)
+            inputs["schedule"] = [f"curve{number}", 0]
+        if setting.tuned_cfg is not None:
+            graph[f"cfg{number}"] = node("PrimitiveFloat", value=setting.tuned_cfg)
+            inputs["tuned_cfg"] = [f"cfg{number}", 0]
+        graph[f"sample{number}"] = node("RLGKSampler", **inputs)
+        graph[f"decode{number}"] = node("VAEDecode", samples=[f"sample{number}", 0], vae=["pair", 3])
+        graph[f"save{number}"] = node("PreviewImage", images=[f"decode{number}", 0])
+    return graph

@@ -21,18 +21,17 @@ from demo.figures import (
     OPEN_PROMPT,
     OTHER_REWARD,
     Figure,
-    Look,
     by_noise,
     by_prompt,
-    combined,
     ramp,
     scales,
     with_cfg,
 )
+from demo.graphs import Setting, combined
 from demo.run import demo_models
 from demo.server import REPO, ServerError, comfy_server
 from dev import cache_folder
-from files.replacing import replacing
+from files.pictures import write_bytes
 
 GUIDE, HELP = REPO / "docs" / "guide", REPO / "web" / "docs" / "images"
 QUALITY = 85
@@ -42,7 +41,7 @@ CFG_PER_BRANCH = by_prompt(
     [with_cfg(1, 1, 1.6), with_cfg(3, 3, 1.6), with_cfg(3, 1, 1.6), with_cfg(1, 3, 1.6)], right=2, wrong=2
 )
 COMBINED = by_noise([*scales(0, 1, 2), combined(0.2, 2), combined(0.5, 2)], OPEN_PROMPT, 6)
-CONSTANT = Look("s = 2", schedule=("RLGKeyframes", {"keyframes": "0:2", "interpolation": "step"}))
+CONSTANT = Setting(2.0, ("RLGKeyframes", {"keyframes": "0:2", "interpolation": "step"}), name="s = 2")
 ANNEALING = by_prompt([CONSTANT, ramp(2, 0.5), ramp(2, 1), ramp(2, 3)], right=1, wrong=2, curves=True)
 FIGURES: dict[Path, Figure] = {
     GUIDE / "interpolation.jpg": by_prompt(scales(0, 0.25, 0.5, 0.75, 1), right=1, wrong=3),
@@ -87,9 +86,7 @@ def _write(path: Path, picture: Image.Image) -> int:
     options = {"quality": QUALITY} if path.suffix == ".jpg" else {}
     file = io.BytesIO()
     picture.save(file, "JPEG" if path.suffix == ".jpg" else "PNG", optimize=True, **options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(file.getvalue())
+    write_bytes(path, file.getvalue())
     return len(file.getvalue())
 
 

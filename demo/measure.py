@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from demo.client import ComfyClient, Json
-from demo.graphs import ksampler, node, pair, shown
-from demo.rewards import REWARDS, composition
+from demo.client import ComfyClient
+from demo.graphs import Setting, sweep_prompt
+from demo.picture import opened, sheet
+from demo.rewards import REWARDS
 from demo.scenes import Prompt
+from rewards.curve import Curve, curve
 from rewards.pixels import pixel_distances
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a picture is sampled: a constant scale, or the base first and then that scale (combined generation)."""
-
-    scale: float
-    switch: float | None = None
-    """Progress from which the scale holds, 0 … 1."""
-
-    def __str__(self) -> str:
-        if self.switch is not None:
-            return f"base, then s = {self.scale:g} from {self.switch:g}"
-        return f"s = {self.scale:g}" + {0.0: " base", 1.0: " tuned"}.get(self.scale, "")
 
 
 @dataclass(frozen=True)
@@ -43,66 +31,58 @@ class Measured:
     @property
     def rewards(self) -> np.ndarray:
         """(S, P, N): what the LoRA was trained for: the composition's score, or minus the kB of a JPEG."""
-        return self._each(REWARDS[self.lora])
-
-    @property
-    def accuracy(self) -> np.ndarray:
-        """(S, P, N): 1 where the picture shows all that its prompt says, else 0."""
-        return self._each(lambda picture, prompt: composition(picture, prompt).correct)
-
-    @property
-    def diversity(self) -> np.ndarray:
-        """(S, P)"""
-        return np.array([[pixel_distances(of_prompt).mean() for of_prompt in of_scale] for of_scale in self.pictures])
-
-    def _each(self, value: Callable[[np.ndarray, Prompt], float]) -> np.ndarray:
+        reward = REWARDS[self.lora]
         return np.array(
             [
-                [[value(picture, prompt) for picture in row] for prompt, row in zip(self.prompts, rows, strict=True)]
+                [[reward(picture, prompt) for picture in row] for prompt, row in zip(self.prompts, rows, strict=True)]
                 for rows in self.pictures
             ],
             dtype=float,
         )
 
+    @property
+    def diversity(self) -> np.ndarray:
+        """(S, P, N): of each picture, its mean distance to the others of its prompt and setting."""
+        return np.array([[pixel_distances(of_prompt) for of_prompt in rows] for rows in self.pictures])
+
+    @property
+    def curve(self) -> Curve:
+        """Constant scales along the axis; what has a schedule is a series of its own at the scale it ends with."""
+        places, texts = [], []
+        for setting in self.settings:
+            for prompt in self.prompts:
+                for seed in range(self.pictures.shape[2]):
+                    places.append((setting.name, setting.scale, f"seed {seed}"))
+                    texts.append(prompt.text)
+        return curve("scale", places, self.rewards.ravel().tolist(), self.diversity.ravel().tolist(), texts)
+
+    def sheet(self, rows: int) -> Image.Image:
+        """The first picture of the first `rows` prompts at every constant scale."""
+        count = min(rows, len(self.prompts))
+        shown = [index for index, setting in enumerate(self.settings) if setting.schedule is None]
+        return sheet(
+            [[Image.fromarray(self.pictures[index, row, 0]) for index in shown] for row in range(count)],
+            [str(self.settings[index]) for index in shown],
+            [prompt.text for prompt in self.prompts[:count]],
+        )
+
 
 def measure(
-    client: ComfyClient,
-    lora: str,
-    settings: Sequence[Setting],
-    prompts: Sequence[Prompt],
-    seeds: int,
-    on_prompt: Callable[[int], None],
+    client: ComfyClient, lora: str, settings: Sequence[Setting], prompts: Sequence[Prompt], seeds: int
 ) -> Measured:
-    """Sample every prompt with `seeds` noises, the same ones at every setting.
-
-    `lora`: one of LORAS. `on_prompt` is called with the number of prompts done.
-    """
+    """Sample every prompt with `seeds` noises, the same ones at every setting. `lora` is one of LORAS."""
     rows = []
-    for index, prompt in enumerate(prompts):
-        rows.append(np.stack(list(_sampled(client, lora, settings, prompt.text, seeds, seed=1000 + index))))
-        on_prompt(index + 1)
+    for index, prompt in enumerate(tqdm(prompts, f"{lora}, prompt by prompt", dynamic_ncols=True)):
+        found = client.outputs(sweep_prompt(lora, settings, prompt.text, seeds, seed=1000 + index))
+        pictures = [[np.array(opened(png)) for png in found[f"save{number}"]] for number in range(len(settings))]
+        rows.append(np.stack(pictures))
     return Measured(lora, tuple(settings), tuple(prompts), np.stack(rows, axis=1))
 
 
-def _sampled(
-    client: ComfyClient, lora: str, settings: Sequence[Setting], text: str, seeds: int, seed: int
-) -> Iterator[np.ndarray]:
-    """(seeds, height, width, 3) uint8 for each setting."""
-    pictures = client.outputs(sweep_prompt(lora, settings, text, seeds, seed))
-    for column in range(len(settings)):
-        yield np.stack([np.array(Image.open(io.BytesIO(png)).convert("RGB")) for png in pictures[f"save{column}"]])
-
-
-def sweep_prompt(lora: str, settings: Sequence[Setting], text: str, seeds: int, seed: int) -> Json:
-    """An API prompt: the loader, the text and the noise once, then a sampler for each setting; pictures in `save0` …"""
-    graph = pair(text, seeds, lora)
-    for column, setting in enumerate(settings):
-        inputs = ksampler(seed, scale=setting.scale)
-        if setting.switch is not None:
-            graph[f"schedule{column}"] = node(
-                "RLGCombinedGeneration", switch_percent=setting.switch, scale=setting.scale
-            )
-            inputs["schedule"] = [f"schedule{column}", 0]
-        graph[f"sample{column}"] = node("RLGKSampler", **inputs)
-        graph |= shown(column)
-    return graph
+def table(found: Curve) -> str:
+    """The points of one LoRA, for a console: means with 95 % confidence intervals."""
+    lines = [f"{'':<24}{'reward':<26}{'above the base':<26}diversity"]
+    for point in found.points:
+        name = point.series or str(Setting(point.x))
+        lines.append(f"{name:<24}{point.reward!s:<26}{point.above_base or ''!s:<26}{point.diversity}")
+    return "\n".join(lines)

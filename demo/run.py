@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
-import io
 import json
 import math
 import os
@@ -17,18 +16,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from tqdm import tqdm
 
-from demo import report
 from demo.client import ComfyClient, Json, PromptError
-from demo.graphs import CFG, STEPS
-from demo.measure import Measured, Setting, measure
+from demo.graphs import CFG, STEPS, Setting, combined
+from demo.measure import Measured, measure, table
 from demo.scenes import SIDE, prompts
 from demo.server import REPO, ServerError, comfy_server
 from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models
 from demo.ui_to_api import WorkflowError, node_info, set_widget, to_prompt
 from dev import cache_folder
-from files.replacing import replacing
+from files.pictures import png, write_bytes
+from plots.figure import saved
+from plots.reward_curve import reward_curve
 
 WORKFLOW = REPO / "workflows" / "rlg_text_to_image.json"
 PROMPT = "a red star to the left of a blue circle"
@@ -36,6 +37,10 @@ PROMPT_SEED = 7
 """Of the held-out prompts."""
 ROWS = 6
 """Prompts in a sheet of pictures."""
+REWARD_NAMES = {
+    "composition": "composition reward (share of the prompt that is right)",
+    "compressibility": "compressibility reward (minus kB as JPEG)",
+}
 INTERRUPTED = 130
 """The exit code that shells give a program ended by Ctrl-C."""
 
@@ -66,18 +71,19 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"ComfyUI {version} is ready after {time.monotonic() - started:.0f} s.\n", flush=True)
         picture = run_workflow(client)
         measured = [run_measurement(client, lora, arguments) for lora in LORAS]
-    print("\nPictures (drop rlg_text_to_image.png on ComfyUI to get its workflow):")
+    print("\nDrop rlg_text_to_image.png on ComfyUI to get its workflow; the others show what was measured:")
     _write(arguments.output / "rlg_text_to_image.png", picture)
+    pictures = arguments.prompts * arguments.seeds
     for one in measured:
-        _write(arguments.output / f"rlg_sweep_{one.lora}.png", _png(report.sheet(one, ROWS)))
-    found = [point for one in measured for point in report.points(one)]
-    _write(arguments.output / "rlg_measured.png", report.plot(found, arguments.prompts * arguments.seeds))
-    text = io.StringIO()
-    report.write_csv(found, text)
-    _write(arguments.output / "rlg_measured.csv", text.getvalue().encode())
-    for lora in LORAS:
-        print(f"\n{lora} LoRA, {arguments.prompts} held-out prompts x {arguments.seeds} seeds, mean [95 % interval]")
-        print(report.table([point for point in found if point.lora == lora]))
+        curve, title = one.curve, f"{one.lora} LoRA, {pictures} pictures of held-out prompts at every point"
+        figure = reward_curve(curve, "light", title, REWARD_NAMES[one.lora])
+        _write(arguments.output / f"rlg_sweep_{one.lora}.png", png(np.array(one.sheet(ROWS))))
+        _write(arguments.output / f"rlg_measured_{one.lora}.png", saved(figure, "png"))
+        _write(arguments.output / f"rlg_measured_{one.lora}.csv", curve.csv().encode())
+        print(
+            f"\n{one.lora} LoRA, {arguments.prompts} held-out prompts x {arguments.seeds} seeds, mean [95 % interval]"
+        )
+        print(table(curve))
 
 
 def run_workflow(client: ComfyClient) -> bytes:
@@ -90,19 +96,17 @@ def run_workflow(client: ComfyClient) -> bytes:
         "EmptySD3LatentImage": {"width": SIDE, "height": SIDE},
     }
     workflow = changed(json.loads(WORKFLOW.read_text(encoding="utf-8")), object_info, changes)
-    progress = Progress("workflow", "step")
-    (png,) = client.run(to_prompt(workflow, object_info), workflow, progress.update)
-    progress.end()
-    return png
+    with tqdm(desc="workflow", unit="step", total=STEPS, dynamic_ncols=True) as bar:
+        (picture,) = client.run(
+            to_prompt(workflow, object_info), workflow, lambda step, steps: bar.update(step - bar.n)
+        )
+    return picture
 
 
 def run_measurement(client: ComfyClient, lora: str, arguments: argparse.Namespace) -> Measured:
     asked = prompts(PROMPT_SEED, arguments.prompts, held_out=True)
-    progress = Progress(lora, "prompt")
-    settings = [*(Setting(scale) for scale in arguments.scales), *(Setting(1.0, at) for at in arguments.switches)]
-    measured = measure(client, lora, settings, asked, arguments.seeds, lambda done: progress.update(done, len(asked)))
-    progress.end()
-    return measured
+    settings = [*map(Setting, arguments.scales), *(combined(at, 1.0) for at in arguments.switches)]
+    return measure(client, lora, settings, asked, arguments.seeds)
 
 
 def changed(workflow: Json, object_info: Json, changes: dict[str, Json]) -> Json:
@@ -114,35 +118,6 @@ def changed(workflow: Json, object_info: Json, changes: dict[str, Json]) -> Json
             if value is not None:
                 set_widget(node, node_info(node, object_info), name, value)
     return workflow
-
-
-class Progress:
-    """One line for one task: it grows in place in a terminal, and comes now and then in a log."""
-
-    BAR = 28
-    LOG_EVERY = 10.0  # seconds
-
-    def __init__(self, title: str, unit: str):
-        self._title, self._unit = f"{title:<16}", unit
-        self._started = self._written = time.monotonic()
-        self._in_place = sys.stdout.isatty()
-        self._write("loading")
-
-    def update(self, done: int, total: int) -> None:
-        filled = self.BAR * done // total
-        self._write(f"[{'#' * filled}{'.' * (self.BAR - filled)}] {self._unit} {done}/{total}")
-
-    def end(self) -> None:
-        self._write("done", last=True)
-
-    def _write(self, state: str, last: bool = False) -> None:
-        now = time.monotonic()
-        line = f"{self._title} {state:<{self.BAR + 18}} {now - self._started:5.1f} s"
-        if self._in_place:
-            print(f"\r{line}", end="\n" if last else "", flush=True)
-        elif last or now - self._written > self.LOG_EVERY:
-            self._written = now
-            print(line, flush=True)
 
 
 def demo_models() -> Path:
@@ -166,16 +141,9 @@ def demo_models() -> Path:
     return folder
 
 
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
-
-
 def _write(path: Path, data: bytes) -> None:
     """Replace a file as a whole, and say so."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+    write_bytes(path, data)
     print(f"  {path}")
 
 
@@ -213,8 +181,8 @@ def _parser() -> argparse.ArgumentParser:
         help="where the pictures go (default: output/ of the repository)",
     )  # fmt: skip
     parser.add_argument(
-        "--scales", type=_numbers(-10, 10, always=(1.0,)), default="0,0.5,1,2,3,4,6", metavar="S,S,...",
-        help="constant scales, -10 to 10; 1 is always measured too, to compare with (default: %(default)s)",
+        "--scales", type=_numbers(-10, 10, always=(0.0,)), default="0,0.5,1,2,3,4,6", metavar="S,S,...",
+        help="constant scales, -10 to 10; 0 is always measured too, to compare with (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--switches", type=_numbers(0, 1), default="0.5,0.7", metavar="P,P,...",

@@ -29,7 +29,6 @@ from .tiny_encoders import CLIP_WIDTH, LATENT_CHANNELS, clip_l_in_checkpoint, va
 
 HEAD_DIM = 64
 PATCH = 2
-POOLED_DIM = 2048
 TIMESTEP_DIM = 256
 
 PATCH_VALUES = PATCH * PATCH * LATENT_CHANNELS
@@ -55,6 +54,7 @@ class TinySD3:
     """The first so many blocks have a second, image-only attention (MMDiT-X); 0 gives SD3.0's blocks."""
     qk_norm: bool = True
     context_dim: int = 4096
+    pooled_dim: int = 2048
     pos_embed_max_size: int = 64
     """Largest side of an image in patches of 16 pixels."""
     seed: int = 0
@@ -106,7 +106,7 @@ def mmdit_state_dict(config: TinySD3) -> dict[str, Tensor]:
     w["t_embedder.mlp.0.weight"] *= _timestep_gain()
     w.linear("t_embedder.mlp.2", hidden, hidden)
     # CLIP-L fills 768 of the text's dimensions; the other encoders' share is zero.
-    w.linear("y_embedder.mlp.0", hidden, POOLED_DIM, gain=math.sqrt(POOLED_DIM / CLIP_WIDTH))
+    w.linear("y_embedder.mlp.0", hidden, config.pooled_dim, gain=math.sqrt(config.pooled_dim / CLIP_WIDTH))
     w.linear("y_embedder.mlp.2", hidden, hidden, gain=1.5)
     w.linear("context_embedder", hidden, config.context_dim, gain=math.sqrt(config.context_dim / CLIP_WIDTH))
 

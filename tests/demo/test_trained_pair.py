@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import reference
-from demo.graphs import CFG, STEPS
-from demo.measure import Measured, Setting, sweep_prompt
+from demo.graphs import CFG, STEPS, Setting, sweep_prompt
+from demo.measure import Measured
 from demo.scenes import Prompt, prompts
 from demo.train.base import CONFIG
 from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models

@@ -16,8 +16,8 @@ import reward_oracles as oracles
 import tiny_rewards as tiny
 import torch
 
-from demo import report
-from demo.measure import Measured, Setting
+from demo.graphs import Setting
+from demo.measure import Measured
 from demo.rewards import composition
 from demo.scenes import Prompt, draw
 from demo.scenes import prompts as demo_prompts
@@ -74,7 +74,8 @@ def test_the_curve_of_the_nodes_is_the_demos_own_measurement(run_node: Callable,
     drawn = np.array([[[draw(p, rng) for _ in range(2)] for p in of_scale] for of_scale in (asked[::-1], asked)])
     images = torch.from_numpy(drawn.reshape(8, *drawn.shape[3:])).float() / 255 + 0.001
     saved = np.stack(run_node_saved(run_node, images)).reshape(drawn.shape)
-    expected = report.points(Measured(lora, (Setting(0.0), Setting(1.0)), tuple(asked), saved))
+    expected = Measured(lora, (Setting(0.0), Setting(1.0)), tuple(asked), saved)
+    rewards, diversities = expected.rewards.mean(axis=(1, 2)), expected.diversity.mean(axis=(1, 2))
 
     labels = [f"scale {scale}, picture {n}, seed 7" for scale in (0, 1) for _ in asked for n in (1, 2)]
     reward = jpeg if lora == "compressibility" else Composition(asked)
@@ -88,11 +89,11 @@ def test_the_curve_of_the_nodes_is_the_demos_own_measurement(run_node: Callable,
         prompts=prompts,
     )  # fmt: skip
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert [float(row["scale"]) for row in rows] == [point.setting.scale for point in expected]
-    for row, point in zip(rows, expected, strict=True):
-        assert float(row["reward"]) == pytest.approx(point.reward.mean, rel=1e-5)
-        assert float(row["diversity"]) == pytest.approx(point.diversity.mean, rel=1e-5)
-    assert expected[0].reward.mean != expected[1].reward.mean
+    assert [float(row["scale"]) for row in rows] == [setting.scale for setting in expected.settings]
+    for row, of_reward, of_diversity in zip(rows, rewards, diversities, strict=True):
+        assert float(row["reward"]) == pytest.approx(of_reward, rel=1e-5)
+        assert float(row["diversity"]) == pytest.approx(of_diversity, rel=1e-5)
+    assert rewards[0] != rewards[1]
 
 
 def test_the_plot_is_an_image_in_both_themes(run_node: Callable) -> None:
