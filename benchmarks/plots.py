@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from plots.figure import THEMES, new_figure, saved
 
 from .measure import Result
 from .memory import Memory
@@ -12,24 +13,21 @@ from .names import PLAIN, TWO_PASSES
 from .report import MIB
 from .timing import ratio
 
-_INCH_PER_BAR = 0.28
+_PIXELS_PER_BAR = 31
 
 
-def draw(results: Sequence[Result], memory: Mapping[str, Memory], path: Path) -> None:
-    """A step's time relative to plain CFG, a panel per cell, and the weights' memory.
+def draw(results: Sequence[Result], memory: Mapping[str, Memory]) -> bytes:
+    """PNG: a step's time relative to plain CFG, a panel per cell, and the weights' memory.
 
     Args:
         results: of the cells.
         memory: method → memory; one of the two may be empty.
-        path: of the PNG to write.
     """
-    from matplotlib.figure import Figure
-
     panels = [*results, *([memory] if memory else [])]
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     bars = max(len(result.timings.wall) for result in results) if results else len(memory)
-    figure = Figure(figsize=(7.5 * columns, (1 + _INCH_PER_BAR * bars) * lines), layout="constrained")
+    figure = new_figure(825 * columns, (110 + _PIXELS_PER_BAR * bars) * lines, THEMES["light"])
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for panel, axis in zip(panels, axes, strict=False):
         if isinstance(panel, Result):
@@ -38,7 +36,7 @@ def draw(results: Sequence[Result], memory: Mapping[str, Memory], path: Path) ->
             _draw_memory(panel, axis)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    figure.savefig(path, dpi=110, format="png")
+    return saved(figure, "png")
 
 
 def _draw_cell(result: Result, axis: Any) -> None:

@@ -6,8 +6,8 @@ import argparse
 import functools
 import gc
 import json
-import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Collection
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from evaluation.host import Extension
+from files.pictures import write_bytes
 
 from . import report
 from .approximations import measure_errors, measure_times
@@ -27,7 +29,6 @@ from .memory import Memory, measure_memory
 from .models import Files, write_files
 from .names import DIFFUSERS, HOOKS, ONE_BATCH, OURS, PLAIN, TWO_LOADED, TWO_PASSES
 from .plots import draw
-from .progress import Progress
 from .sweeps import measure_sweeps
 from .task import CFG, SCALE, TEXT_TOKENS, Method
 
@@ -44,7 +45,7 @@ class Session:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
-        self._progress = Progress()
+        self._status = tqdm(bar_format="[{elapsed}] {desc}", file=sys.stderr, dynamic_ncols=True)
         self._budget = 60 * arguments.minutes
         smallest = (min(arguments.depth), min(arguments.latent))
         self._cells = [
@@ -94,18 +95,10 @@ class Session:
         parts += [mode for mode in ("quick", "batching", "approximate", "memory") if getattr(self._arguments, mode)]
         parts += self._arguments.sizes
         name = re.sub(r"[^a-z0-9.]+", "-", " ".join(parts).lower()).strip("-")
-        folder.mkdir(exist_ok=True)
-        for suffix, text in (
-            (".md", "\n\n".join(self._sections) + "\n"),
-            (".json", json.dumps(self._values, indent=1) + "\n"),
-        ):
-            temporary = folder / f"{name}{suffix}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, folder / f"{name}{suffix}")
+        write_bytes(folder / f"{name}.md", ("\n\n".join(self._sections) + "\n").encode())
+        write_bytes(folder / f"{name}.json", (json.dumps(self._values, indent=1) + "\n").encode())
         if self._results or self._memory:
-            picture = folder / f"{name}.png.tmp"
-            draw(self._results, self._memory, picture)
-            os.replace(picture, folder / f"{name}.png")
+            write_bytes(folder / f"{name}.png", draw(self._results, self._memory))
         self._progress(f"written to {folder / name}.*")
 
     def _compare_at(self, depth: int, files: Files, extension: Extension) -> None:
@@ -146,6 +139,9 @@ class Session:
             if not arguments.batching:
                 self._show(report.cell_section(result))
 
+    def _progress(self, text: str) -> None:
+        self._status.set_description_str(text)
+
     def _note(self, cell: Cell, text: str) -> None:
         self._progress(f"{cell}: {text}")
 
@@ -176,7 +172,7 @@ class Session:
 
     def _show(self, section: str) -> None:
         self._sections.append(section)
-        self._progress.print(section + "\n")
+        self._status.write(section + "\n", file=sys.stdout)
 
 
 def _settle_allocator() -> None:
