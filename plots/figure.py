@@ -79,12 +79,21 @@ def wrapped(text: str, width: int) -> str:
 
 def picture(figure: Figure) -> Image.Image:
     """The figure as an RGB picture."""
+    _lay_out(figure)
     figure.canvas.draw()
     return Image.fromarray(np.array(figure.canvas.buffer_rgba())[..., :3])
 
 
 def saved(figure: Figure, kind: Literal["png", "pdf"]) -> bytes:
     """The figure as a file; equal figures give equal files."""
+    _lay_out(figure)
     file = io.BytesIO()
     figure.savefig(file, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
     return file.getvalue()
+
+
+def _lay_out(figure: Figure) -> None:
+    """Find the places of everything once: that takes longer than to draw, and would be done again for each file."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
