@@ -96,7 +96,6 @@ def load_methods(files: models.Files, extension: Extension, others: Collection[s
 def measure_cell(
     cell: Cell,
     compared: Mapping[str, Method],
-    untimed: Collection[str],
     rounds: int,
     budget: float,
     progress: Callable[[str], None],
@@ -104,13 +103,12 @@ def measure_cell(
     """Time methods on one size and compare what they return.
 
     Args:
-        untimed: those of `compared` that are only asked for their evaluations.
         rounds: how many at most; fewer where they do not fit into `budget` seconds, but never under `MIN_ROUNDS`.
         progress: called with what is going on.
     """
     start = time.perf_counter()
     progress("warming up")
-    task, seconds = _sized_task(cell, compared.get(PLAIN, compared[TWO_PASSES]))
+    task, seconds = _sized_task(cell, compared[PLAIN])
     if seconds > _DEAR_STEP:  # what it adds to two loaded models is in the other cells
         compared = {name: method for name, method in compared.items() if name != OUR_CHECKPOINTS}
     latents, evaluations = {}, {}
@@ -121,8 +119,7 @@ def measure_cell(
     reference = next(name for name in (TWO_LOADED, DIFFUSERS, HOOKS, TWO_PASSES) if name in latents)
     expected = latents[reference]
     budget -= time.perf_counter() - start
-    timed = {name: method for name, method in compared.items() if name not in untimed}
-    timings = interleaved(timed, task, rounds, budget, lambda n: progress(f"round {n} of {rounds}"))
+    timings = interleaved(compared, task, rounds, budget, lambda n: progress(f"round {n} of {rounds}"))
     return Result(
         cell,
         task.steps,

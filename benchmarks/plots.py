@@ -9,7 +9,7 @@ from plots.figure import THEMES, new_figure, saved
 
 from .measure import Result
 from .memory import Memory
-from .names import PLAIN, TWO_PASSES
+from .names import PLAIN
 from .report import MIB
 from .timing import ratio
 
@@ -41,13 +41,12 @@ def draw(results: Sequence[Result], memory: Mapping[str, Memory]) -> bytes:
 
 def _draw_cell(result: Result, axis: Any) -> None:
     names = list(result.timings.wall)
-    reference = PLAIN if PLAIN in names else TWO_PASSES
-    spreads = [ratio(result.timings.wall, name, reference) for name in names]
+    spreads = [ratio(result.timings.wall, name, PLAIN) for name in names]
     errors = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
     axis.barh(names, [s.median for s in spreads], xerr=errors, color=[_colour(name) for name in names])
     axis.invert_yaxis()
     axis.set_title(str(result.cell), fontsize=10)
-    axis.set_xlabel(f"time of a step ÷ {reference} (lines: quartiles)")
+    axis.set_xlabel(f"time of a step ÷ {PLAIN} (lines: quartiles)")
 
 
 def _draw_memory(memory: Mapping[str, Memory], axis: Any) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from evaluation.summary import aligned
+
 from .approximations import Error
 from .measure import Cell, Result
 from .memory import Memory
@@ -15,7 +17,6 @@ from .timing import Seconds, Spread, Timings, ratio
 
 MIB = 1024**2
 _TIME_TARGETS = {PLAIN: 2.05, TWO_LOADED: 1.0, HOOKS: 0.85, DIFFUSERS: 0.92}
-_AUTO_HEADER = ["the pair chooses", "÷ the faster of both (aim ≤ 1.03)"]
 _MEMORY_TARGETS = {PLAIN: 1.03, TWO_LOADED: 0.54}
 _SWEEP_TARGET = 0.75
 _APPROXIMATE_TARGETS = {"direction at one of 3 steps": 1.40, "shared uncond": 1.55}
@@ -39,13 +40,13 @@ def cell_section(result: Result) -> str:
     ]
     title = f"### {result.cell} ({result.timings.rounds} rounds, {result.steps} steps a run)"
     note = f"Differences are those from {result.reference}, whose latents reach {result.magnitude:.1f}."
-    return f"{title}\n\n{_table(header, rows)}\n\n{note}"
+    return f"{title}\n\n{aligned([header, *rows])}\n\n{note}"
 
 
 def summary_section(results: Sequence[Result]) -> str:
     """Our step against each target, a row per cell."""
     header = ["cell", "clock", *(f"÷ {name} (aim ≤ {aim})" for name, aim in _TIME_TARGETS.items())]
-    header += _AUTO_HEADER
+    header += ["the pair chooses", "÷ the faster of both (aim ≤ 1.03)"]
     by_cell: dict[Cell, list[Result]] = {}
     for result in results:
         by_cell.setdefault(result.cell, []).append(result)
@@ -56,7 +57,7 @@ def summary_section(results: Sequence[Result]) -> str:
             beside = {name: getattr(r.timings, clock) for r in reversed(of_cell) for name in r.timings.wall}
             ratios = [_against(beside.get(reference, {}), OURS, reference) for reference in _TIME_TARGETS]
             rows.append([str(cell), clock, *ratios, *_auto(of_cell[0], beside[OURS])])
-    return f"### {OURS}, time of a step\n\n{_table(header, rows)}"
+    return f"### {OURS}, time of a step\n\n{aligned([header, *rows])}"
 
 
 def _auto(result: Result, seconds: Seconds) -> list[str]:
@@ -87,23 +88,7 @@ def sweep_section(sweeps: Sequence[SweepResult]) -> str:
         for sweep in sweeps
     ]
     title = "### Sweeps against separate runs (evaluations are rows of latents through the model)"
-    return f"{title}\n\n{_table(header, rows)}"
-
-
-def batching_section(results: Sequence[Result]) -> str:
-    """One batch against two passes, a row per cell."""
-    header = ["cell", "rounds", "ms a step, two passes", "one batch ÷ two passes, wall", "CPU", *_AUTO_HEADER]
-    rows = [
-        [
-            str(result.cell),
-            str(result.timings.rounds),
-            _milliseconds(result.timings.wall[TWO_PASSES]),
-            *(_spread(ratio(s, ONE_BATCH, TWO_PASSES)) for s in (result.timings.wall, result.timings.cpu)),
-            *_auto(result, result.timings.wall),
-        ]
-        for result in results
-    ]
-    return f"### One batch or two passes\n\n{_table(header, rows)}"
+    return f"{title}\n\n{aligned([header, *rows])}"
 
 
 def approximation_times_section(timings: Timings) -> str:
@@ -114,7 +99,9 @@ def approximation_times_section(timings: Timings) -> str:
         for name, seconds in timings.wall.items()
     ]
     aims = ", ".join(f"≤ {aim} × {PLAIN} for {name}" for name, aim in _APPROXIMATE_TARGETS.items())
-    return f"### Approximate modes, time of a step ({timings.rounds} rounds; aims: {aims})\n\n{_table(header, rows)}"
+    return (
+        f"### Approximate modes, time of a step ({timings.rounds} rounds; aims: {aims})\n\n{aligned([header, *rows])}"
+    )
 
 
 def approximation_errors_section(errors: Mapping[float, Mapping[str, Error]]) -> str:
@@ -127,7 +114,7 @@ def approximation_errors_section(errors: Mapping[float, Mapping[str, Error]]) ->
     ]
     exact = "; ".join(f"{next(iter(modes.values())).exact_reward} at CFG {cfg:g}" for cfg, modes in errors.items())
     title = "### Approximate modes, error against exact guidance on the demo's composition pair"
-    return f"{title}\n\n{_table(header, rows)}\n\nExact reward: {exact}."
+    return f"{title}\n\n{aligned([header, *rows])}\n\nExact reward: {exact}."
 
 
 def overhead_section(timings: Timings) -> str:
@@ -142,7 +129,7 @@ def overhead_section(timings: Timings) -> str:
         [name, f"{1e3 * Spread.of(seconds).median:.3f}", more(seconds, PLAIN), more(seconds, TWO_LOADED)]
         for name, seconds in timings.cpu.items()
     ]
-    return f"### Code around networks that do nothing ({timings.rounds} rounds)\n\n{_table(header, rows)}"
+    return f"### Code around networks that do nothing ({timings.rounds} rounds)\n\n{aligned([header, *rows])}"
 
 
 def memory_section(depth: int, dtype: str, memory: Mapping[str, Memory]) -> str:
@@ -166,7 +153,7 @@ def memory_section(depth: int, dtype: str, memory: Mapping[str, Memory]) -> str:
         for name in memory
     ]
     aims = ", ".join(f"≤ {aim} of {name}" for name, aim in _MEMORY_TARGETS.items())
-    return f"### Memory at depth {depth}, {dtype} (aims for our weights: {aims})\n\n{_table(header, rows)}"
+    return f"### Memory at depth {depth}, {dtype} (aims for our weights: {aims})\n\n{aligned([header, *rows])}"
 
 
 def values_of(result: Result) -> dict[str, Any]:
@@ -191,14 +178,3 @@ def _against(seconds: Seconds, method: str, reference: str) -> str:
 
 def _spread(spread: Spread) -> str:
     return f"{spread.median:.3f} ({spread.low:.3f} … {spread.high:.3f})"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        return "| " + " | ".join([first.strip().ljust(widths[0]), *rest]) + " |"
-
-    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(header), rule, *(line(row) for row in rows)])

@@ -23,7 +23,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--host", type=Path, required=True, help="ComfyUI's folder")
     parser.add_argument("--quick", action="store_true", help="depth 4 and 32 × 32 latents only")
     parser.add_argument("--memory", action="store_true", help="only measure memory, at depth 24 in bfloat16")
-    parser.add_argument("--batching", action="store_true", help="only compare one batch with two passes")
     parser.add_argument("--approximate", action="store_true", help="only time and error of the approximate modes")
     parser.add_argument("--depth", type=_count, nargs="+", help="blocks of the model; its width is 64 × depth (4 12)")
     parser.add_argument("--latent", type=_count, nargs="+", help="sides of the latents (32 64)")
@@ -37,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     chosen = {name: getattr(arguments, name) for name in ("depth", "latent", "batch")}
     arguments.sizes = [f"{name} {' '.join(map(str, values))}" for name, values in chosen.items() if values]
-    arguments.more_batches = [] if arguments.sizes or arguments.quick or arguments.batching else [2, 4, 8]
+    arguments.more_batches = [] if arguments.sizes or arguments.quick else [2, 4, 8]
     arguments.batch = arguments.batch or [1]
     arguments.depth = arguments.depth or ([24] if arguments.memory else [4] if arguments.quick else [4, 12])
     arguments.latent = arguments.latent or ([32] if arguments.quick else [32, 64])

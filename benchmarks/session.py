@@ -10,7 +10,6 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from .machine import describe_machine
 from .measure import EVERYTHING, Cell, Result, groups_that_fit, load_methods, measure_cell, measure_overhead
 from .memory import Memory, measure_memory
 from .models import Files, write_files
-from .names import DIFFUSERS, HOOKS, ONE_BATCH, OURS, PLAIN, TWO_LOADED, TWO_PASSES
+from .names import DIFFUSERS, HOOKS, OURS, PLAIN, TWO_LOADED, TWO_PASSES
 from .plots import draw
 from .sweeps import measure_sweeps
 from .task import CFG, SCALE, TEXT_TOKENS, Method
@@ -82,17 +81,15 @@ class Session:
             for depth in sorted(self._arguments.depth):
                 self._progress(f"writing the models of depth {depth}")
                 self._compare_at(depth, write_files(Path(folder), depth, extension), extension)
-            if not self._arguments.batching:
-                self._compare_sweeps(write_files(Path(folder), _SWEEP_DEPTH, extension), extension)
-        section = report.batching_section if self._arguments.batching else report.summary_section
-        self._show(section(self._results))
+            self._compare_sweeps(write_files(Path(folder), _SWEEP_DEPTH, extension), extension)
+        self._show(report.summary_section(self._results))
         self._values["cells"] = [report.values_of(result) for result in self._results]
 
     def write(self, folder: Path) -> None:
         """Record what `run` showed, under a name that a later run on the same machine replaces."""
         machine = self._values["machine"]
         parts = [machine["processor"], f"{machine['torch threads']} threads", f"comfyui {machine['ComfyUI']}"]
-        parts += [mode for mode in ("quick", "batching", "approximate", "memory") if getattr(self._arguments, mode)]
+        parts += [mode for mode in ("quick", "approximate", "memory") if getattr(self._arguments, mode)]
         parts += self._arguments.sizes
         name = re.sub(r"[^a-z0-9.]+", "-", " ".join(parts).lower()).strip("-")
         write_bytes(folder / f"{name}.md", ("\n\n".join(self._sections) + "\n").encode())
@@ -102,10 +99,6 @@ class Session:
         self._progress(f"written to {folder / name}.*")
 
     def _compare_at(self, depth: int, files: Files, extension: Extension) -> None:
-        if self._arguments.batching:
-            methods = load_methods(files, extension, ())
-            self._measure_cells(depth, {name: methods[name] for name in (TWO_PASSES, ONE_BATCH, OURS)}, untimed={OURS})
-            return
         groups = groups_that_fit(files)
         together = groups == [EVERYTHING]
         if together and depth == max(self._arguments.depth) and not self._arguments.quick:
@@ -122,9 +115,7 @@ class Session:
             del methods
             gc.collect()
 
-    def _measure_cells(
-        self, depth: int, methods: dict[str, Method], untimed: Collection[str] = (), part: float = 1.0
-    ) -> None:
+    def _measure_cells(self, depth: int, methods: dict[str, Method], part: float) -> None:
         """Measure the cells of `depth`; `methods` are this `part` of what is to be measured of each."""
         arguments = self._arguments
         for cell in [cell for cell in self._cells if cell.depth == depth]:
@@ -132,12 +123,11 @@ class Session:
             # Cells come cheapest first, and what they leave of their share goes to the dear ones.
             share = self._budget * part / self._cells_left
             note = functools.partial(self._note, cell)
-            result = measure_cell(cell, methods, untimed, arguments.rounds, share, note)
+            result = measure_cell(cell, methods, arguments.rounds, share, note)
             self._budget -= time.perf_counter() - start
             self._cells_left -= part
             self._results.append(result)
-            if not arguments.batching:
-                self._show(report.cell_section(result))
+            self._show(report.cell_section(result))
 
     def _progress(self, text: str) -> None:
         self._status.set_description_str(text)

@@ -104,7 +104,7 @@ def to_markdown(plan: Plan, prompts: int, found: Sequence[Point]) -> str:
             cells = [_text(point.mean)] if reward else []
             cells += [_text(point.win_rates.get(scale)) for scale in shown if reward]
             rows.append([str(point.cell), *cells, _text(point.diversity)])
-        lines += [f"**{pair}**", "", *_aligned(rows), ""]
+        lines += [f"**{pair}**", "", aligned(rows), ""]
     return "\n".join(lines)
 
 
@@ -114,10 +114,14 @@ def _text(value: Estimate | None) -> str:
     return f"{value.mean:.4g} [{value.low:.4g}, {value.high:.4g}]"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown that also reads well in a console."""
-    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that also reads well in a console: names on the left, numbers to the right; the first row is its
+    header."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = zip(cells, widths, strict=True)
+        return "| " + " | ".join([first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)]) + " |"
+
+    rule = "|" + "|".join("-" * (width + 1) + (":" if column else "-") for column, width in enumerate(widths)) + "|"
+    return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])

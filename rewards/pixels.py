@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
+from scipy.spatial.distance import pdist, squareform
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,10 +52,8 @@ def pixel_distances(pictures: np.ndarray) -> np.ndarray:
     Returns:
         (pictures,) float64.
     """
-    flat = pictures.reshape(len(pictures), -1).astype(np.float32) / 255
-    distances = np.zeros((len(flat), len(flat)))
-    for one, two in itertools.combinations(range(len(flat)), 2):
-        distances[one, two] = distances[two, one] = np.sqrt(np.square(flat[one] - flat[two]).mean())
+    flat = pictures.reshape(len(pictures), -1) / 255
+    distances = squareform(pdist(flat)) / math.sqrt(flat.shape[1])
     return distances.sum(axis=1) / (len(flat) - 1)
 
 
