@@ -6,6 +6,7 @@
     python dev.py evaluate [PLAN] [options]   pictures and scores of a plan; without one, of the demo's pair
     python dev.py bench [options]          the benchmarks
     python dev.py train STAGE [options]    one of the demo's models, trained anew
+    python dev.py lock                     the newest versions of all packages, written to requirements-lock.txt
 
     --host PATH   the ComfyUI to use (0.3.75 or newer). Without it: the environment variable COMFYUI_PATH,
                   else the ComfyUI this extension is installed in, else ComfyUI 0.3.75, downloaded.
@@ -37,6 +38,12 @@ from pathlib import Path
 HERE = Path(__file__).absolute().parent  # symbolic links kept: the extension may be linked into custom_nodes
 REPO = HERE.resolve()
 REQUIREMENTS = REPO / "requirements-dev.txt"
+PROJECT = REPO / "pyproject.toml"
+LOCK = REPO / "requirements-lock.txt"
+LOCK_HEADER = """\
+# Exact versions of what the tests of ComfyUI {version} run with, on Linux, macOS and Windows; for another ComfyUI as
+# far as its own requirements allow. Written by `python dev.py lock`. No hashes: PyTorch has others for each GPU.
+"""
 MODULES = {
     "demo": "demo.run",
     "test": "pytest",
@@ -44,6 +51,7 @@ MODULES = {
     "bench": "benchmarks.run",
     "train": "demo.train",
 }
+COMMANDS = (*MODULES, "lock")
 
 OLDEST_HOST = "0.3.75"
 HOST_FILES = ("main.py", "nodes.py", "comfy", "comfyui_version.py", "requirements.txt")
@@ -83,6 +91,9 @@ def main(arguments: list[str]) -> int:
             print(__doc__.strip())
             return 0
         cache = cache_folder(os.environ)
+        if command == "lock":
+            refresh_lock(cache)
+            return 0
         host, python = set_up(option, cache)
         return run(command, rest, host, python, cache)
     except KeyboardInterrupt:
@@ -106,14 +117,14 @@ def parse_arguments(arguments: list[str]) -> tuple[str | None, str | None, list[
                 raise SetupError("--host needs the folder of a ComfyUI.")
         elif command:
             rest.append(argument)
-        elif argument in MODULES:
+        elif argument in COMMANDS:
             command = argument
         elif argument in ("-h", "--help"):
             return None, None, []
         else:
-            raise SetupError(f"'{argument}' is not one of the commands {', '.join(MODULES)} (see --help).")
+            raise SetupError(f"'{argument}' is not one of the commands {', '.join(COMMANDS)} (see --help).")
     if command is None and (host or rest):
-        raise SetupError(f"name one of the commands {', '.join(MODULES)} (see --help).")
+        raise SetupError(f"name one of the commands {', '.join(COMMANDS)} (see --help).")
     return command, host, rest
 
 
@@ -243,9 +254,47 @@ def environment_folder(cache: Path, host: Path) -> Path:
     """A folder of its own for every Python and every set of requirements, so that hosts do not disturb each other."""
     python = f"{sys.base_prefix} {sys.version} {sysconfig.get_platform()}"
     key = hashlib.sha256(python.encode())
-    for requirements in (REQUIREMENTS, host / "requirements.txt"):
+    for requirements in (REQUIREMENTS, LOCK, host / "requirements.txt"):
         key.update(requirements.read_bytes())
+    key.update(project_requirements().encode())
     return cache / "environments" / f"python{sys.version_info[0]}.{sys.version_info[1]}-{key.hexdigest()[:12]}"
+
+
+def project_requirements() -> str:
+    """The part of pyproject.toml that says what is needed; the rest, such as a new version, needs no new environment."""
+    found = re.search(r"^dependencies = .*?(?=^\[project\.urls\])", PROJECT.read_text(encoding="utf-8"), re.M | re.S)
+    return found[0] if found else ""
+
+
+def refresh_lock(cache: Path) -> None:
+    """Write the newest versions that fit together and ComfyUI as we embed it."""
+    host = cache / "hosts" / f"ComfyUI-{WHEEL_VERSION}"
+    with locked(cache / "setup.lock"):
+        uv = find_uv(cache)
+        if not uv:
+            raise SetupError("the versions are found by uv, and there is none to be had; install it and run this again.")
+        if not is_intact(host):
+            download_host(host, cache, uv)
+        found = cache / "requirements-lock.txt"
+        found.unlink(missing_ok=True)  # uv would keep the versions in it
+        options = ["--universal", "--python-version", "3.10", "--no-annotate", "--no-header", "--no-emit-index-url"]
+        sources = [str(PROJECT), "--all-extras", str(REQUIREMENTS), str(host / "requirements.txt")]
+        compile_ = [uv, "pip", "compile", *options, *sources, "--output-file", str(found)]
+        run_installer(compile_, "finding the newest versions", cache)
+    header = LOCK_HEADER.format(version=WHEEL_VERSION)
+    LOCK.write_text(header + found.read_text(encoding="utf-8"), encoding="utf-8", newline="\n")
+    say(f"Written: {LOCK}. Now run the tests with it.")
+
+
+def constraints(host: Path) -> str:
+    """The locked versions, without the packages of which the host itself names one version."""
+
+    def name(line: str) -> str:
+        return re.sub(r"[-_.]+", "-", re.split(r"[\s=<>~!;\[]", line, maxsplit=1)[0]).lower()
+
+    of_host = (host / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {name(line) for line in of_host if "==" in line}
+    return "".join(f"{line}\n" for line in LOCK.read_text(encoding="utf-8").splitlines() if name(line) not in pinned)
 
 
 def is_complete(environment: Path) -> bool:
@@ -267,13 +316,22 @@ def install_environment(environment: Path, host: Path, cache: Path, uv: str | No
     requirements = ["-r", str(REQUIREMENTS), "-r", str(host / "requirements.txt")]
     if uv:
         create = [uv, "venv", "--python", sys.executable, str(environment)]
-        install = [uv, "pip", "install", "--python", python, *requirements]
-    else:
+        extras = ["-r", str(PROJECT), "--all-extras"]
+        install = [uv, "pip", "install", "--python", python, *requirements, *extras]
+    else:  # pip does not read them from there: the tests that need them are skipped
         create = [sys.executable, "-m", "venv", str(environment)]
         install = [python, "-m", "pip", "install", "--no-input", *requirements]
     with built_whole(environment):
         run_installer(create, "creating the environment", cache)
-        run_installer(install, "installing the packages", cache)
+        locked_versions = environment / "constraints.txt"
+        locked_versions.write_text(constraints(host), encoding="utf-8")
+        try:
+            run_installer([*install, "--constraint", str(locked_versions)], "installing the packages", cache)
+        except SetupError as error:
+            if host.parent == cache / "hosts":
+                raise
+            say(f"{error}\nTrying again without the versions of {LOCK.name}, which may not fit this ComfyUI.")
+            run_installer(install, "installing the packages", cache)
 
 
 def find_uv(cache: Path) -> str | None:

@@ -48,6 +48,19 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--freeze", action="store_true", help="write tests/frozen anew for the version in pyproject.toml")
+    parser.addoption(
+        "--times",
+        type=int,
+        default=1,
+        metavar="N",
+        help="N times as many faults, bad inputs and queued prompts as usual",
+    )
+
+
+@pytest.fixture(scope="session")
+def times(request: pytest.FixtureRequest) -> int:
+    """How many times as much tests of chance should try."""
+    return request.config.getoption("--times")
 
 
 @pytest.fixture
@@ -112,7 +125,7 @@ def _inference_mode() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_node(rlg: SimpleNamespace) -> Callable[..., tuple]:
     """Call a node's function by id, ours or the host's, and return its outputs."""
 

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,8 @@ if arguments[0] == "venv":
     folder = pathlib.Path(arguments[-1], "bin")
     folder.mkdir(parents=True)
     (folder / "python").symlink_to(sys.executable)
+elif behaviour == "constrained":
+    sys.exit("error: no solution" if "--constraint" in arguments else 0)
 elif behaviour == "slow":
     time.sleep(1)
 elif behaviour == "hang":
@@ -99,7 +102,7 @@ class Project:
         self.repo, self.cache, self.log = repo or folder / "repo", folder / "cache", folder / "calls"
         for path in (self.repo / "demo", self.repo / "benchmarks", folder / "bin", folder / "pip"):
             path.mkdir(parents=True)
-        for name in ("dev.py", "requirements-dev.txt"):
+        for name in ("dev.py", "requirements-dev.txt", "requirements-lock.txt", "pyproject.toml"):
             shutil.copy(REPO / name, self.repo / name)
         for name in ("pytest.py", "demo/run.py", "demo/evaluate.py", "benchmarks/run.py"):
             (self.repo / name).write_text(FAKE_COMMAND)
@@ -295,6 +298,36 @@ def test_command_gets_the_host_and_its_arguments(project: Project, tmp_path: Pat
     assert f"ComfyUI 0.3.75 in {host} (--host)" in messages
     assert "GB to download" in messages
     assert "Set up in" in messages
+
+
+def test_every_package_is_pinned_and_no_host_is_named(dev: ModuleType) -> None:
+    text = dev.LOCK.read_text(encoding="utf-8")
+    assert "://" not in text
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert len(lines) > 100 and all(re.match(r"[\w.-]+==[\w.+!-]+( ;|$)", line) for line in lines)
+    named = {re.split("==", line)[0] for line in lines}
+    assert {"torch", "pytest", "ray", "lpips", "rapidocr", "comfyui-frontend-package"} <= named
+
+
+def test_locked_versions_give_way_to_the_hosts_own(dev: ModuleType, tmp_path: Path) -> None:
+    host = make_host(tmp_path / "host")
+    (host / "requirements.txt").write_text("comfyui_frontend.package==9.9\ntorch\nnumpy>=1.25\n")
+    kept = {line.split("==")[0] for line in dev.constraints(host).splitlines()}
+    assert "comfyui-frontend-package" not in kept and {"torch", "numpy"} <= kept
+
+
+@scripts
+def test_packages_are_installed_in_the_locked_versions(project: Project, tmp_path: Path) -> None:
+    project.run("test", "--host", make_host(tmp_path / "host"))
+    _, install = project.calls()
+    assert "--constraint" in install and "pyproject.toml --all-extras" in install
+
+
+@scripts
+def test_host_that_the_locked_versions_do_not_fit(project: Project, tmp_path: Path) -> None:
+    code, _, messages = project.run("test", "--host", make_host(tmp_path / "host"), FAKE_UV="constrained")
+    assert code == 7 and "error: no solution" in messages and "Trying again without" in messages
+    assert ["--constraint" in call for call in project.calls()] == [False, True, False]
 
 
 @scripts
