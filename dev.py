@@ -261,7 +261,7 @@ def environment_folder(cache: Path, host: Path) -> Path:
 
 
 def project_requirements() -> str:
-    """The part of pyproject.toml that says what is needed; the rest, such as a new version, needs no new environment."""
+    """What pyproject.toml asks for; the rest of it, such as a new version, needs no new environment."""
     found = re.search(r"^dependencies = .*?(?=^\[project\.urls\])", PROJECT.read_text(encoding="utf-8"), re.M | re.S)
     return found[0] if found else ""
 
@@ -272,7 +272,9 @@ def refresh_lock(cache: Path) -> None:
     with locked(cache / "setup.lock"):
         uv = find_uv(cache)
         if not uv:
-            raise SetupError("the versions are found by uv, and there is none to be had; install it and run this again.")
+            raise SetupError(
+                "the versions are found by uv, and there is none to be had; install it and run this again."
+            )
         if not is_intact(host):
             download_host(host, cache, uv)
         found = cache / "requirements-lock.txt"
