@@ -9,6 +9,7 @@ import latent_preview
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.guidance.guided_model import guided_model
+from ..rlg_sampler.guidance.settings import GuidanceSettings
 from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules.schedule import Schedule
 from ..rlg_sampler.stochastic.flow_grpo_sampler import sample_flow_grpo
@@ -123,7 +124,8 @@ class RLGBranch(io.ComfyNode):
         tuned_cfg: float | None = None,
         sampler: io.Sampler.Type | None = None,
     ) -> io.NodeOutput:
-        model = guided_model(base, tuned, inputs.guidance_settings(scale, schedule, tuned_cfg))
+        settings = GuidanceSettings(inputs.schedule_of(scale, schedule), tuned_cfg)
+        model = guided_model(base, tuned, settings)
         fork = Fork(branch_percent, branches, noise_level)
         ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
         make_callback = functools.partial(latent_preview.prepare_callback, model)

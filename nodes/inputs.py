@@ -5,9 +5,7 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.guidance import approximation
-from ..rlg_sampler.guidance.approximation import EXACT
-from ..rlg_sampler.guidance.settings import AUTO, BATCHING, GuidanceSettings
+from ..rlg_sampler.guidance.settings import AUTO, BATCHING
 from ..rlg_sampler.schedules import schedule as schedules
 
 Schedule = io.Custom("RLG_SCHEDULE")
@@ -60,17 +58,9 @@ def schedule_input() -> io.Input:
     )
 
 
-def guidance_settings(
-    scale: float,
-    schedule: schedules.Schedule | None,
-    tuned_cfg: float | None = None,
-    batching: str = AUTO,
-    approximate: approximation.Approximation = EXACT,
-) -> GuidanceSettings:
-    """What a node's inputs say about guidance: a connected schedule replaces the scale."""
-    return GuidanceSettings(
-        schedules.constant(scale) if schedule is None else schedule, tuned_cfg, batching, approximate
-    )
+def schedule_of(scale: float, schedule: schedules.Schedule | None) -> schedules.Schedule:
+    """What a node's scale and schedule mean together: a connected schedule replaces the scale."""
+    return schedules.constant(scale) if schedule is None else schedule
 
 
 def cfg_input() -> io.Float.Input:

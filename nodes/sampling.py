@@ -7,7 +7,7 @@ from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.guidance.approximation import EXACT, Approximation
 from ..rlg_sampler.guidance.guided_model import guided_model
-from ..rlg_sampler.guidance.settings import AUTO
+from ..rlg_sampler.guidance.settings import AUTO, GuidanceSettings
 from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules.schedule import Schedule
 from . import inputs
@@ -57,7 +57,7 @@ class RLGKSampler(io.ComfyNode):
         batching: str = AUTO,
         approximate: Approximation = EXACT,
     ) -> io.NodeOutput:
-        settings = inputs.guidance_settings(scale, schedule, tuned_cfg, batching, approximate)
+        settings = GuidanceSettings(inputs.schedule_of(scale, schedule), tuned_cfg, batching, approximate)
         model = guided_model(base, tuned, settings)
         ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
         ksampler.start(model)  # refuses a latent of another model before anything is loaded

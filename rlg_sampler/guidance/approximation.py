@@ -14,11 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..schedules.schedule import Schedule, constant, in_range
-from .mixing import base_coefficient
+from .mixing import BASE, base_coefficient
 from .prediction import Prediction
-
-BASE = -1
-"""Index of the base model among the models of a mix; the tuned ones count from 0."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,15 @@
-"""A tuned model as one branch of a guided run: its model, conds, options and CFG."""
+"""The models of a mix as branches of a guided run: each with its weights, conds, options and CFG."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import comfy.sampler_helpers
-import comfy.samplers
 import torch
 from comfy.model_patcher import create_model_options_clone
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers, merge_nested_dicts
@@ -25,6 +24,7 @@ from .settings import GuidanceSettings
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
     from comfy.model_patcher import ModelPatcher
+    from comfy.samplers import CFGGuider
 
 Conds = dict[str, list[dict[str, Any]]]
 
@@ -41,14 +41,35 @@ class TunedModel:
 
 
 @dataclass(frozen=True)
-class RunInputs:
-    """What the host prepares conds from, as it passes them to a sampler."""
+class BaseBranch:
+    """The base model during a run: the guider as it stands.
 
-    noise: torch.Tensor
-    latent_image: torch.Tensor | None
-    denoise_mask: torch.Tensor | None
-    seed: int | None
-    latent_shapes: Any
+    Attributes:
+        guider: the guider that samples.
+        predict_wrappers: PREDICT_NOISE wrappers of the base MODEL, the outermost first.
+    """
+
+    guider: CFGGuider
+    predict_wrappers: list[Any]
+    deltas = None
+
+    @property
+    def conds(self) -> Conds:
+        return self.guider.conds
+
+    @property
+    def cfg(self) -> float:
+        return self.guider.cfg
+
+    @property
+    def may_share_a_call(self) -> bool:
+        return not self.predict_wrappers
+
+    def options(self, current: Options) -> Options:
+        return current
+
+    def in_guider(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @dataclass
@@ -56,25 +77,42 @@ class TunedBranch:
     """One tuned model during a run.
 
     Attributes:
-        tuned: the tuned MODEL with its schedule and CFG.
+        guider: the guider that samples.
+        tuned: the tuned MODEL, and how it is guided.
         patcher: the loaded MODEL it is evaluated on (the base's, where weights are shared).
         base_options: the base MODEL's own options, to tell later additions from.
-        has_own_options: whether its MODEL's options differ from those.
+        own_options: those of its MODEL; None where they are the same.
         conds: its conds, once `ready`.
         deltas: what turns the base's weights into its own, once `ready`; None for a checkpoint of its own.
     """
 
+    guider: CFGGuider
     tuned: TunedModel
     patcher: ModelPatcher
     base_options: Options
-    has_own_options: bool
+    own_options: Options | None
     conds: Conds = field(default_factory=dict)
     deltas: Deltas | None = None
-    _own_options: Options | None = None
 
     @property
     def model(self) -> BaseModel:
         return self.patcher.model
+
+    @property
+    def cfg(self) -> float:
+        own = self.tuned.settings.tuned_cfg
+        return self.guider.cfg if own is None else own
+
+    @property
+    def predict_wrappers(self) -> list[Any]:
+        """PREDICT_NOISE wrappers of its MODEL, the outermost first."""
+        own = self.base_options if self.own_options is None else self.own_options
+        return get_all_wrappers(WrappersMP.PREDICT_NOISE, own, is_model_options=True)
+
+    @property
+    def may_share_a_call(self) -> bool:
+        """Whether a call of the base model may compute it too: the same weights but for deltas, the same patches."""
+        return self.deltas is not None and self.own_options is None and not self.predict_wrappers
 
     def make_deltas(self, device: torch.device) -> None:
         """Build the deltas, where weights are shared and the run has none yet.
@@ -92,64 +130,74 @@ class TunedBranch:
         self.deltas = Deltas.from_changes(pair.changes, self.patcher, device, dtype, kept)
 
     @contextmanager
-    def ready(self, conds: Conds, inputs: RunInputs) -> Iterator[None]:
+    def ready(self, conds: Conds, prepare: Callable[[BaseModel, Conds], Conds], device: torch.device) -> Iterator[None]:
         """Prepare for sampling; undone at the end, however that comes.
 
         Args:
             conds: the run's conds before the host prepared them for the base model.
-            inputs: of the run.
+            prepare: (model, conds) → the conds as the host prepares them for that model.
+            device: where the model computes.
         """
         # Ids of their own: patches that cache per cond must not take the tuned branch for the base.
         conds = {name: [{**c, "uuid": uuid.uuid4()} for c in cs] for name, cs in conds.items()}
         with ExitStack() as stack:
-            if self.tuned.pair.changes is None:
-                _give_own_hooks(conds)
-                comfy.sampler_helpers.prepare_model_patcher(self.patcher, conds, {"transformer_options": {}})
-                stack.callback(self.patcher.restore_hook_patches)
-                self.patcher.pre_run()
-                stack.callback(self.patcher.cleanup)
-            else:
-                self.make_deltas(inputs.noise.device)
-                stack.enter_context(self.deltas.attached(self.model))
-            if self.has_own_options:
-                stack.enter_context(self._own_patches_on(inputs.noise.device))
-                self._own_options = sampling_options(self.tuned.pair.tuned)
-            with self.deltas.applied_to(ALL_ROWS) if self.deltas else ExitStack():
-                self.conds = comfy.samplers.process_conds(
-                    self.model,
-                    inputs.noise,
-                    conds,
-                    inputs.noise.device,
-                    inputs.latent_image,
-                    inputs.denoise_mask,
-                    inputs.seed,
-                    latent_shapes=inputs.latent_shapes,
-                )
+            weights = self._own_weights(conds) if self.tuned.pair.changes is None else self._deltas_on(device)
+            stack.enter_context(weights)
+            if self.own_options is not None:
+                stack.enter_context(self._own_patches_on(device))
+            # Some models compute parts of their conds, which takes the tuned weights.
+            with self.deltas.applied_to(ALL_ROWS) if self.deltas else nullcontext():
+                self.conds = prepare(self.model, conds)
             yield
-            if self.deltas is not None:
-                warn_of_missed(self.deltas.missed, len(self.deltas.modules), self.tuned.pair.tuned)
 
     def options(self, current: Options) -> Options:
         """Model options for this branch, given those the sampler passes for the base."""
-        added = current if self._own_options is None else added_options(current, self.base_options)
+        added = current if self.own_options is None else added_options(current, self.base_options)
         # Split over several GPUs the host would evaluate copies of the base model, without deltas: use one GPU.
         added = {k: v for k, v in added.items() if k != "multigpu_clones"}
         if self.deltas is None:
             added = _without_compile(added)
-        options = added if self._own_options is None else merge_nested_dicts(self._own_options, added)
+        options = added if self.own_options is None else merge_nested_dicts(self.own_options, added)
         if self.deltas is None:
             return options
         return with_wrapper_first(options, WrappersMP.APPLY_MODEL, KEY, self._on_all_rows)
 
-    @property
-    def predict_wrappers(self) -> list[Any]:
-        """PREDICT_NOISE wrappers of its MODEL, the outermost first."""
-        own = self.base_options if self._own_options is None else self._own_options
-        return get_all_wrappers(WrappersMP.PREDICT_NOISE, own, is_model_options=True)
+    @contextmanager
+    def in_guider(self) -> Iterator[None]:
+        """Let the guider stand for this branch: with its model, conds and CFG."""
+        own = {"inner_model": self.model, "conds": self.conds}
+        if self.tuned.settings.tuned_cfg is not None:
+            own["cfg"] = self.tuned.settings.tuned_cfg
+        saved = {name: getattr(self.guider, name) for name in own}
+        try:
+            for name, value in own.items():
+                setattr(self.guider, name, value)
+            yield
+        finally:
+            for name, value in saved.items():
+                setattr(self.guider, name, value)
 
     def _on_all_rows(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self.deltas.in_model_call(ALL_ROWS):
             return executor(*args, **kwargs)
+
+    @contextmanager
+    def _own_weights(self, conds: Conds) -> Iterator[None]:
+        """As a run of the host treats the MODEL it samples with."""
+        _give_own_hooks(conds)
+        with ExitStack() as undone:
+            comfy.sampler_helpers.prepare_model_patcher(self.patcher, conds, {"transformer_options": {}})
+            undone.callback(self.patcher.restore_hook_patches)
+            self.patcher.pre_run()
+            undone.callback(self.patcher.cleanup)
+            yield
+
+    @contextmanager
+    def _deltas_on(self, device: torch.device) -> Iterator[None]:
+        self.make_deltas(device)
+        with self.deltas.attached(self.model):
+            yield
+        warn_of_missed(self.deltas.missed, len(self.deltas.modules), self.tuned.pair.tuned)
 
     @contextmanager
     def _own_patches_on(self, device: torch.device) -> Iterator[None]:
@@ -158,9 +206,13 @@ class TunedBranch:
         try:
             tuned.model_patches_to(device)
             tuned.model_patches_to(tuned.model_dtype())
+            self.own_options = sampling_options(tuned)
             yield
         finally:
             tuned.model_patches_to(tuned.offload_device)
+
+
+Branch = BaseBranch | TunedBranch
 
 
 def _give_own_hooks(conds: Conds) -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from comfy.model_patcher import create_model_options_clone
-from comfy.patcher_extension import copy_nested_dicts, merge_nested_dicts
+from comfy.patcher_extension import merge_nested_dicts
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -20,13 +19,15 @@ Options = dict[str, Any]
 KEY = "rlg"  # of everything we attach to a MODEL or its options
 
 
-def sampling_options(patcher: ModelPatcher) -> Options:
-    """The options a stock sampler would run `patcher` with: its `model_options` plus its wrappers and callbacks."""
-    options = create_model_options_clone(patcher.model_options)
-    transformer = options.setdefault("transformer_options", {})
-    for kind, own in (("wrappers", patcher.wrappers), ("callbacks", patcher.callbacks)):
-        transformer[kind] = merge_nested_dicts(transformer.get(kind, {}), copy_nested_dicts(own))
-    return options
+def sampling_options(patcher: ModelPatcher, options: Options | None = None) -> Options:
+    """The options a stock sampler would run `patcher` with: its `model_options` plus its wrappers and callbacks.
+
+    Args:
+        options: in place of its `model_options`.
+    """
+    wrappers = {kind: {k: v for k, v in keyed.items() if k != KEY} for kind, keyed in patcher.wrappers.items()}
+    attached = {"transformer_options": {"wrappers": wrappers, "callbacks": patcher.callbacks}}
+    return merge_nested_dicts(patcher.model_options if options is None else options, attached)
 
 
 def same_options(a: Any, b: Any) -> bool:

@@ -11,20 +11,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from comfy.patcher_extension import (
-    WrapperExecutor,
-    WrappersMP,
-    copy_nested_dicts,
-    get_all_wrappers,
-    merge_nested_dicts,
-)
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, copy_nested_dicts, get_all_wrappers
 from comfy.samplers import CFGGuider
 
 from ..ksampler_inputs import check_latent
 from ..schedules.schedule import Schedule, constant
 from ..weights.pair import ModelPair, check_nothing_added
 from .approximation import EXACT
-from .branch import TunedBranch, TunedModel
+from .branch import BaseBranch, TunedBranch, TunedModel
 from .branch_options import KEY, Options, same_options, sampling_options
 from .guided_run import GuidedRun
 from .prediction import KnownPredictions
@@ -51,11 +45,6 @@ class Guidance:
     known: KnownPredictions | None = None
     whole: Sequence[float] | None = None
 
-    @property
-    def settings(self) -> GuidanceSettings:
-        """Those that hold for the whole run."""
-        return self.tuned[-1].settings
-
     @staticmethod
     def on(patcher: ModelPatcher) -> Guidance | None:
         """The guidance that `patcher` carries, if any."""
@@ -65,14 +54,14 @@ class Guidance:
         guider: CFGGuider = executor.class_obj
         check_latent(guider.model_patcher, noise)
         # Read from the run's options: objects in them keep their identity there when a later node clones the MODEL.
-        base_options = merge_nested_dicts(guider.model_options[_BASE_OPTIONS], _wrappers_of(self.tuned[0].pair.base))
+        base_options = sampling_options(self.tuned[0].pair.base, guider.model_options[_BASE_OPTIONS])
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
-        branches = self._branches(guider, base_options)
-        shapes = kwargs.get("latent_shapes")
-        GuidedRun(guider, branches, base_wrappers, self.settings, shapes, self.known, self.whole).install()
+        base, tuned = BaseBranch(guider, base_wrappers), self._tuned_branches(guider, base_options)
+        of_run, shapes = self.tuned[-1].settings, kwargs.get("latent_shapes")
+        GuidedRun(guider, base, tuned, of_run, shapes, self.known, self.whole).install()
         return executor(noise, *args, **kwargs)
 
-    def _branches(self, guider: CFGGuider, base_options: Options) -> list[TunedBranch]:
+    def _tuned_branches(self, guider: CFGGuider, base_options: Options) -> list[TunedBranch]:
         loaded = iter(guider.model_patcher.get_additional_models_with_key(KEY))
         branches = []
         for tuned in self.tuned:
@@ -81,8 +70,10 @@ class Guidance:
             else:
                 check_nothing_added(tuned.pair, guider.model_patcher)
                 patcher = next(loaded)
-            own = not same_options(sampling_options(tuned.pair.tuned), base_options)
-            branches.append(TunedBranch(tuned, patcher, base_options, own))
+            own = sampling_options(tuned.pair.tuned)
+            if same_options(own, base_options):
+                own = None
+            branches.append(TunedBranch(guider, tuned, patcher, base_options, own))
         return branches
 
 
@@ -183,8 +174,3 @@ class RLGGuider(CFGGuider):
                 "sigmas: the list holds no step; use a scheduler with at least 1 step and a denoise above 0."
             )
         return super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
-
-
-def _wrappers_of(patcher: ModelPatcher) -> dict[str, Any]:
-    own = {kind: {k: v for k, v in keyed.items() if k != KEY} for kind, keyed in patcher.wrappers.items()}
-    return {"transformer_options": {"wrappers": own, "callbacks": patcher.callbacks}}

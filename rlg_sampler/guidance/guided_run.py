@@ -17,15 +17,16 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..schedules.schedule import step_index
-from .approximation import BASE, EXACT, Directions, lead
-from .branch import RunInputs, TunedBranch
+from .approximation import EXACT, Directions, lead
+from .branch import BaseBranch, Conds, TunedBranch
 from .branch_calls import BranchCalls
 from .branch_options import KEY, Options
-from .mixing import base_coefficient, mix
-from .prediction import KnownPredictions, Prediction
+from .mixing import BASE, mix, models_of
+from .prediction import Evaluation, KnownPredictions, Prediction
 from .settings import GuidanceSettings
 
 if TYPE_CHECKING:
+    from comfy.model_base import BaseModel
     from comfy.samplers import CFGGuider
 
 logger = logging.getLogger(__name__)
@@ -33,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Step:
-    """Scale of each tuned model at one step, the branches that the mix then depends on, and whether it may be rough."""
+    """Scale of each tuned model at one step, the models that the mix then depends on, and whether it may be rough."""
 
     scales: tuple[float, ...]
-    needed: tuple[int, ...]
+    models: tuple[int, ...]
     approximate: bool
 
 
@@ -45,8 +46,8 @@ class GuidedRun:
 
     Args:
         guider: the guider that samples (stock or another pack's).
-        branches: the tuned models.
-        base_wrappers: PREDICT_NOISE wrappers of the base MODEL, the outermost first.
+        base: the base model.
+        tuned: the tuned models.
         settings: those that hold for the whole run.
         latent_shapes: as the host passes it to `outer_sample`.
         known: predictions in common with other runs of a sweep.
@@ -56,21 +57,18 @@ class GuidedRun:
     def __init__(
         self,
         guider: CFGGuider,
-        branches: Sequence[TunedBranch],
-        base_wrappers: Sequence[Callable],
+        base: BaseBranch,
+        tuned: Sequence[TunedBranch],
         settings: GuidanceSettings,
         latent_shapes: Any,
         known: KnownPredictions | None = None,
         whole: Sequence[float] | None = None,
     ) -> None:
-        self._guider = guider
-        self._branches = list(branches)
-        self._base_wrappers = list(base_wrappers)
-        self._calls = BranchCalls(guider, self._branches, self._base_wrappers, settings)
+        self._guider, self._base, self._tuned = guider, base, tuned
+        self._calls = BranchCalls(guider, {BASE: base, **dict(enumerate(tuned))}, settings.batching)
         self._approximation = settings.approximation
         self._directions = Directions(settings.approximation.direction_every)
-        self._known = known
-        self._whole = whole
+        self._known, self._whole = known, whole
         self._sigmas: Sequence[float] = []
         self._steps: list[_Step] = []
         self._steps_differ = False
@@ -87,7 +85,7 @@ class GuidedRun:
         """
         options = self._guider.model_options
         present = get_all_wrappers(WrappersMP.PREDICT_NOISE, options, is_model_options=True)
-        later = [w for w in present if not any(w is own for own in self._base_wrappers)]
+        later = [w for w in present if not any(w is own for own in self._base.predict_wrappers)]
         wrappers = options["transformer_options"]["wrappers"]
         wrappers[WrappersMP.PREDICT_NOISE] = {KEY: [*later, self.predict_noise]}
         wrappers.setdefault(WrappersMP.PREPARE_SAMPLING, {})[KEY] = [self.prepare_sampling]
@@ -98,7 +96,7 @@ class GuidedRun:
 
         The deltas take their place first. It then finds that much less memory free, and loads fewer weights if need be.
         """
-        for branch in self._branches:
+        for branch in self._tuned:
             branch.make_deltas(self._guider.model_patcher.load_device)
         return executor(*args, **kwargs)
 
@@ -116,16 +114,21 @@ class GuidedRun:
         **kwargs: Any,
     ) -> torch.Tensor:
         """SAMPLER_SAMPLE wrapper: the models are loaded, the first step has not begun."""
-        inputs = RunInputs(noise, latent_image, denoise_mask, extra_args.get("seed"), self._latent_shapes)
+
+        def prepare(model: BaseModel, conds: Conds) -> Conds:
+            rest = noise.device, latent_image, denoise_mask, extra_args.get("seed")
+            return comfy.samplers.process_conds(model, noise, conds, *rest, latent_shapes=self._latent_shapes)
+
         with ExitStack() as stack:
-            for branch in self._branches:
-                stack.enter_context(branch.ready(self._raw_conds, inputs))
+            for branch in self._tuned:
+                stack.enter_context(branch.ready(self._raw_conds, prepare, noise.device))
             # Control nets remember the model they were prepared for last, and take its sigmas.
             for conds in guider.conds.values():
                 comfy.samplers.pre_run_control(guider.inner_model, conds)
             self._sigmas = self._whole or sigmas.tolist()
             self._steps = self._plan_steps()
-            self._steps_differ = len(set(self._steps)) > 1 or self._approximation.direction_every > 1
+            differ = len(set(self._steps)) > 1 or self._approximation.direction_every > 1
+            self._steps_differ = differ or self._known is not None
             self._announce(extra_args["model_options"], noise)
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
 
@@ -139,107 +142,93 @@ class GuidedRun:
     ) -> torch.Tensor:
         """PREDICT_NOISE wrapper: the guided x0 at this step, shaped like `x`."""
         options, sampler_hooks = self._without_sampler_hooks(model_options or {})
-        record = bool(sampler_hooks)
-        step = self._step_at(timestep)
-        scales, needed = self._steps[step].scales, self._steps[step].needed
-        predictions = self._known.at(step, x, timestep) if self._known else {}
-        missing = [branch for branch in needed if branch not in predictions]
-        predictions.update(self._predict(step, missing, options, x, timestep, seed, record))
-        predictions = {branch: predictions[branch] for branch in needed}
-        mixed = _mixed(predictions, scales, "x0")
+        evaluation = Evaluation(x, timestep, options, seed, with_cfg_parts=bool(sampler_hooks))
+        number = self._step_at(timestep)
+        step = self._steps[number]
+        predictions = self._known.at(number, x, timestep) if self._known else {}
+        missing = [model for model in step.models if model not in predictions]
+        predictions.update(self._predict(number, missing, evaluation))
+        predictions = {model: predictions[model] for model in step.models}
+        mixed = _mixed(predictions, step.scales, "x0")
         if self._known:
             mixed = mixed.clone()  # a sampler may work in place on what it gets
-        if not record or any(p.cond is None for p in predictions.values()):
+        if not sampler_hooks or any(p.cond is None for p in predictions.values()):
             return mixed
-        return self._through_sampler_hooks(sampler_hooks, mixed, predictions, scales, options, x, timestep)
+        arguments = self._for_sampler_hooks(predictions, step.scales, evaluation)
+        for hook in sampler_hooks:
+            mixed = hook({"denoised": mixed, **arguments})
+        return mixed
 
     def _plan_steps(self) -> list[_Step]:
         count = len(self._sigmas) - 1
-        scales = zip(*(branch.tuned.settings.schedule.per_step(count) for branch in self._branches), strict=True)
+        scales = zip(*(branch.tuned.settings.schedule.per_step(count) for branch in self._tuned), strict=True)
         approximate = self._approximation.per_step(count)
-        return [_Step(s, tuple(_needed(s)), rough) for s, rough in zip(scales, approximate, strict=True)]
+        return [_Step(s, models_of(s), rough) for s, rough in zip(scales, approximate, strict=True)]
 
     def _step_at(self, timestep: torch.Tensor) -> int:
         # Reading the noise level makes the processor wait for a GPU: only where steps differ.
-        if self._steps_differ or self._known:
+        if self._steps_differ:
             return step_index(float(timestep.max()), self._sigmas)
         return 0
 
-    def _predict(
-        self,
-        step: int,
-        branches: Sequence[int],
-        options: Options,
-        x: torch.Tensor,
-        timestep: torch.Tensor,
-        seed: int | None,
-        record: bool,
-    ) -> dict[int, Prediction]:
-        """What `branches` predict at a step, as exactly as the run asks for."""
-        scales = self._steps[step].scales
-        approximation = self._approximation if self._steps[step].approximate else EXACT
-        reuses = approximation.direction_every > 1 and len(branches) > 1
-        evaluated = list(branches)
-        if reuses and self._directions.known_at(step, branches):
-            evaluated = [lead(scales, branches)]
-        uncond_of = self._calls.uncond_for_all(scales, evaluated, options) if approximation.shared_uncond else None
-        predictions = self._calls.predict(evaluated, options, x, timestep, seed, record, uncond_of)
+    def _predict(self, number: int, models: Sequence[int], evaluation: Evaluation) -> dict[int, Prediction]:
+        """What `models` predict at a step, as exactly as the run asks for."""
+        step = self._steps[number]
+        approximation = self._approximation if step.approximate else EXACT
+        reuses = approximation.direction_every > 1 and len(models) > 1
+        evaluated = list(models)
+        if reuses and self._directions.known_at(number, models):
+            evaluated = [lead(step.scales, models)]
+        uncond_of = None
+        if approximation.shared_uncond:
+            uncond_of = self._calls.uncond_for_all(step.scales, evaluated, evaluation.options)
+        predictions = self._calls.predict(evaluated, evaluation, uncond_of)
         if not reuses:
             return predictions
         if len(evaluated) == 1:
-            return self._directions.complete(branches, evaluated[0], predictions[evaluated[0]])
-        self._directions.learn(step, predictions)
+            return self._directions.complete(models, evaluated[0], predictions[evaluated[0]])
+        self._directions.learn(number, predictions)
         return predictions
 
     def _without_sampler_hooks(self, options: Options) -> tuple[Options, list[Callable]]:
         """Split off the post-CFG functions that the sampler itself put on top of the MODEL's."""
         functions = options.get("sampler_post_cfg_function", [])
-        if len(functions) == self._own_post_cfg:
-            return options, []
         own, hooks = functions[: self._own_post_cfg], functions[self._own_post_cfg :]
-        return {**options, "sampler_post_cfg_function": own}, hooks
+        return ({**options, "sampler_post_cfg_function": own} if hooks else options), hooks
 
-    def _through_sampler_hooks(
-        self,
-        hooks: Sequence[Callable],
-        mixed: torch.Tensor,
-        predictions: Mapping[int, Prediction],
-        scales: Sequence[float],
-        options: Options,
-        x: torch.Tensor,
-        timestep: torch.Tensor,
-    ) -> torch.Tensor:
-        """Let a sampler that looks into CFG (euler_cfg_pp and its kin) see the guided predictions."""
-        arguments = {
+    def _for_sampler_hooks(
+        self, predictions: Mapping[int, Prediction], scales: Sequence[float], evaluation: Evaluation
+    ) -> dict[str, Any]:
+        """The guided predictions, for samplers that look into CFG (euler_cfg_pp and its kin)."""
+        return {
             "cond_denoised": _mixed(predictions, scales, "cond"),
             "uncond_denoised": _mixed(predictions, scales, "uncond"),
             "cond": self._guider.conds.get("positive"),
             "uncond": self._guider.conds.get("negative"),
             "cond_scale": self._guider.cfg,
             "model": self._guider.inner_model,
-            "model_options": options,
-            "sigma": timestep,
-            "input": x,
+            "model_options": evaluation.options,
+            "sigma": evaluation.sigma,
+            "input": evaluation.x,
         }
-        for hook in hooks:
-            mixed = hook({"denoised": mixed, **arguments})
-        return mixed
 
     def _announce(self, options: Options, x: torch.Tensor) -> None:
-        largest = max(self._steps, key=lambda step: len(step.needed), default=_Step((), (), False))
-        together = self._calls.together(largest.needed, options, x)
-        adapted = sum(len(b.deltas.modules) for b in self._branches if b.deltas)
+        """One line on which way the run takes, and one on each thing that will not be as asked for."""
+        largest = max(self._steps, key=lambda step: len(step.models), default=_Step((), (), False))
+        together = len(self._calls.together(largest.models, options, x))
+        adapted = sum(len(branch.deltas.modules) for branch in self._tuned if branch.deltas)
         weights = f"shared weights, {adapted} adapted modules" if adapted else "two sets of weights"
         passes = f"{together} branches in one batch" if together else "branches one after another"
-        patches = ", each with the patches of its own MODEL" if any(b.has_own_options for b in self._branches) else ""
-        schedules = [branch.tuned.settings.schedule for branch in self._branches]
+        own_patches = any(branch.own_options is not None for branch in self._tuned)
+        patches = ", each with the patches of its own MODEL" if own_patches else ""
+        schedules = [branch.tuned.settings.schedule for branch in self._tuned]
         # Runs that belong together have a line of their own.
         level = logging.DEBUG if self._known or self._whole else logging.INFO
         logger.log(level, "RLG: scale %s, %s, %s%s", "; ".join(map(str, schedules)), weights, passes, patches)
         if self._approximation != EXACT:
             logger.log(level, "RLG: approximate: %s", self._approximation)
         shared_uncond = self._approximation.shared_uncond
-        if shared_uncond and self._calls.uncond_for_all(largest.scales, largest.needed, options) is None:
+        if shared_uncond and self._calls.uncond_for_all(largest.scales, largest.models, options) is None:
             logger.info(
                 "RLG: each model keeps its own uncond: CFG is 1 for all but one, or a patch changes how it works."
             )
@@ -250,12 +239,6 @@ class GuidedRun:
                     "RLG: none of the %d steps takes scale %s of the schedule %s; widen its range or use more steps.",
                     steps, ", ".join(f"{s:g}" for s in unreached), schedule,
                 )  # fmt: skip
-
-
-def _needed(scales: Sequence[float]) -> list[int]:
-    """The branches that the mix at these scales depends on."""
-    base = [BASE] if base_coefficient(scales) != 0.0 else []
-    return base + [index for index, scale in enumerate(scales) if scale != 0.0]
 
 
 def _mixed(predictions: Mapping[int, Prediction], scales: Sequence[float], part: str) -> torch.Tensor:

@@ -15,10 +15,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+BASE = -1
+"""Index of the base model among the models of a mix; the tuned ones count from 0."""
+
 
 def base_coefficient(scales: Sequence[float]) -> float:
     """Weight of x0_base in the mix, 1 - Σ s_k: exactly 0 when the base model need not be evaluated."""
     return 1.0 - math.fsum(scales)
+
+
+def models_of(scales: Sequence[float]) -> tuple[int, ...]:
+    """The models that the mix at these scales depends on: at s = 0 the base alone, at s = 1 the tuned one alone."""
+    base = [BASE] if base_coefficient(scales) != 0.0 else []
+    return (*base, *(index for index, scale in enumerate(scales) if scale != 0.0))
 
 
 def mix(x0_base: torch.Tensor | None, x0_tuned: Sequence[torch.Tensor], scales: Sequence[float]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What one model predicts at one step."""
+"""What a sampler asks for in one evaluation, and what each model predicts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,28 @@ import torch
 from .branch_options import Options
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation that a sampler asks for; a step has one or more.
+
+    Attributes:
+        x: latents, shape (batch, channels, ...).
+        sigma: noise level of each row, shape (batch,).
+        options: model options for the base model.
+        seed: of the run.
+        with_cfg_parts: whether the two parts of CFG are asked for besides x0.
+    """
+
+    x: torch.Tensor
+    sigma: torch.Tensor
+    options: Options
+    seed: int | None
+    with_cfg_parts: bool
+
+
 @dataclass
 class Prediction:
-    """x0 after CFG and post-CFG patches; before them, where a sampler asks for it, the two parts of CFG."""
+    """x0 of one model after CFG and post-CFG patches; where they are asked for, x0 with and without the prompt too."""
 
     x0: torch.Tensor | None = None
     cond: torch.Tensor | None = None
@@ -41,4 +60,4 @@ class KnownPredictions(Protocol):
     """Predictions that several runs have in common, as one run sees them (`sweeps/shared_evaluations.py`)."""
 
     def at(self, step: int, x: torch.Tensor, sigma: torch.Tensor) -> dict[int, Prediction]:
-        """Branch → prediction known for these latents; what the caller adds is known to the next run."""
+        """Model → prediction known for these latents; what the caller adds is known to the next run."""

@@ -1,10 +1,9 @@
-"""Several branches on the same weights in one call of the model."""
+"""Several branches on the same weights in one call of the model, each with its own rows of the batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,37 +15,19 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from ..weights.deltas import Deltas, Rows, RowsNotSeparable
 from .branch_options import KEY, Options, with_wrapper_first
 from .joined_conds import JoinedConds
-from .prediction import Prediction
+from .prediction import Evaluation, Prediction
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
     from comfy.samplers import CFGGuider
 
+    from .branch import Branch
+
+_CondPair = tuple[list[dict] | None, list[dict] | None]  # positive and negative of a branch; None is not evaluated
+_X0Pair = tuple[torch.Tensor, torch.Tensor]  # x0 for the positive and the negative, each shaped like the latents
+
 # With any of these in its options a call is not a plain evaluation of the listed conds: keep the branches apart.
 _OWN_EVALUATION = ("model_function_wrapper", "sampler_calc_cond_batch_function", "context_handler", "multigpu_clones")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One branch of a shared call.
-
-    Attributes:
-        positive, negative: its prepared conds.
-        cfg: its CFG scale.
-        options: model options its CFG runs with.
-        deltas: its corrections; None for the base model.
-    """
-
-    positive: list[dict] | None
-    negative: list[dict] | None
-    cfg: float
-    options: Options
-    deltas: Deltas | None
-
-    @property
-    def without_negative(self) -> bool:
-        """As the host decides it, where it evaluates one model."""
-        return abs(self.cfg - 1.0) < 1e-9 and not self.options.get("disable_cfg1_optimization", False)
 
 
 def is_plain_cfg(guider: CFGGuider, options: Options) -> bool:
@@ -85,110 +66,94 @@ class SharedCalls:
         self._checked: torch.Size | None = None
 
     def predict(
-        self,
-        parts: Mapping[int, Part],
-        guider: CFGGuider,
-        options: Options,
-        x: torch.Tensor,
-        timestep: torch.Tensor,
-        seed: int | None,
-        record: bool,
-        uncond_of: int | None = None,
+        self, branches: Mapping[int, Branch], model: BaseModel, evaluation: Evaluation, uncond_of: int | None = None
     ) -> dict[int, Prediction]:
-        """Evaluate the parts in one call of the host's `calc_cond_batch`, which splits it where memory asks for that.
+        """Evaluate branches in one call of the host's `calc_cond_batch`, which splits it where memory asks for that.
 
         Args:
-            parts: index of a branch → what it needs.
-            guider: the guider that samples; its loaded model is the one whose weights the parts share.
-            options: model options for the call.
-            x, timestep, seed: as a guider's `predict_noise` gets them.
-            record: also note the parts of CFG.
-            uncond_of: the part whose uncond all take; None where each has its own.
+            branches: those to evaluate, by the indices of their models.
+            model: the loaded model whose weights they share.
+            evaluation: what the sampler asks for.
+            uncond_of: the model whose uncond all take; None where each has its own.
 
         Returns:
-            index → prediction, shaped like `x`.
+            index → prediction, shaped like the latents.
 
         Raises:
             RowsNotSeparable: the rows of a branch cannot be told apart in this model or these conds.
         """
-        evaluate = self._evaluate if uncond_of is None else partial(_evaluate_with_one_uncond, uncond_of)
-        outputs = evaluate(parts, guider.inner_model, options, x, timestep)
-        predictions = {}
-        for index, part in parts.items():
-            # The host's own CFG, with these outputs in place of the model's.
-            of_part = {**part.options, "sampler_calc_cond_batch_function": lambda _, of_part=outputs[index]: of_part}
-            prediction = predictions[index] = Prediction()
-            prediction.x0 = comfy.samplers.sampling_function(
-                guider.inner_model,
-                x,
-                timestep,
-                part.negative,
-                part.positive,
-                part.cfg,
-                model_options=prediction.recording(of_part) if record else of_part,
-                seed=seed,
-            )
-        return predictions
+        conds = {}
+        for index, branch in branches.items():
+            own = _uses_negative(branch, evaluation.options) if uncond_of is None else index == uncond_of
+            conds[index] = (branch.conds.get("positive"), branch.conds.get("negative") if own else None)
+        deltas = [branch.deltas for branch in branches.values()]
+        if joined := self._all_joined(conds, model, evaluation.x):
+            outputs = self._evaluate_joined(joined, conds, deltas, model, evaluation)
+        else:
+            outputs = _evaluate_apart(conds, deltas, model, evaluation)
+        if uncond_of is not None:
+            _, uncond = outputs[[*branches].index(uncond_of)]
+            outputs = [(cond, uncond) for cond, _ in outputs]
+        through_cfg = partial(_through_cfg, model, evaluation)
+        return dict(zip(branches, map(through_cfg, branches.values(), outputs), strict=True))
 
-    def _evaluate(
-        self, parts: Mapping[int, Part], model: BaseModel, options: Options, x: torch.Tensor, timestep: torch.Tensor
-    ) -> dict[int, list[torch.Tensor]]:
-        """index → x0 of its positive and its negative cond."""
-        deltas = [part.deltas for part in parts.values()]
-        if joined := self._all_joined(parts, model, x):
-            uuids = [(part.negative[0]["uuid"], part.positive[0]["uuid"]) for part in parts.values()]
-            router = _JoinedRows(deltas, uuids, timestep)
-            routed = with_wrapper_first(options, WrappersMP.APPLY_MODEL, KEY, router)
-            twice = (torch.cat([x, x]), torch.cat([timestep, timestep]))
-            outputs = comfy.samplers.calc_cond_batch(model, joined, *twice, routed)
-            self._apart = router.was_split
-            return {index: [*reversed(output.chunk(2))] for index, output in zip(parts, outputs, strict=True)}
-        negatives = {index: None if part.without_negative else part.negative for index, part in parts.items()}
-        return _evaluate_conds(parts, negatives, model, options, x, timestep)
-
-    def _all_joined(self, parts: Mapping[int, Part], model: BaseModel, x: torch.Tensor) -> list[list[dict]] | None:
-        if self._apart:
-            return None
-        conds = []
-        for index, part in parts.items():
-            cond = None if part.without_negative else self._joined.of(index, part.positive, part.negative, x.shape[0])
+    def _all_joined(self, conds: Mapping[int, _CondPair], model: BaseModel, x: torch.Tensor) -> list[list[dict]]:
+        """For each branch a list of one cond that stands for both of its; empty where the host has to see all apart."""
+        if self._apart or not all(negative for _, negative in conds.values()):
+            return []
+        joined = []
+        for index, pair in conds.items():
+            cond = self._joined.of(index, *pair, x.shape[0])
             if cond is None:
-                return None
-            conds.append([cond])
+                return []
+            joined.append([cond])
         if self._checked != x.shape:
-            self._checked, self._apart = x.shape, not _fits(model, conds[0][0], x)
-        return None if self._apart else conds
+            self._checked, self._apart = x.shape, not _fits(model, joined[0][0], x)
+        return [] if self._apart else joined
+
+    def _evaluate_joined(
+        self,
+        joined: list[list[dict]],
+        conds: Mapping[int, _CondPair],
+        deltas: Sequence[Deltas | None],
+        model: BaseModel,
+        evaluation: Evaluation,
+    ) -> list[_X0Pair]:
+        x, sigma = evaluation.x, evaluation.sigma
+        uuids = [(negative[0]["uuid"], positive[0]["uuid"]) for positive, negative in conds.values()]
+        router = _JoinedRows(deltas, uuids, sigma)
+        routed = with_wrapper_first(evaluation.options, WrappersMP.APPLY_MODEL, KEY, router)
+        outputs = comfy.samplers.calc_cond_batch(model, joined, torch.cat([x, x]), torch.cat([sigma, sigma]), routed)
+        self._apart = router.was_split
+        return [(positive, negative) for negative, positive in (output.chunk(2) for output in outputs)]
 
 
-def _evaluate_with_one_uncond(
-    uncond_of: int,
-    parts: Mapping[int, Part],
-    model: BaseModel,
-    options: Options,
-    x: torch.Tensor,
-    timestep: torch.Tensor,
-) -> dict[int, list[torch.Tensor]]:
-    """As `SharedCalls._evaluate`, with the negative of one part for all."""
-    negatives = {index: part.negative if index == uncond_of else None for index, part in parts.items()}
-    outputs = _evaluate_conds(parts, negatives, model, options, x, timestep)
-    _, uncond = outputs[uncond_of]
-    return {index: [cond, uncond] for index, (cond, _) in outputs.items()}
+def _uses_negative(branch: Branch, options: Options) -> bool:
+    """As the host decides it, where it evaluates one model."""
+    return abs(branch.cfg - 1.0) >= 1e-9 or branch.options(options).get("disable_cfg1_optimization", False)
 
 
-def _evaluate_conds(
-    parts: Mapping[int, Part],
-    negatives: Mapping[int, list[dict] | None],
-    model: BaseModel,
-    options: Options,
-    x: torch.Tensor,
-    timestep: torch.Tensor,
-) -> dict[int, list[torch.Tensor]]:
-    """index → x0 of its positive and of the negative given for it, the host choosing which of them go together."""
-    conds = [cond for index, part in parts.items() for cond in (part.positive, negatives[index])]
-    router = _RowRouter([part.deltas for part in parts.values()])
-    routed = with_wrapper_first(options, WrappersMP.APPLY_MODEL, KEY, router)
-    outputs = comfy.samplers.calc_cond_batch(model, conds, x, timestep, routed)
-    return {index: outputs[2 * n : 2 * n + 2] for n, index in enumerate(parts)}
+def _evaluate_apart(
+    conds: Mapping[int, _CondPair], deltas: Sequence[Deltas | None], model: BaseModel, evaluation: Evaluation
+) -> list[_X0Pair]:
+    """Evaluate every cond by itself; the host chooses which of them go into one batch."""
+    routed = with_wrapper_first(evaluation.options, WrappersMP.APPLY_MODEL, KEY, _RowRouter(deltas))
+    flat = [cond for pair in conds.values() for cond in pair]
+    outputs = comfy.samplers.calc_cond_batch(model, flat, evaluation.x, evaluation.sigma, routed)
+    return [*zip(outputs[::2], outputs[1::2], strict=True)]
+
+
+def _through_cfg(model: BaseModel, evaluation: Evaluation, branch: Branch, outputs: _X0Pair) -> Prediction:
+    """The host's own CFG of a branch, with `outputs` in place of what it would evaluate."""
+    prediction = Prediction()
+    options = {**branch.options(evaluation.options), "sampler_calc_cond_batch_function": lambda _: [*outputs]}
+    if evaluation.with_cfg_parts:
+        options = prediction.recording(options)
+    conds = branch.conds.get("negative"), branch.conds.get("positive")
+    prediction.x0 = comfy.samplers.sampling_function(
+        model, evaluation.x, evaluation.sigma, *conds, branch.cfg, model_options=options, seed=evaluation.seed
+    )
+    return prediction
 
 
 def _fits(model: BaseModel, joined: dict, x: torch.Tensor) -> bool:
@@ -201,7 +166,7 @@ def _fits(model: BaseModel, joined: dict, x: torch.Tensor) -> bool:
 
 
 class _RowRouter:
-    """APPLY_MODEL wrapper: entry 2·i of the cond list is part i's positive, 2·i+1 its negative."""
+    """APPLY_MODEL wrapper: entry 2·i of the cond list is the positive of branch i, 2·i+1 its negative."""
 
     def __init__(self, deltas: Sequence[Deltas | None]) -> None:
         self._deltas = deltas
@@ -216,7 +181,7 @@ class _RowRouter:
             return executor(x, *before, {**transformer_options, **self._told(entries)}, *args[5:], **kwargs)
 
     def _rows(self, entries: Sequence[int], total: int) -> Iterator[tuple[Rows, Deltas]]:
-        """The rows of each part that has deltas, in a call for these entries of the cond list."""
+        """The rows of each branch that has deltas, in a call for these entries of the cond list."""
         size = total // len(entries)
         for position, deltas in enumerate(self._deltas):
             own = [n for n, entry in enumerate(entries) if self._position(entry) == position]
@@ -235,11 +200,11 @@ class _RowRouter:
 
 
 class _JoinedRows(_RowRouter):
-    """APPLY_MODEL wrapper: entry i of the cond list is part i, the rows of its negative before those of its positive.
+    """APPLY_MODEL wrapper: entry i of the cond list is branch i, the rows of its negative before those of its positive.
 
     Args:
-        deltas: of each part.
-        uuids: of each part's negative and positive cond.
+        deltas: of each branch.
+        uuids: of the negative and the positive cond of each branch.
         sigmas: noise level per row of the latents.
 
     Attributes:

@@ -66,9 +66,7 @@ def branch_samples(
     make_callback: Callable[[int], Callable],
     sampler: comfy.samplers.Sampler | None = None,
 ) -> dict[str, Any]:
-    """Sample to the fork once, and from there once per branch.
-
-    Branch j draws its fresh noise from seed + j, j from 1.
+    """Sample to the fork once, and from there once per branch; branch j draws fresh noise from seed + j, j from 1.
 
     Args:
         model: a guided MODEL, or any.
@@ -88,9 +86,9 @@ def branch_samples(
     forked = fork.step(count)
     total = forked + fork.branches * (count - forked)
     logger.info("RLG branches: %d of them, after %d of %d steps in common", fork.branches, forked, count)
-    parts = _Parts(as_part_of(model, sigmas.tolist()), inputs, sampler, make_callback(total), total)
     seed, noise, x0, results = inputs.seed, inputs.noise(start), start, []
-    with parts.bar:
+    with tqdm(total=total, desc="RLG branches", disable=not comfy.utils.PROGRESS_BAR_ENABLED) as bar:
+        parts = _Parts(as_part_of(model, sigmas.tolist()), inputs, sampler, make_callback(total), bar)
         if forked:
             noise, x0 = parts.to_fork(sigmas[: forked + 1], noise, start)
         for branch in range(1, fork.branches + 1):
@@ -102,41 +100,37 @@ def branch_samples(
     return inputs.latent_of(results)
 
 
+@dataclass
 class _Parts:
     """Runs one after another that count as one: for the progress, and for the schedules of `model`."""
 
-    def __init__(
-        self,
-        model: ModelPatcher,
-        inputs: KSamplerInputs,
-        sampler: comfy.samplers.Sampler | None,
-        callback: Callable,
-        total: int,
-    ) -> None:
-        self._model, self._inputs, self._sampler = model, inputs, sampler
-        self._callback, self._total, self._done = callback, total, 0
-        self.bar = tqdm(total=total, desc="RLG branches", disable=not comfy.utils.PROGRESS_BAR_ENABLED)
-        self._last_x0: torch.Tensor | None = None
+    model: ModelPatcher
+    inputs: KSamplerInputs
+    sampler: comfy.samplers.Sampler | None
+    callback: Callable
+    bar: tqdm
+    done: int = 0
+    last_x0: torch.Tensor | None = None
 
     def run(self, sigmas: torch.Tensor, noise: torch.Tensor, start: torch.Tensor, seed: int) -> torch.Tensor:
         """The latents at the end of `sigmas`."""
-        done = self._done
-        self._done += len(sigmas) - 1
+        done = self.done
+        self.done += len(sigmas) - 1
 
         def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int) -> None:
-            self._last_x0 = x0
+            self.last_x0 = x0
             self.bar.update(done + step + 1 - self.bar.n)
-            self._callback(done + step, x0, x, self._total)
+            self.callback(done + step, x0, x, self.bar.total)
 
-        return self._inputs.sample(self._model, sigmas, noise, start, report, seed, self._sampler)
+        return self.inputs.sample(self.model, sigmas, noise, start, report, seed, self.sampler)
 
     def to_fork(
         self, sigmas: torch.Tensor, noise: torch.Tensor, start: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run to where the branches part; ε and x0 there, from which the host makes x = noise_scaling(σ, ε, x0)."""
-        reached = self.run(sigmas, noise, start, self._inputs.seed)
-        x0, sigma = self._last_x0.to(reached), sigmas[-1].to(reached)
-        sampling, none = self._model.get_model_object("model_sampling"), torch.zeros_like(x0)
-        x = sampling.noise_scaling(sigma, none, self._model.model.process_latent_in(reached))
+        reached = self.run(sigmas, noise, start, self.inputs.seed)
+        x0, sigma = self.last_x0.to(reached), sigmas[-1].to(reached)
+        sampling, none = self.model.get_model_object("model_sampling"), torch.zeros_like(x0)
+        x = sampling.noise_scaling(sigma, none, self.model.model.process_latent_in(reached))
         noise = (x - sampling.noise_scaling(sigma, none, x0)) / sigma
-        return noise, self._model.model.process_latent_out(x0)
+        return noise, self.model.model.process_latent_out(x0)

@@ -52,7 +52,7 @@ def test_room_is_made_for_just_what_deltas_take(base, tune, rlg, monkeypatch, ki
     monkeypatch.setattr(comfy.model_management, "free_memory", lambda size, device: asked.append((size, device)))
     module = rlg.module("rlg_sampler.guidance.branch")
     pair = rlg.module("rlg_sampler.weights.pair").ModelPair.from_models(base, tuned)
-    branch = module.TunedBranch(module.TunedModel(pair, None), base, {}, False)
+    branch = module.TunedBranch(None, module.TunedModel(pair, None), base, {}, None)
     branch.make_deltas(torch.device("cpu"))
     assert asked == [(_bytes(branch.deltas), torch.device("cpu"))]
     assert asked[0][0] > 0
@@ -63,7 +63,7 @@ def test_a_lora_of_the_models_dtype_is_copied_by_half(base, tune, rlg) -> None:
     tuned = tune(base)
     module = rlg.module("rlg_sampler.guidance.branch")
     pair = rlg.module("rlg_sampler.weights.pair").ModelPair.from_models(base, tuned)
-    branch = module.TunedBranch(module.TunedModel(pair, None), base, {}, False)
+    branch = module.TunedBranch(None, module.TunedModel(pair, None), base, {}, None)
     branch.make_deltas(torch.device("cpu"))
     of_file = {t.data_ptr() for patches in tuned.patches.values() for p in patches for t in p[1].weights[:2]}
     held = [t for delta in branch.deltas.modules.values() for t in delta.low_rank.tensors]
