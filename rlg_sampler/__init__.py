@@ -5,6 +5,6 @@ Rooms, and what each may import (arrows go one way; `tests/package/test_package.
     schedules   progress of a run → scale                             nothing
     stochastic  one step with noise, as RL training explores          nothing
     weights     a LoRA file or two patch lists → changes of modules   messages
-    guidance    the pair, one run, one step, the formula              schedules, weights, messages
-    sweeps      several runs that belong together                     guidance, schedules
+    guidance    one run, one step, the formula                        schedules, weights, ksampler_inputs
+    sweeps      several runs that belong together                     guidance, schedules, ksampler_inputs
 """
