@@ -16,6 +16,8 @@ import torch.utils.checkpoint
 
 from ..rlg_sampler.weights.deltas import ReplacedForward
 
+_WITHOUT_GRADIENT = ("AsymW4A8Int8Layout", "TensorCoreConvRotW4A4Layout")
+"""The host's quantised layouts whose products have no backward pass."""
 _CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 
 
@@ -35,6 +37,16 @@ def training_mode() -> Iterator[None]:
             yield
         finally:
             comfy.model_management.in_training = flag
+
+
+def check_differentiable(model: torch.nn.Module) -> None:
+    """Raises ValueError where no gradient can pass through the model's weights, as they are stored."""
+    for name, weight in model.named_parameters():
+        if getattr(weight, "_layout_cls", None) in _WITHOUT_GRADIENT:
+            raise ValueError(
+                f"model: {name} is stored as {weight._layout_cls}, which ComfyUI computes without gradients; load the "
+                "model in another precision, such as fp8, nvfp4 or bf16."
+            )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 
 from ..rlg_sampler.messages import model_name
 from .checkpoint import State, changes
-from .gradients import training_mode
+from .gradients import check_differentiable, training_mode
 from .host_model import HostModel, Run
 from .iteration import Learned, Report
 from .lora_output import save_lora
@@ -90,6 +90,7 @@ class Trainer:
         self.started_anew = ""
         self._checkpoint, self._written = checkpoint, time.monotonic()
         self._digest = task.digest
+        check_differentiable(task.model.model)
         device = task.model.load_device
         alpha = 2.0 * settings.rank if settings.alpha is None else settings.alpha
         with training_mode():

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
+import comfy.quant_ops
 import comfy.sd
 import pytest
 import torch
@@ -91,6 +92,23 @@ def test_an_error_anywhere_leaves_no_trace(training, loaded, run_node, name) -> 
         assert all(w.grad is None for w in [*model.model.parameters(), *trainer.policy.parameters.values()]), place
         assert torch.is_inference_mode_enabled() and getattr(comfy.model_management, "in_training", None) == flag
     assert torch.equal(picture(), before)
+
+
+@pytest.mark.parametrize("layout", ["AsymW4A8Int8Layout", "TensorCoreConvRotW4A4Layout"])
+def test_weights_without_gradients_are_refused(training, loaded, layout) -> None:
+    """Before anything is computed: the host's kernels for these have no backward pass."""
+    pytest.importorskip("comfy_kitchen", reason="this ComfyUI has scaled float8 alone")
+    quantised = comfy.quant_ops.QuantizedTensor.from_float(torch.randn(64, 64), layout, convrot_groupsize=64)
+    model, vae = loaded
+    module = model.model.diffusion_model.joint_blocks[0].x_block.attn.proj
+    kept = module.weight
+    module.weight = torch.nn.Parameter(quantised, requires_grad=False)
+    try:
+        of = training.task.Task(model, vae, tasks.prompts_of(training, 1), tasks.Redness(), tasks.SIDE, tasks.SIDE)
+        with pytest.raises(ValueError, match=rf"^model: .*attn\.proj\.weight is stored as {layout}, .*\.$"):
+            training.trainer.Trainer(of, training.method.FLOW_GRPO, training.trainer.Settings())
+    finally:
+        module.weight = kept
 
 
 def test_weights_in_eight_bits_are_trained_on_as_they_are(training, models_dir) -> None:
