@@ -11,12 +11,13 @@ from .extraction import RLGExtractLora
 from .files import RLGLoadPrompts, RLGSaveSet
 from .guidance import RLGGuiderNode, RLGModel
 from .loaders import RLGLoadLora, RLGLoadModels
+from .policy_methods import RLGDDPO, RLGB2DiffuRL, RLGFlowGRPO
+from .reward_methods import RLGReFL
 from .sampling import RLGKSampler
 from .schedules import RLGCombinedGeneration, RLGKeyframes, RLGRamp, RLGScale
 from .scoring import RLGLoadReward, RLGPickBest, RLGScore
 from .sweep import RLGGrid, RLGSweep
 from .training import RLGTrainLora
-from .training_methods import RLGFlowGRPO
 
 
 class RLGExtension(ComfyExtension):
@@ -48,4 +49,7 @@ class RLGExtension(ComfyExtension):
             RLGApproximate,
             RLGTrainLora,
             RLGFlowGRPO,
+            RLGDDPO,
+            RLGB2DiffuRL,
+            RLGReFL,
         ]

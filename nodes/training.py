@@ -15,7 +15,6 @@ from ..plots.training_curve import training_curve
 from ..rewards.pixels import to_image
 from ..rewards.protocol import Reward
 from ..rlg_sampler.weights.lora_file import load_lora
-from ..training.method import Method
 from ..training.progress import outcome
 from ..training.prompts import Prompts
 from ..training.task import Task
@@ -24,7 +23,7 @@ from .lists import only
 from .live_training import EVENT, LiveTraining
 from .scoring import RewardType
 from .search import search_aliases
-from .training_methods import MethodType
+from .training_inputs import ChosenMethod, MethodType
 
 _NAME = re.compile(r"\w[\w .+-]*")
 _MOST_PREVIEWS = 4
@@ -157,7 +156,7 @@ class RLGTrainLora(io.ComfyNode):
         vae: list[io.Vae.Type],
         prompts: list[str],
         reward: list[Reward],
-        method: list[Method],
+        method: list[ChosenMethod],
         name: list[str],
         iterations: list[int],
         learning_rate: list[float],
@@ -178,9 +177,9 @@ class RLGTrainLora(io.ComfyNode):
             )
         texts = _lines(prompts)
         encoded = Prompts.encode(clip[0], texts, negative[0])
-        task = Task(model[0], vae[0], encoded, reward[0], width[0], height[0])
+        task = Task(model[0], vae[0], encoded, reward[0], width[0], height[0], method[0].images)
         settings = Settings(learning_rate[0], rank[0], seed=seed[0], batch_size=batch_size[0])
-        trainer = Trainer(task, method[0], settings, checkpoint)
+        trainer = Trainer(task, method[0].method, settings, checkpoint)
         shown = _lines(preview_prompts) or texts[:2]
         preview = Prompts.encode(clip[0], shown[:_MOST_PREVIEWS], negative[0]) if preview_every[0] else None
         node = cls.hidden.unique_id if cls.hidden else None  # a script calls nodes without an executor

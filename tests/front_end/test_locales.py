@@ -45,6 +45,9 @@ LITERALS = re.compile(
 
 SAME_EVERYWHERE = {
     "RLG Flow-GRPO",
+    "RLG DDPO",
+    "RLG B²-DiffuRL",
+    "RLG ReFL",
     "RLG KSampler",
     "RLG Guider",
     "RLG Keyframes",

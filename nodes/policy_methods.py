@@ -1,0 +1,271 @@
+"""Training methods that make the drawn steps of good pictures more likely; they work with any reward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from comfy_api.v0_0_2 import io
+
+from ..training.method import B2_DIFFU_RL, DDPO, FLOW_GRPO
+from . import training_inputs
+from .search import search_aliases
+
+
+class RLGFlowGRPO(io.ComfyNode):
+    """Flow-GRPO, and with a window of noisy steps Flow-GRPO-Fast and MixGRPO."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGFlowGRPO",
+            display_name="RLG Flow-GRPO",
+            category="RLG/training",
+            description="Flow-GRPO (arXiv 2505.05470): several pictures per prompt with noise at every step; those "
+            "above their group's mean become more likely. Works with any reward.",
+            **search_aliases("rl method", "grpo", "flow grpo", "mixgrpo", "policy gradient"),
+            inputs=[
+                *training_inputs.sampling_inputs(steps=10, cfg=4.5, noise_level=0.7),
+                io.Int.Input(
+                    "groups",
+                    default=4,
+                    min=1,
+                    max=1024,
+                    tooltip="Prompts per iteration. The authors use 48 on 32 GPUs; more is steadier and slower.",
+                ),
+                io.Int.Input(
+                    "group_size",
+                    default=24,
+                    min=2,
+                    max=1024,
+                    tooltip="Pictures per prompt, which are compared with each other. 24 as the authors; 8 learns too.",
+                ),
+                io.Int.Input(
+                    "window",
+                    default=0,
+                    min=0,
+                    max=100,
+                    tooltip="0 = noise at every step. 2 = at two steps in a row only, which alone are trained: several "
+                    "times faster (Flow-GRPO-Fast, MixGRPO).",
+                ),
+                io.Int.Input(
+                    "window_start",
+                    default=4,
+                    min=0,
+                    max=100,
+                    tooltip="Where the window may begin at the latest: at a random step from 0 to this one. Without a "
+                    "window it has no effect.",
+                ),
+                io.Float.Input(
+                    "kl_weight",
+                    default=0.04,
+                    min=0.0,
+                    max=10.0,
+                    step=0.005,
+                    round=1e-6,
+                    tooltip="How strongly the LoRA is held near the base. 0.04 for objects and text, 0.01 for "
+                    "PickScore; lower = more reward, less variety, and sooner tricks.",
+                ),
+                *_policy_inputs(clip_range=1e-4, largest_advantage=5.0),
+            ],
+            outputs=[training_inputs.method_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        steps: int,
+        cfg: float,
+        noise_level: float,
+        groups: int,
+        group_size: int,
+        window: int,
+        window_start: int,
+        kl_weight: float,
+        clip_range: float,
+        largest_advantage: float,
+    ) -> io.NodeOutput:
+        method = replace(
+            FLOW_GRPO,
+            steps=steps,
+            cfg=cfg,
+            noise_level=noise_level,
+            groups=groups,
+            group_size=group_size,
+            window=window,
+            window_start=window_start if window else 0,
+            kl_weight=kl_weight,
+            clip_range=clip_range,
+            largest_advantage=largest_advantage,
+        )
+        return io.NodeOutput(training_inputs.ChosenMethod(method))
+
+
+class RLGDDPO(io.ComfyNode):
+    """DDPO as Pinterest trains it at scale, with real pictures beside the reward if there are any."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGDDPO",
+            display_name="RLG DDPO",
+            category="RLG/training",
+            description="DDPO (arXiv 2401.12244): pictures of many prompts are compared with each other, some random "
+            "steps of each are trained. Works with any reward.",
+            **search_aliases("rl method", "ddpo", "policy gradient", "joint rl"),
+            inputs=[
+                *training_inputs.sampling_inputs(steps=50, cfg=7.0, noise_level=1.0),
+                training_inputs.groups_input(4),
+                io.Int.Input(
+                    "group_size",
+                    default=24,
+                    min=1,
+                    max=1024,
+                    tooltip="Pictures per prompt. All pictures of an iteration are compared with each other.",
+                ),
+                io.Int.Input(
+                    "trained_steps",
+                    default=5,
+                    min=0,
+                    max=200,
+                    tooltip="So many random steps of each picture are trained. 0 = all.",
+                ),
+                *_policy_inputs(clip_range=1e-4, largest_advantage=10.0),
+                training_inputs.image_weight_input(1.0),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Real pictures, one per prompt in their order, for a diffusion loss beside the reward. Not "
+                    "connected: none.",
+                ),
+            ],
+            outputs=[training_inputs.method_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        steps: int,
+        cfg: float,
+        noise_level: float,
+        groups: int,
+        group_size: int,
+        trained_steps: int,
+        clip_range: float,
+        largest_advantage: float,
+        image_weight: float,
+        images: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        method = replace(
+            DDPO,
+            steps=steps,
+            cfg=cfg,
+            noise_level=noise_level,
+            groups=groups,
+            group_size=group_size,
+            trained_steps=trained_steps,
+            clip_range=clip_range,
+            largest_advantage=largest_advantage,
+            image_weight=0.0 if images is None else image_weight,
+        )
+        return io.NodeOutput(training_inputs.ChosenMethod(method, images))
+
+
+class RLGB2DiffuRL(io.ComfyNode):
+    """B²-DiffuRL: backward progressive training and branch-based sampling."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGB2DiffuRL",
+            display_name="RLG B²-DiffuRL",
+            category="RLG/training",
+            description="B²-DiffuRL (arXiv 2503.11240): pictures part from one beginning, and the best and the worst "
+            "of them are learned from; training goes backward from the last steps. Works with any reward.",
+            **search_aliases("rl method", "b2-diffurl", "branch sampling", "policy gradient"),
+            inputs=[
+                *training_inputs.sampling_inputs(steps=20, cfg=5.0, noise_level=1.0),
+                training_inputs.groups_input(16),
+                io.Int.Input(
+                    "branches",
+                    default=5,
+                    min=2,
+                    max=256,
+                    tooltip="Pictures that part from one beginning. 5 as the authors.",
+                ),
+                io.Int.Input(
+                    "first_tail",
+                    default=14,
+                    min=2,
+                    max=200,
+                    tooltip="So many of the last steps are trained in the beginning. 14 as the authors.",
+                ),
+                io.Int.Input(
+                    "last_tail",
+                    default=20,
+                    min=2,
+                    max=200,
+                    tooltip="So many of the last steps are trained in the end. 20 as the authors: all.",
+                ),
+                io.Int.Input(
+                    "stages",
+                    default=100,
+                    min=1,
+                    max=100_000,
+                    tooltip="Iterations in which first_tail grows to last_tail.",
+                ),
+                *_policy_inputs(clip_range=0.1, largest_advantage=5.0),
+            ],
+            outputs=[training_inputs.method_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        steps: int,
+        cfg: float,
+        noise_level: float,
+        groups: int,
+        branches: int,
+        first_tail: int,
+        last_tail: int,
+        stages: int,
+        clip_range: float,
+        largest_advantage: float,
+    ) -> io.NodeOutput:
+        method = replace(
+            B2_DIFFU_RL,
+            steps=steps,
+            cfg=cfg,
+            noise_level=noise_level,
+            groups=groups,
+            group_size=branches,
+            tail=(first_tail, last_tail),
+            stages=stages,
+            clip_range=clip_range,
+            largest_advantage=largest_advantage,
+        )
+        return io.NodeOutput(training_inputs.ChosenMethod(method))
+
+
+def _policy_inputs(clip_range: float, largest_advantage: float) -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "clip_range",
+            default=clip_range,
+            min=1e-7,
+            max=1.0,
+            step=1e-5,
+            round=1e-9,
+            tooltip="How far one iteration may move the policy, as a ratio of densities. Wider = faster, less steady.",
+        ),
+        io.Float.Input(
+            "largest_advantage",
+            default=largest_advantage,
+            min=0.1,
+            max=100.0,
+            step=0.5,
+            round=0.01,
+            tooltip="No picture counts for more than this many standard deviations.",
+        ),
+    ]

@@ -1,0 +1,105 @@
+"""Training methods whose gradient goes from the score through the picture; they need a reward with a gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from comfy_api.v0_0_2 import io
+
+from ..training.method import IMAGE_REFL, REFL, draft_k
+from . import training_inputs
+from .search import search_aliases
+
+
+class RLGReFL(io.ComfyNode):
+    """ReFL; with images ImageReFL, with several last steps DRaFT-K."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGReFL",
+            display_name="RLG ReFL",
+            category="RLG/training",
+            description="ReFL (arXiv 2304.05977), ImageReFL (2505.22569) and DRaFT-K (2309.17400): the gradient goes "
+            "from the score through the picture into the last steps. Learns fast; needs a reward with a gradient.",
+            **search_aliases("rl method", "imagerefl", "draft", "reward gradient", "reward feedback learning"),
+            inputs=[
+                *training_inputs.sampling_inputs(steps=40, cfg=1.0),
+                io.Int.Input(
+                    "first_step",
+                    default=30,
+                    min=0,
+                    max=199,
+                    tooltip="The gradient begins at a random step, at this one or later.",
+                ),
+                io.Int.Input(
+                    "last_step",
+                    default=39,
+                    min=0,
+                    max=199,
+                    tooltip="The gradient begins at a random step, at this one or earlier.",
+                ),
+                io.Int.Input(
+                    "last_steps",
+                    default=1,
+                    min=1,
+                    max=50,
+                    tooltip="1 = the gradient passes through one step (ReFL). More = through the last steps, as many "
+                    "as this (DRaFT-K): first_step and last_step are then not used, and it takes more memory.",
+                ),
+                io.Float.Input(
+                    "reward_weight",
+                    default=0.001,
+                    min=0.0,
+                    max=100.0,
+                    step=0.001,
+                    round=1e-9,
+                    tooltip="How strongly the reward pulls. Higher = faster, and sooner tricks.",
+                ),
+                training_inputs.groups_input(4),
+                io.Int.Input(
+                    "group_size", default=1, min=1, max=1024, tooltip="Pictures per prompt; one is enough here."
+                ),
+                training_inputs.image_weight_input(0.01),
+                io.Int.Input(
+                    "image_step",
+                    default=30,
+                    min=0,
+                    max=199,
+                    tooltip="Only with images: the step that they are noised to. Later keeps more of them.",
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Real pictures, one per prompt in their order: training starts from them (ImageReFL). Not "
+                    "connected: from noise.",
+                ),
+            ],
+            outputs=[training_inputs.method_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        steps: int,
+        cfg: float,
+        first_step: int,
+        last_step: int,
+        last_steps: int,
+        reward_weight: float,
+        groups: int,
+        group_size: int,
+        image_weight: float,
+        image_step: int,
+        images: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        if last_steps > 1:
+            method = replace(draft_k(last_steps, steps), image_step=image_step)
+        else:
+            preset = REFL if images is None else IMAGE_REFL
+            method = replace(preset, steps=steps, first_step=first_step, last_step=last_step, image_step=image_step)
+        if images is not None:
+            method = replace(method, from_images=True, image_weight=image_weight)
+        method = replace(method, cfg=cfg, reward_weight=reward_weight, groups=groups, group_size=group_size)
+        return io.NodeOutput(training_inputs.ChosenMethod(method, images))
