@@ -13,8 +13,11 @@ from ..rewards.curve import curve
 from ..rewards.pixels import to_image
 from ..rlg_sampler.sweeps.labels import places, settings
 from .lists import as_list, only, per_image
+from .provenance import hidden_inputs, reward_of, title_of
 from .scoring import AUTO, file_input
 from .search import search_aliases
+
+_REWARD = "reward"
 
 
 class RLGDiversity(io.ComfyNode):
@@ -108,9 +111,15 @@ class RLGPlot(io.ComfyNode):
                 io.Float.Input("scores", force_input=True, tooltip="One score per picture, from RLG Score."),
                 _labels_input("One label per picture, from RLG Sweep: it says the scale."),
                 io.Combo.Input("theme", options=list(THEMES), default="light", tooltip="Colours: light or dark."),
-                io.String.Input("reward_name", default="reward", tooltip="What the scores are called in the plot."),
                 io.String.Input(
-                    "title", default="", tooltip="A line above the plots, such as model and LoRA. Empty = none."
+                    "reward_name",
+                    default=_REWARD,
+                    tooltip="What the scores are called in the plot. 'reward' = the name of the reward that made them.",
+                ),
+                io.String.Input(
+                    "title",
+                    default="",
+                    tooltip="A line above the plots. Empty = the names of model and LoRA; a space = none.",
                 ),
                 io.Float.Input(
                     "diversity", optional=True, force_input=True, tooltip="One value per picture, from RLG Diversity."
@@ -129,7 +138,9 @@ class RLGPlot(io.ComfyNode):
                     display_name="csv", tooltip="The numbers behind the plots, a line per scale, separated by commas."
                 ),
             ],
+            hidden=hidden_inputs(),
             is_input_list=True,
+            is_output_node=True,
         )
 
     @classmethod
@@ -148,7 +159,9 @@ class RLGPlot(io.ComfyNode):
             prompts = as_list(prompts) * (len(scores) if len(as_list(prompts)) == 1 else 1)
         axis, where = places(as_list(labels))
         found = curve(axis, where, scores, None if diversity is None else as_list(diversity), prompts)
-        drawn = picture(reward_curve(found, only(theme), only(title), only(reward_name)))
+        heading = title_of(cls, only(title), ("labels", "scores"))
+        reward = reward_of(cls, only(reward_name), _REWARD)
+        drawn = picture(reward_curve(found, only(theme), heading, reward))
         image = to_image(np.array(drawn)[None])
         return io.NodeOutput(image, found.csv(), ui=ui.PreviewImage(image))
 

@@ -15,12 +15,17 @@ from ..rlg_sampler.guidance.guided_model import guided_model
 from ..rlg_sampler.guidance.settings import GuidanceSettings
 from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules.schedule import constant
+from ..rlg_sampler.sweeps.cell_cache import CellCache
 from ..rlg_sampler.sweeps.grid import labelled_grid
 from ..rlg_sampler.sweeps.labels import labels
 from ..rlg_sampler.sweeps.sweep import cells, sweep
 from . import inputs
 from .lists import as_list, only
+from .provenance import hidden_inputs
 from .search import search_aliases
+
+_CELLS = CellCache(max_bytes=2**28)
+"""Latents of 256 MB: a thousand cells of a megapixel."""
 
 
 class RLGSweep(io.ComfyNode):
@@ -41,7 +46,8 @@ class RLGSweep(io.ComfyNode):
                     "scales",
                     default="0, 0.5, 1, 1.6, 2, 3",
                     tooltip="Scales to compare, separated by commas: 0 = base model, 1 = tuned model, above 1 = beyond "
-                    "it. From -10 to 10.",
+                    "it. From -10 to 10. Ranges: 0:3:0.5 (start:end:step), 0..3/7 (seven values). Cells that are done "
+                    "are kept: one more scale costs one more cell.",
                 ),
                 io.String.Input(
                     "switch_percents",
@@ -82,7 +88,12 @@ class RLGSweep(io.ComfyNode):
         wanted = cells(scales, switch_percents)
         model = guided_model(base, tuned, GuidanceSettings(constant(1.0), tuned_cfg))
         ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
-        latent = sweep(model, wanted, ksampler, functools.partial(latent_preview.prepare_callback, model))
+        known = _CELLS.of(
+            (base, tuned),
+            (positive, negative, latent_image),
+            (seed, steps, cfg, sampler_name, scheduler, denoise, tuned_cfg, base.patches_uuid, tuned.patches_uuid),
+        )
+        latent = sweep(model, wanted, ksampler, functools.partial(latent_preview.prepare_callback, model), known)
         return io.NodeOutput(latent, labels([cell.label for cell in wanted], len(latent_image["samples"]), seed))
 
 
@@ -113,11 +124,15 @@ class RLGGrid(io.ComfyNode):
                     tooltip="Pictures per row. 0 = by the labels: scales as columns, switch points as rows.",
                 ),
                 io.String.Input(
-                    "title", default="", tooltip="A line above the pictures, such as model and LoRA. Empty = none."
+                    "title",
+                    default="",
+                    tooltip="A line above the pictures. Empty = the names of model and LoRA; a space = none.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="IMAGE", tooltip="For Save Image, which keeps the workflow in it.")],
+            hidden=hidden_inputs(),
             is_input_list=True,
+            is_output_node=True,
         )
 
     @classmethod

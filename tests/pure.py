@@ -14,9 +14,11 @@ for _name in ("plots", "rewards", "rlg_sampler"):
     sys.modules[_package.__name__] = _package
 
 mixing = importlib.import_module("pure_rlg_sampler.guidance.mixing")
+cell_cache = importlib.import_module("pure_rlg_sampler.sweeps.cell_cache")
 grid = importlib.import_module("pure_rlg_sampler.sweeps.grid")
 labels = importlib.import_module("pure_rlg_sampler.sweeps.labels")
 name_patterns = importlib.import_module("pure_rlg_sampler.weights.name_patterns")
+number_list = importlib.import_module("pure_rlg_sampler.sweeps.number_list")
 peft_config = importlib.import_module("pure_rlg_sampler.weights.peft_config")
 plan = importlib.import_module("pure_rlg_sampler.sweeps.shared_evaluations")
 svd = importlib.import_module("pure_rlg_sampler.weights.svd")

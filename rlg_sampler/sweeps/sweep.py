@@ -14,7 +14,9 @@ from tqdm.auto import tqdm
 from ..guidance.guided_model import on_schedule
 from ..ksampler_inputs import KSamplerInputs
 from ..schedules.schedule import Schedule, check_position, check_scale, combined_generation, constant
+from .cell_cache import KnownCells
 from .labels import of_cell
+from .number_list import number_list
 from .shared_evaluations import SharedEvaluations, in_turn
 
 if TYPE_CHECKING:
@@ -35,16 +37,16 @@ def cells(scales: str, switch_percents: str) -> list[Cell]:
     """Every scale; where there are switch points, every (switch, scale), row by row: switch outer, scale inner.
 
     Args:
-        scales: numbers separated by commas.
-        switch_percents: positions separated by commas, where combined generation starts to use the scale; may be empty.
+        scales: numbers and ranges, as `number_list` reads them.
+        switch_percents: the same for positions, where combined generation starts to use the scale; may be empty.
 
     Raises:
         ValueError: a text does not say that.
     """
-    values = [check_scale(scale, "scales") for scale in _numbers(scales, "scales", "0, 1, 2")]
+    values = [check_scale(scale, "scales") for scale in number_list(scales, "scales", "0, 1, 2")]
     if not values:
         raise ValueError("scales: there are none; write one or more numbers, such as 0, 1, 2.")
-    switches = _numbers(switch_percents, "switch_percents", "0.2, 0.5, 0.8")
+    switches = number_list(switch_percents, "switch_percents", "0.2, 0.5, 0.8")
     if not switches:
         return [Cell(constant(scale), of_cell(scale)) for scale in values]
     return [
@@ -55,7 +57,11 @@ def cells(scales: str, switch_percents: str) -> list[Cell]:
 
 
 def sweep(
-    model: ModelPatcher, cells: Sequence[Cell], inputs: KSamplerInputs, make_callback: Callable[[int], Callable]
+    model: ModelPatcher,
+    cells: Sequence[Cell],
+    inputs: KSamplerInputs,
+    make_callback: Callable[[int], Callable],
+    known: KnownCells | None = None,
 ) -> dict[str, Any]:
     """Sample every cell; each equals a separate run of the stock sampler with its schedule.
 
@@ -64,6 +70,7 @@ def sweep(
         cells: what to sample.
         inputs: of the stock KSampler.
         make_callback: number of all steps → the host's callback for progress and previews.
+        known: cells that need not be sampled; each new one is added as soon as it is done.
 
     Returns:
         The latent with `samples` of shape (cells · batch, channels, ...), a cell's pictures next to each other.
@@ -73,31 +80,26 @@ def sweep(
     """
     start, sigmas = inputs.start(model), inputs.sigmas(model)
     steps = max(len(sigmas) - 1, 0)
-    total = max(steps * len(cells), 1)
-    logger.info("RLG sweep: %d cells of %d steps, one after another; common beginnings once", len(cells), steps)
+    wanted = [cell.schedule.per_step(steps) for cell in cells]
+    results = {scales: known.get(scales) if known else None for scales in wanted}
+    missing = {scales: cell.schedule for scales, cell in zip(wanted, cells, strict=True) if results[scales] is None}
+    total = max(steps * len(missing), 1)
+    logger.info("RLG sweep: %d cells of %d steps, %d of them known", len(results), steps, len(results) - len(missing))
     callback = make_callback(total)
     shared = SharedEvaluations()
-    results: dict[int, torch.Tensor] = {}
-    turns = in_turn([cell.schedule.per_step(steps) for cell in cells])
-    for turn in tqdm(turns, desc="RLG sweep", unit="cell", disable=not comfy.utils.PROGRESS_BAR_ENABLED):
-        done = len(results) * steps
+    turns = in_turn(list(missing))
+    for done, turn in enumerate(
+        tqdm(turns, desc="RLG sweep", unit="cell", disable=not comfy.utils.PROGRESS_BAR_ENABLED)
+    ):
 
-        def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int, done: int = done) -> None:
+        def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int, done: int = done * steps) -> None:
             callback(done + min(step, steps - 1), x0, x, total)
 
         shared.begin(turn)
-        model_of_cell = on_schedule(model, cells[turn.cell].schedule, shared)
+        scales = list(missing)[turn.cell]
+        model_of_cell = on_schedule(model, missing[scales], shared)
         # Noise is drawn again for each cell: samplers that use the global generator go on from there.
-        results[turn.cell] = inputs.sample(model_of_cell, sigmas, inputs.noise(start), start, report)
-    return inputs.latent_of([results[cell] for cell in range(len(cells))])
-
-
-def _numbers(text: str, name: str, example: str) -> list[float]:
-    numbers = []
-    for part in (part.strip() for part in text.replace("\n", ",").split(",")):
-        try:
-            if part:
-                numbers.append(float(part))
-        except ValueError:
-            raise ValueError(f"{name}: '{part}' is not a number; write numbers such as {example}.") from None
-    return numbers
+        results[scales] = inputs.sample(model_of_cell, sigmas, inputs.noise(start), start, report)
+        if known:
+            known.keep(scales, results[scales])
+    return inputs.latent_of([results[scales] for scales in wanted])

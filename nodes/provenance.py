@@ -1,0 +1,75 @@
+"""What made a picture, read from the prompt: names for titles, so that nothing says what is not so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+
+_MODELS = ("ckpt_name", "unet_name", "model_name")
+_LORAS = ("lora_name",)
+_SUFFIXES = (".safetensors", ".ckpt", ".sft", ".pt", ".gguf")
+
+
+def hidden_inputs() -> list[io.Hidden]:
+    """What a node's schema has to ask for so that `names_of` can be called for it."""
+    return [io.Hidden.prompt, io.Hidden.unique_id]
+
+
+def title_of(node: type[io.ComfyNode], title: str, inputs: tuple[str, ...]) -> str:
+    """The title that was written, or the names of the models and LoRAs that `inputs` of a running node come from.
+
+    A title of spaces alone stands for none.
+    """
+    if title:
+        return title.strip()
+    above = _nodes_above(node, inputs)
+    return " + ".join(dict.fromkeys([*_names(above, _MODELS), *_names(above, _LORAS)]))
+
+
+def reward_of(node: type[io.ComfyNode], reward: str, default: str) -> str:
+    """The reward's name that was written, or where that is `default`, of what has made the node's scores."""
+    if reward not in ("", default):
+        return reward
+    above = _nodes_above(node, ("scores",))
+    names = [values["name"] for kind, values in above if kind == "RLGLoadReward" and isinstance(values["name"], str)]
+    return " + ".join(dict.fromkeys(names)) or default
+
+
+def _nodes_above(node: type[io.ComfyNode], inputs: tuple[str, ...]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Type and values of all that `inputs` of a node depend on; empty outside a server's run."""
+    if node.hidden is None or not node.hidden.prompt:
+        return []
+    prompt = node.hidden.prompt
+    own = prompt.get(str(node.hidden.unique_id), {}).get("inputs", {})
+    return list(_above(prompt, [own.get(name) for name in inputs]))
+
+
+def _above(prompt: Mapping[str, Any], links: list[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The nodes that lead to these links, each once, the farthest first: a checkpoint before its LoRA."""
+    seen: set[str] = set()
+
+    def visit(link: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        if not (isinstance(link, list) and len(link) == 2) or str(link[0]) in seen or str(link[0]) not in prompt:
+            return
+        seen.add(str(link[0]))
+        entry = prompt[str(link[0])]
+        for value in entry["inputs"].values():
+            yield from visit(value)
+        yield entry["class_type"], entry["inputs"]
+
+    for link in links:
+        yield from visit(link)
+
+
+def _names(nodes: list[tuple[str, Mapping[str, Any]]], widgets: tuple[str, ...]) -> list[str]:
+    """File names without folder and suffix; a folder of an adapter by its own name."""
+    found = []
+    for _, values in nodes:
+        for name in widgets:
+            if isinstance(value := values.get(name), str):
+                path = PurePosixPath(value.replace("\\", "/"))
+                found.append(path.stem if path.suffix in _SUFFIXES else path.name)
+    return found

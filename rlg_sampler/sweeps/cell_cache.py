@@ -1,0 +1,87 @@
+"""Cells of earlier sweeps: one more scale costs one more cell, and what was done before Cancel is not done again.
+
+The host keeps the outputs of nodes and hands on the same objects as long as nothing before them has changed. So a cell
+is known by the very objects that made it, and by the numbers. What is made anew is another object.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Scales = tuple[float, ...]
+"""Of each step that runs."""
+_MOST_TASKS = 16
+
+
+@dataclass(eq=False)
+class KnownCells:
+    """The cells of one task, by their scales: samples of shape (batch, channels, ...).
+
+    Attributes:
+        models: what is not kept alive for the sake of the cells.
+        objects: other inputs.
+        values: inputs that are compared by value.
+        cache: what these are a part of.
+    """
+
+    models: Sequence[weakref.ref]
+    objects: Sequence[object]
+    values: tuple[Any, ...]
+    cache: CellCache
+    cells: dict[Scales, torch.Tensor] = field(default_factory=dict)
+
+    def get(self, scales: Scales) -> torch.Tensor | None:
+        return self.cells.get(scales)
+
+    def keep(self, scales: Scales, samples: torch.Tensor) -> None:
+        self.cells[scales] = samples
+        self.cache.forget_oldest()
+
+    def is_of(self, models: Sequence[object], objects: Sequence[object], values: tuple[Any, ...]) -> bool:
+        return (
+            self.values == values
+            and all(ref() is model for ref, model in zip(self.models, models, strict=True))
+            and all(mine is other for mine, other in zip(self.objects, objects, strict=True))
+        )
+
+
+class CellCache:
+    """The cells of the last tasks, up to a number of bytes."""
+
+    def __init__(self, max_bytes: int):
+        self._max_bytes = max_bytes
+        self._tasks: list[KnownCells] = []
+        """The last used at the end."""
+
+    def of(self, models: Sequence[object], objects: Sequence[object], values: tuple[Any, ...]) -> KnownCells:
+        """The cells that are known of a task, to read and to add to.
+
+        Args:
+            models: MODELs; cells go with the first of them that goes.
+            objects: other inputs that are the same only if they are the same object.
+            values: inputs that are the same if they are equal.
+        """
+        alive = [task for task in self._tasks if all(ref() is not None for ref in task.models)]
+        self._tasks = alive[-_MOST_TASKS:]
+        task = next((task for task in self._tasks if task.is_of(models, objects, values)), None)
+        if task is None:
+            task = KnownCells([weakref.ref(model) for model in models], objects, values, self)
+        else:
+            self._tasks.remove(task)
+        self._tasks.append(task)
+        return task
+
+    def forget_oldest(self) -> None:
+        """Until what is kept fits."""
+        while sum(map(_bytes, self._tasks)) > self._max_bytes:
+            oldest = next(task for task in self._tasks if task.cells)
+            del oldest.cells[next(iter(oldest.cells))]
+
+
+def _bytes(task: KnownCells) -> int:
+    return sum(samples.nbytes for samples in task.cells.values())

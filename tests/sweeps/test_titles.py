@@ -1,0 +1,64 @@
+"""Titles of grids and plots say what made the pictures, unless the user says something else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+PROMPT: dict[str, dict[str, Any]] = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd3/medium.safetensors"}},
+    "2": {"class_type": "RLGLoadLora", "inputs": {"model": ["1", 0], "lora_name": "GenEval", "strength": 1.0}},
+    "3": {"class_type": "LoraLoader", "inputs": {"model": ["2", 0], "lora_name": "rl\\pick.v2.safetensors"}},
+    "4": {"class_type": "RLGSweep", "inputs": {"base": ["1", 0], "tuned": ["3", 0], "scales": "0, 1"}},
+    "5": {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}},
+    "6": {"class_type": "RLGLoadReward", "inputs": {"name": "pickscore", "file": "auto"}},
+    "7": {"class_type": "RLGScore", "inputs": {"images": ["5", 0], "reward": ["6", 0], "prompt": "cat"}},
+    "8": {"class_type": "RLGGrid", "inputs": {"images": ["5", 0], "labels": ["4", 1], "title": ""}},
+    "9": {"class_type": "RLGPlot", "inputs": {"scores": ["7", 0], "labels": ["4", 1]}},
+    "10": {"class_type": "RLGLoadLora", "inputs": {"model": ["1", 0], "lora_name": "not connected"}},
+}
+
+
+@pytest.fixture(scope="module")
+def provenance(rlg: SimpleNamespace) -> Any:
+    return rlg.module("nodes.provenance")
+
+
+def _node(node_id: str, prompt: dict[str, Any] | None = PROMPT) -> Any:
+    """What the host gives a node class that runs."""
+    return SimpleNamespace(hidden=SimpleNamespace(prompt=prompt, unique_id=node_id))
+
+
+def test_an_empty_title_is_the_models_and_loras_that_lead_there(provenance: Any) -> None:
+    """Each once, in their order; not those that lead elsewhere."""
+    assert provenance.title_of(_node("8"), "", ("images", "labels")) == "medium + GenEval + pick.v2"
+
+
+def test_a_written_title_stays_and_a_space_is_none(provenance: Any) -> None:
+    assert provenance.title_of(_node("8"), "mine", ("images",)) == "mine"
+    assert provenance.title_of(_node("8"), " ", ("images",)) == ""
+
+
+def test_the_reward_is_called_by_its_name_unless_the_user_calls_it_otherwise(provenance: Any) -> None:
+    assert provenance.reward_of(_node("9"), "reward", "reward") == "pickscore"
+    assert provenance.reward_of(_node("9"), "PickScore v1", "reward") == "PickScore v1"
+
+
+def test_without_a_prompt_there_is_nothing_to_say(provenance: Any) -> None:
+    """As in a script that calls the node itself, or with scores from elsewhere."""
+    for node in (SimpleNamespace(hidden=None), _node("8", None), _node("unknown")):
+        assert provenance.title_of(node, "", ("images",)) == ""
+        assert provenance.reward_of(node, "reward", "reward") == "reward"
+
+
+def test_a_loop_in_a_prompt_is_no_endless_one(provenance: Any) -> None:
+    prompt = {"1": {"class_type": "A", "inputs": {"x": ["2", 0]}}, "2": {"class_type": "B", "inputs": {"x": ["1", 0]}}}
+    assert provenance.title_of(_node("1", prompt), "", ("x",)) == ""
+
+
+@pytest.mark.parametrize("node", ["RLGGrid", "RLGPlot"])
+def test_what_shows_pictures_is_an_output_of_its_own(rlg: SimpleNamespace, node: str) -> None:
+    """It runs without a Save Image behind it, and the host sends what it has shown again when nothing has changed."""
+    assert rlg.nodes[node].OUTPUT_NODE
