@@ -41,7 +41,7 @@ def in_turn(scales: Sequence[tuple[float, ...]]) -> list[Turn]:
     """
     order = sorted(range(len(scales)), key=lambda cell: scales[cell])
     shared = [_common(scales[a], scales[b]) for a, b in zip(order, order[1:], strict=False)]
-    return [Turn(cell, steps) for cell, steps in zip(order, [*shared, 0], strict=True)]
+    return [Turn(cell, steps) for cell, steps in zip(order, [*shared, 0], strict=False)]
 
 
 @dataclass(frozen=True)
