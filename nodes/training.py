@@ -84,6 +84,7 @@ class RLGTrainLora(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,  # another seed would start the training anew
                     tooltip="Of all that is random. The same settings with the same seed make the same LoRA.",
                 ),
                 io.Int.Input(

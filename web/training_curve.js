@@ -7,7 +7,7 @@ import { addPart, after, html, outputOf, svg } from "./node_parts.js";
 const NODE = "RLGTrainLora";
 const EVENT = "rlg_training"; // as in nodes/live_training.py
 const MIN_HEIGHT = 190;
-const MARGIN = { left: 8, right: 8, top: 6, gap: 22 };
+const MARGIN = { left: 8, right: 8, top: 20, gap: 22 };
 
 /** @typedef {{number: number, reward: number, spread: number, kl: number, clipped: number}} Entry */
 
@@ -25,7 +25,7 @@ app.registerExtension({
 });
 
 function addCourse(node) {
-  const element = html("div", { class: "rlg-part rlg-training", role: "status" });
+  const element = html("div", { class: "rlg-part rlg-curve rlg-training", role: "status" });
   let live; // what the server said last of the present run
   const draw = () => {
     const course = live ?? outputOf(app, node)?.[EVENT]?.[0];
@@ -55,13 +55,13 @@ function addCourse(node) {
  */
 function content(course, width, height) {
   if (!course) return [html("p", {}, "Run to train: reward, distance to the base and clipping appear here.")];
-  const status = html("p", {}, course.status);
-  return course.entries.length ? [drawing(course.entries, width, height - 24), status] : [status];
+  return [course.entries.length ? drawing(course, width, height) : html("p", {}, course.status)];
 }
 
-function drawing(entries, width, height) {
-  const picture = svg("svg", { class: "rlg-curve-drawing", width, height, role: "img", "aria-label": spoken(entries) });
-  const free = height - LINES.length * MARGIN.gap - MARGIN.top;
+function drawing({ status, entries }, width, height) {
+  const picture = svg("svg", { class: "rlg-curve-drawing", role: "img", "aria-label": spoken(entries) });
+  picture.append(svg("text", { class: "rlg-axis", x: MARGIN.left, y: MARGIN.top - 4 }, status));
+  const free = height - LINES.length * MARGIN.gap - MARGIN.top - 4;
   let top = MARGIN.top;
   for (const line of LINES) {
     const bottom = top + MARGIN.gap + free * line.share;

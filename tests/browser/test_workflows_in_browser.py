@@ -22,7 +22,12 @@ pytestmark = pytest.mark.slow
 
 SIDE, STEPS = 128, 5  # with fewer, no step would lie at 0.8, where some schedules switch
 SAMPLERS = ("KSampler", "RLGKSampler", "RLGSweep", "RLGBranch")
-SMALL = {"EmptySD3LatentImage": {"width": SIDE, "height": SIDE}, **dict.fromkeys(SAMPLERS, {"steps": STEPS})}
+SMALL = {
+    "EmptySD3LatentImage": {"width": SIDE, "height": SIDE},
+    **dict.fromkeys(SAMPLERS, {"steps": STEPS}),
+    "RLGTrainLora": {"width": SIDE, "height": SIDE, "iterations": 1, "preview_every": 1},
+    "RLGFlowGRPO": {"steps": 3, "cfg": 1, "groups": 1, "group_size": 2, "window": 0},
+}
 (MAIN,) = [path for path in WORKFLOWS if path.stem == "rlg_text_to_image"]
 
 

@@ -1,0 +1,31 @@
+"""A training run as its page shows it: the course while it goes on and after, and a preview of base and tuned model."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from browser.front_end import FrontEnd
+from browser.server import WORKFLOWS
+from browser.test_workflows_in_browser import SMALL
+
+pytestmark = pytest.mark.slow
+
+(TRAIN,) = [path for path in WORKFLOWS if path.stem == "train_and_guide"]
+
+
+def test_the_course_of_a_training_run_is_in_its_node(front_end: FrontEnd) -> None:
+    front_end.drop(TRAIN)
+    front_end.set_widgets({**SMALL, "RLGTrainLora": {**SMALL["RLGTrainLora"], "name": "seen", "iterations": 3}})
+    course = front_end.page.locator(".rlg-training")
+    expect(course).to_contain_text("Run to train")
+    before = front_end.start()
+    # While it runs: the first iteration is there before the last.
+    expect(course).to_contain_text("iteration 1 of 3", timeout=120_000)
+    assert front_end.ended(before)["status"]["status_str"] == "success"
+    expect(course).to_contain_text("iteration 3 of 3")
+    lines = course.locator("polyline.rlg-line")
+    expect(lines).to_have_count(3)
+    assert all(len(line.get_attribute("points").split()) == 3 for line in lines.all())
+    assert course.get_by_role("img").get_attribute("aria-label").startswith("Reward")
+    assert front_end.problems() == []
