@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .approximation import RLGApproximate
 from .branching import RLGBranch, RLGSamplerFlowGRPO
+from .combining import RLGCombineRewards
 from .curves import RLGDiversity, RLGPlot
 from .extraction import RLGExtractLora
 from .files import RLGLoadPrompts, RLGSaveSet
@@ -52,4 +53,5 @@ class RLGExtension(ComfyExtension):
             RLGDDPO,
             RLGB2DiffuRL,
             RLGReFL,
+            RLGCombineRewards,
         ]

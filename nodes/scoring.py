@@ -26,21 +26,43 @@ class RLGLoadReward(io.ComfyNode):
             description="A reward model: it says what a picture is worth. Weights are read from models/reward_models; "
             "nothing is downloaded.",
             **search_aliases(
-                "reward model", "pickscore", "imagereward", "hps", "hpsv2", "aesthetic score", "clip score", "ocr"
+                "reward model",
+                "pickscore",
+                "imagereward",
+                "hps",
+                "hpsv2",
+                "aesthetic score",
+                "clip score",
+                "ocr",
+                "mps",
+                "geneval",
+                "object detection",
             ),
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=list(registry.KINDS),
                     default="jpeg_compressibility",
-                    tooltip="pickscore, imagereward, hps_v2.1: what people prefer, given the prompt. aesthetic: what "
-                    "they like, without it. clip_score: does it show the prompt. text_rendering: is the prompt's "
-                    "quoted text in it. jpeg_*: how small or large the file gets; needs no weights.",
+                    tooltip="pickscore, imagereward, hps_v2.1, mps: what people prefer, given the prompt. aesthetic: "
+                    "what they like, without it. clip_score: does it show the prompt. text_rendering: is the prompt's "
+                    "quoted text in it. geneval: are objects, numbers, colours and places of a prompt such as 'a photo "
+                    "of two red apples' right. jpeg_*: how small or large the file gets; needs no weights.",
                 ),
                 file_input("the reward"),
             ],
             outputs=[RewardType.Output(display_name="reward", tooltip="For RLG Score.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None, file: str | None = None) -> bool | str:
+        """Are the files there? Asked before anything runs; what another node gives is None then."""
+        if name is None or file is None:
+            return True
+        try:
+            registry.weights_of(name, None if file == AUTO else file)
+        except (ValueError, FileNotFoundError) as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, name: str, file: str) -> io.NodeOutput:

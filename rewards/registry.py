@@ -10,8 +10,10 @@ import torch
 
 from .aesthetic import Aesthetic
 from .clip_rewards import ClipScore, Hps, PickScore
-from .image_reward import ImageReward
+from .geneval import GenEval
+from .image_reward import ImageReward, vocabulary_of
 from .jpeg import JpegCompressibility, JpegIncompressibility
+from .mps import Mps
 from .protocol import Reward
 from .published import CLIP_L, Published
 from .text_rendering import TextRendering
@@ -24,10 +26,12 @@ class Kind:
     Attributes:
         reward: its class, which also says unit, range and source.
         weights: what its class is made from, as a path; None where it has none and is made from nothing.
+        beside: finds what else its class takes, by the path of its weights; raises FileNotFoundError where it is not.
     """
 
     reward: Callable[..., Reward]
     weights: Published | None = None
+    beside: Callable[[Path], Path] | None = None
 
 
 KINDS: Mapping[str, Kind] = {
@@ -35,9 +39,17 @@ KINDS: Mapping[str, Kind] = {
         PickScore, Published("the folder PickScore_v1", "yuvalkirstain/PickScore_v1 (Hugging Face)", "*pickscore*")
     ),
     ImageReward.name: Kind(
-        ImageReward, Published("ImageReward.pt", "zai-org/ImageReward (Hugging Face)", "*imagereward.*")
+        ImageReward,
+        Published("ImageReward.pt", "zai-org/ImageReward (Hugging Face)", "*imagereward.*"),
+        vocabulary_of,
     ),
     Hps.name: Kind(Hps, Published("HPS_v2.1_compressed.pt", "xswu/HPSv2 (Hugging Face)", "*hps*v2.1*")),
+    Mps.name: Kind(
+        Mps,
+        Published(
+            "MPS_overall_checkpoint.pth", "https://github.com/Kwai-Kolors/MPS (a link in its README)", "*mps_overall*"
+        ),
+    ),
     Aesthetic.name: Kind(
         Aesthetic,
         Published(
@@ -45,9 +57,19 @@ KINDS: Mapping[str, Kind] = {
             "https://github.com/christophschuhmann/improved-aesthetic-predictor",
             "*sac+logos+ava1-l14-linearmse.*",
         ),
+        lambda path: CLIP_L.find(Aesthetic.name),
     ),
     ClipScore.name: Kind(ClipScore, CLIP_L),
     TextRendering.name: Kind(TextRendering),
+    GenEval.name: Kind(
+        GenEval,
+        Published(
+            "the folder mask2former-swin-small-coco-instance",
+            "facebook/mask2former-swin-small-coco-instance (Hugging Face)",
+            "*mask2former*coco-instance",
+        ),
+        lambda path: CLIP_L.find(GenEval.name),
+    ),
     JpegCompressibility.name: Kind(JpegCompressibility),
     JpegIncompressibility.name: Kind(JpegIncompressibility),
 }
@@ -72,8 +94,16 @@ def load(name: str, file: str | None) -> Reward:
 
 
 def weights_of(name: str, file: str | None) -> Path | None:
-    """Where the weights of a reward lie; None where it has none. Arguments and errors are those of `load`."""
+    """Where the weights of a reward lie, with all that belongs to them; None where it has none.
+
+    Arguments and errors are those of `load`, of what can be known before anything is read.
+    """
     if name not in KINDS:
         raise ValueError(f"reward: there is no '{name}'; choose one of {', '.join(KINDS)}.")
-    published = KINDS[name].weights
-    return None if published is None else published.find(name, file)
+    kind = KINDS[name]
+    if kind.weights is None:
+        return None
+    path = kind.weights.find(name, file)
+    if kind.beside is not None:
+        kind.beside(path)
+    return path

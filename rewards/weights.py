@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 StateDict = dict[str, torch.Tensor]
+_SAFETENSORS = (".safetensors", ".sft")
 _SHOWN_KEYS = 4
 
 
@@ -21,7 +22,7 @@ def read(path: Path) -> StateDict:
         ValueError: it cannot be read, or holds something else.
     """
     try:
-        if path.suffix.lower() in (".safetensors", ".sft"):
+        if path.suffix.lower() in _SAFETENSORS:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file leads to has no common class
@@ -31,6 +32,44 @@ def read(path: Path) -> StateDict:
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"file: '{path.name}' holds something else than the weights of a model.")
     return dict(content)
+
+
+def read_module(path: Path) -> StateDict:
+    """As `read`, also of a file in which a module was saved as a whole, with its classes.
+
+    No class of the file is used, whatever it is: something that only holds attributes stands in for each of them.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else.
+    """
+    if path.suffix.lower() in _SAFETENSORS:
+        return read(path)
+    try:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(_Inert, name) for name in named]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        state = dict(_tensors(content)) if isinstance(content, _Inert) else None
+    except Exception as error:  # what a damaged file leads to has no common class
+        raise _unreadable(path, error) from error
+    return read(path) if state is None else state
+
+
+class _Inert:
+    """Stands in for any class of a file: it can be made, keeps what it is given, and does nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+
+def _tensors(module: _Inert, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """What `state_dict` of the module would have given."""
+    parts = vars(module)
+    lasting = {k: v for k, v in parts["_buffers"].items() if k not in parts.get("_non_persistent_buffers_set", ())}
+    for name, tensor in (parts["_parameters"] | lasting).items():
+        if tensor is not None:
+            yield f"{prefix}{name}", tensor.detach()
+    for name, child in parts["_modules"].items():
+        if child is not None:
+            yield from _tensors(child, f"{prefix}{name}.")
 
 
 def fill(module: nn.Module, state: StateDict, path: Path) -> None:
@@ -65,7 +104,7 @@ def from_transformers(
         model: its class.
         path: a Hugging Face folder; where there is a state, what it was read from.
         config, state: what to build in place of the folder's own.
-        unused: what keys begin with that the file may hold besides.
+        unused: parts of keys that do not matter, in the file or in the model.
         options: of the model's class.
 
     Raises:
@@ -85,8 +124,11 @@ def from_transformers(
     except Exception as error:  # neither has what a config of another model leads to
         raise _unreadable(path, error) from error
     # transformers fills what is missing with random numbers and only logs it.
-    unexpected = [key for key in info["unexpected_keys"] if not key.startswith(unused)]
-    check(path, info["missing_keys"], unexpected, (found[0] for found in info["mismatched_keys"]))
+    missing, unexpected = (
+        [key for key in info[f"{kind}_keys"] if not any(part in key for part in unused)]
+        for kind in ("missing", "unexpected")
+    )
+    check(path, missing, unexpected, (found[0] for found in info["mismatched_keys"]))
     return loaded
 
 

@@ -32,9 +32,15 @@ def pixels(images: Tensor) -> Tensor:
     return (values.movedim(-1, 1) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-def clip_tokens(prompts: list[str]) -> Tensor:
-    """By transformers' tokenizer, padded to the longest of them."""
-    return _clip_tokenizer()(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt").input_ids
+MPS_CONDITION = (
+    "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, "
+    "instance, texture, quantity, attributes, position, number, location, word, things."
+)
+
+
+def clip_tokens(prompts: list[str], padding: bool | str = True) -> Tensor:
+    """By transformers' tokenizer; padded to the longest of them, or to 77 if that is "max_length"."""
+    return _clip_tokenizer()(prompts, padding=padding, truncation=True, max_length=77, return_tensors="pt").input_ids
 
 
 @functools.cache
@@ -58,19 +64,79 @@ def open_clip_cosines(state: StateDict, images: Tensor, tokens: Tensor, heads: i
 
 
 def open_clip_image(state: StateDict, images: Tensor, heads: int) -> Tensor:
-    x = F.conv2d(pixels(images), state["visual.conv1.weight"], stride=state["visual.conv1.weight"].shape[-1])
-    x = x.flatten(2).mT
-    x = torch.cat([state["visual.class_embedding"].expand(len(x), 1, -1), x], 1) + state["visual.positional_embedding"]
-    x = _norm(state, "visual.ln_pre", x, 1e-5)
-    x = _residual_blocks(state, "visual.transformer.resblocks", x, heads, None)
-    return _norm(state, "visual.ln_post", x[:, 0], 1e-5) @ state["visual.proj"]
+    return _norm(state, "visual.ln_post", _patches(state, images, heads)[:, 0], 1e-5) @ state["visual.proj"]
 
 
 def open_clip_text(state: StateDict, tokens: Tensor, heads: int) -> Tensor:
+    words = _words(state, tokens, heads)
+    return words[torch.arange(len(words)), tokens.argmax(-1)] @ state["text_projection"]
+
+
+def _patches(state: StateDict, images: Tensor, heads: int) -> Tensor:
+    x = F.conv2d(pixels(images), state["visual.conv1.weight"], stride=state["visual.conv1.weight"].shape[-1])
+    x = x.flatten(2).mT
+    x = torch.cat([state["visual.class_embedding"].expand(len(x), 1, -1), x], 1) + state["visual.positional_embedding"]
+    return _residual_blocks(state, "visual.transformer.resblocks", _norm(state, "visual.ln_pre", x, 1e-5), heads, None)
+
+
+def _words(state: StateDict, tokens: Tensor, heads: int) -> Tensor:
     x = F.embedding(tokens, state["token_embedding.weight"]) + state["positional_embedding"][: tokens.shape[1]]
     causal = torch.full((x.shape[1], x.shape[1]), float("-inf")).triu(1)
-    x = _norm(state, "ln_final", _residual_blocks(state, "transformer.resblocks", x, heads, causal), 1e-5)
-    return x[torch.arange(len(x)), tokens.argmax(-1)] @ state["text_projection"]
+    return _norm(state, "ln_final", _residual_blocks(state, "transformer.resblocks", x, heads, causal), 1e-5)
+
+
+def mps(state: StateDict, cross: StateDict, images: Tensor, prompts: list[str]) -> Tensor:
+    """(batch,): MPS's `infer_one_sample` with the mask of its `CLIPModel.forward` (trainer/models), one by one.
+
+    Args:
+        state: CLIP's with one head, under open_clip's names.
+        cross: of `Cross_model`.
+    """
+    rows = ([prompt, MPS_CONDITION] for prompt in prompts)
+    tokens = (clip_tokens(row, "max_length") for row in rows)
+    return torch.cat(
+        [_mps(state, cross, image[None], *row.split(1)) for image, row in zip(images, tokens, strict=True)]
+    )
+
+
+def _mps(state: StateDict, cross: StateDict, image: Tensor, prompt: Tensor, condition: Tensor) -> Tensor:
+    x = _patches(state, image, 1) @ state["visual.proj"]
+    text, conditions = (_words(state, tokens, 1) @ state["text_projection"] for tokens in (prompt, condition))
+    likeness = torch.einsum("bid,bjd->bji", text, conditions).amax(1, keepdim=True)  # (1, 1, 77)
+    mask = torch.where(likeness / likeness.max() > 0.01, 0.0, float("-inf"))
+    for number in range(_count(cross, "layers")):
+        x = x + _mps_cross_attention(cross, f"layers.{number}.0.fn", x, text, mask)
+        x = x + _mps_parallel_block(cross, f"layers.{number}.1.fn", x)
+    end = text[torch.arange(len(text)), prompt.argmax(-1)]
+    return state["logit_scale"].exp() * F.cosine_similarity(end, x[:, 0])
+
+
+def _mps_cross_attention(state: StateDict, name: str, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    y = F.layer_norm(x, x.shape[-1:], state[f"{name}.norm.weight"])
+    key, value = (text @ state[f"{name}.to_kv.weight"].T).chunk(2, -1)
+    queries = (y @ state[f"{name}.to_q.weight"].T).split(64, dim=-1)
+    seen = [((q * 64**-0.5) @ key.mT + mask).softmax(-1) @ value for q in queries]
+    inner, gate = (y @ state[f"{name}.ff.0.weight"].T).chunk(2, -1)
+    beside = (gate * gate.sigmoid() * inner) @ state[f"{name}.ff.2.weight"].T
+    return torch.cat(seen, -1) @ state[f"{name}.to_out.weight"].T + beside
+
+
+def _mps_parallel_block(state: StateDict, name: str, x: Tensor) -> Tensor:
+    y = F.layer_norm(x, x.shape[-1:], state[f"{name}.norm.weight"])
+    width, inner = state[f"{name}.attn_out.weight"].shape[1], state[f"{name}.ff_out.1.weight"].shape[1]
+    q, key, value, ff = (y @ state[f"{name}.fused_attn_ff_proj.weight"].T).split([width, 64, 64, 2 * inner], -1)
+    seen = [((_turned(part) * 64**-0.5) @ _turned(key).mT).softmax(-1) @ value for part in q.split(64, dim=-1)]
+    inner, gate = ff.chunk(2, -1)
+    beside = (gate * gate.sigmoid() * inner) @ state[f"{name}.ff_out.1.weight"].T
+    return torch.cat(seen, -1) @ state[f"{name}.attn_out.weight"].T + beside
+
+
+def _turned(x: Tensor) -> Tensor:
+    """Rotary embedding as a product of complex numbers: entries n and n + 32 are one."""
+    rates = 1 / 10000 ** (torch.arange(0, 64, 2) / 64)
+    turn = torch.polar(torch.ones(x.shape[1], 32), torch.arange(x.shape[1])[:, None] * rates)
+    turned = torch.complex(x[..., :32], x[..., 32:]) * turn
+    return torch.cat([turned.real, turned.imag], -1)
 
 
 def _residual_blocks(state: StateDict, prefix: str, x: Tensor, heads: int, mask: Tensor | None) -> Tensor:

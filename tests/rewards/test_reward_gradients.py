@@ -20,7 +20,7 @@ from pictures import pictures
 from pure import pixels, preparation
 
 PROMPTS = ["a red cat", "a blue dog on the mat", "the cat", "a red cat"]
-WITH_GRADIENT = ["pickscore", "imagereward", "hps_v2.1", "aesthetic", "clip_score"]
+WITH_GRADIENT = ["pickscore", "imagereward", "hps_v2.1", "mps", "aesthetic", "clip_score"]
 WITHOUT_GRADIENT = ["jpeg_compressibility", "jpeg_incompressibility"]
 SIZES = [(64, 64), (90, 61), (61, 90), (28, 28), (20, 33), (77, 200)]
 
@@ -35,7 +35,7 @@ def _gradients(_inference_mode: None) -> Iterator[None]:
 @pytest.fixture
 def load(rlg: SimpleNamespace, reward_models: Path) -> Callable[[str], Any]:
     """A reward by name; all weights are there."""
-    tiny.write_all(reward_models)
+    tiny.write_all(reward_models, rlg.module("rewards.clip").from_open_clip)
     return lambda name: rlg.module("rewards.registry").load(name, None)
 
 
@@ -100,6 +100,8 @@ def _oracle(name: str, folder: Path, images: Tensor) -> Tensor:
         return oracles.image_reward(tiny.image_reward_state(), images, encoded, (encoded != 0).long(), heads=1)
     if name == "hps_v2.1":
         return oracles.open_clip_cosines(tiny.open_clip_state(3), images, oracles.clip_tokens(PROMPTS), heads=1)
+    if name == "mps":
+        return oracles.mps(*tiny.mps_states(), images, PROMPTS)
     from transformers import CLIPModel
 
     clip = CLIPModel.from_pretrained(folder / ("PickScore_v1" if name == "pickscore" else "clip-vit-large-patch14"))

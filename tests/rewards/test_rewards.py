@@ -25,7 +25,7 @@ from pictures import pictures, run_node_saved
 from pure import pixels
 
 PROMPTS = ["a red cat", "a blue dog on the mat", "the cat", "a red cat"]
-WITH_WEIGHTS = ["pickscore", "imagereward", "hps_v2.1", "aesthetic", "clip_score"]
+WITH_WEIGHTS = ["pickscore", "imagereward", "hps_v2.1", "mps", "aesthetic", "clip_score"]
 WEIGHTLESS = ["jpeg_compressibility", "jpeg_incompressibility"]
 
 
@@ -35,9 +35,9 @@ def registry(rlg: SimpleNamespace, reward_models: Path) -> Any:
 
 
 @pytest.fixture
-def filled(reward_models: Path) -> Path:
+def filled(rlg: SimpleNamespace, reward_models: Path) -> Path:
     """All weights under their published names."""
-    tiny.write_all(reward_models)
+    tiny.write_all(reward_models, rlg.module("rewards.clip").from_open_clip)
     return reward_models
 
 
@@ -111,6 +111,40 @@ def test_aesthetic_is_the_head_on_unit_vectors_of_clip(registry: Any, reward_mod
     expected = oracles.linear_head(head, "layers", torch.nn.functional.normalize(vectors, dim=-1))
     score = registry.load("aesthetic", None).score(pictures(), [""] * 4)
     torch.testing.assert_close(score, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_mps_is_the_published_model(rlg: SimpleNamespace, registry: Any, reward_models: Path, suffix: str) -> None:
+    """From the whole module that is published, whose classes are not at hand, and from its weights alone."""
+    from_open_clip, (clip, cross) = rlg.module("rewards.clip").from_open_clip, tiny.mps_states()
+    file = reward_models / f"MPS_overall_checkpoint{suffix}"
+    if suffix == ".pth":
+        tiny.write_mps(file, from_open_clip)
+    else:
+        named = {f"model.{key}": value.contiguous() for key, value in from_open_clip(clip).items()}
+        save_file(named | {f"cross_model.{key}": value for key, value in cross.items()}, file)
+    expected = oracles.mps(clip, cross, pictures(), PROMPTS)
+    score = registry.load("mps", None).score(pictures(), PROMPTS)
+    torch.testing.assert_close(score, expected, atol=1e-4, rtol=1e-5)
+    assert score.std() > 0.1
+
+
+def test_nothing_that_a_pickled_module_names_is_called(rlg: SimpleNamespace, tmp_path: Path) -> None:
+    """A file can name any function of any library; reading one must not run it."""
+    called = tmp_path / "called"
+
+    class Hostile(torch.nn.Module):
+        def __reduce__(self) -> tuple:
+            return pathlib_touch, (called,)
+
+    torch.save(Hostile(), tmp_path / "hostile.pth")
+    with pytest.raises(ValueError, match="file: 'hostile.pth'"):
+        rlg.module("rewards.weights").read_module(tmp_path / "hostile.pth")
+    assert not called.exists()
+
+
+def pathlib_touch(path: Path) -> None:
+    path.touch()
 
 
 SIZES = [(64, 64), (90, 61), (61, 90), (28, 28), (20, 33), (77, 200)]
@@ -199,7 +233,7 @@ def test_every_reward_keeps_the_protocol(registry: Any, filled: Path, name: str)
 def test_rewards_that_read_prompts_read_all_of_them(registry: Any, filled: Path) -> None:
     """Also a prompt longer than the model can take."""
     image = pictures(1).expand(3, -1, -1, -1)
-    for name in ("pickscore", "imagereward", "hps_v2.1", "clip_score"):
+    for name in ("pickscore", "imagereward", "hps_v2.1", "mps", "clip_score"):
         scores = registry.load(name, None).score(image, ["a red cat", "a blue dog", "a cat on the mat " * 60])
         assert len(set(scores.tolist())) == 3, name
 
@@ -237,6 +271,7 @@ def test_weights_are_listed_as_files_and_as_folders_of_hugging_face(rlg: SimpleN
     (filled / "read_me.md").write_text("no weights")
     everything = {
         *("PickScore_v1", "clip-vit-large-patch14", "HPS_v2.1_compressed.pt", "ImageReward.pt"),
+        "MPS_overall_checkpoint.pth",
         "sac+logos+ava1-l14-linearMSE.pth",
     }
     assert set(rlg.module("rewards.host").weights()) == everything
@@ -288,7 +323,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("file", UNUSABLE)
-@pytest.mark.parametrize("name", ["hps_v2.1", "imagereward", "aesthetic"])
+@pytest.mark.parametrize("name", ["hps_v2.1", "imagereward", "mps", "aesthetic"])
 def test_unusable_weights_are_one_sentence_that_names_the_file(
     registry: Any, reward_models: Path, name: str, file: str
 ) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,11 +35,12 @@ def write_clip(folder: Path, seed: int = 0, activation: str = "gelu") -> None:
     save_file(load_file(file) | old, file, metadata={"format": "pt"})
 
 
-def write_all(folder: Path) -> None:
+def write_all(folder: Path, from_open_clip: Callable[[StateDict], StateDict]) -> None:
     """The weights of every reward under their published names."""
     write_pickscore(folder)
     write_clip_l(folder)
     write_hps(folder)
+    write_mps(folder / "MPS_overall_checkpoint.pth", from_open_clip)
     torch.save(image_reward_state(), folder / "ImageReward.pt")
     write_vocabulary(folder / "vocab.txt")
     torch.save(head_state(JOINT), folder / "sac+logos+ava1-l14-linearMSE.pth")
@@ -122,6 +126,62 @@ def image_reward_state(seed: int = 0, words: int = 64) -> StateDict:
     return state
 
 
+def _mps_cross_state(seed: int = 0, heads: int = 2, inner: int = 48) -> StateDict:
+    """Of MPS's `Cross_model`, as MPS_overall_checkpoint.pth has it, on vectors of CLIP's joint space."""
+    made, state = _Maker(seed), {}
+    for layer in (f"layers.{number}" for number in range(LAYERS)):
+        cross, both = f"{layer}.0.fn", f"{layer}.1.fn"
+        state |= {f"{name}.norm.weight": 1 + made(JOINT) for name in (cross, both)}
+        state |= {f"{name}.norm.bias": torch.zeros(JOINT) for name in (cross, both)}  # a buffer there, always 0
+        state |= {f"{cross}.to_q.weight": made(64 * heads, JOINT), f"{cross}.to_kv.weight": made(128, JOINT)}
+        state |= {f"{cross}.to_out.weight": made(JOINT, 64 * heads)}
+        state |= {f"{cross}.ff.0.weight": made(2 * inner, JOINT), f"{cross}.ff.2.weight": made(JOINT, inner)}
+        state |= {f"{both}.rotary_emb.inv_freq": 1 / 10000 ** (torch.arange(0, 64, 2) / 64)}
+        state |= {f"{both}.fused_attn_ff_proj.weight": made(64 * heads + 128 + 2 * inner, JOINT)}
+        state |= {f"{both}.attn_out.weight": made(JOINT, 64 * heads), f"{both}.ff_out.1.weight": made(JOINT, inner)}
+    return state
+
+
+def mps_states() -> tuple[StateDict, StateDict]:
+    """MPS's CLIP under open_clip's names, and its cross model; both have values that 16 bits can hold."""
+    return tuple({k: v.half().float() for k, v in state.items()} for state in (open_clip_state(5), _mps_cross_state(6)))
+
+
+def write_mps(file: Path, from_open_clip: Callable[[StateDict], StateDict]) -> None:
+    """As it is published: a whole pickled module in 16 bits."""
+    from transformers import CLIPConfig, CLIPModel
+
+    size = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS, "hidden_act": "gelu"}
+    size |= {"num_attention_heads": 1, "projection_dim": JOINT}
+    config = CLIPConfig(
+        text_config=size, vision_config={**size, "image_size": SIDE, "patch_size": PATCH}, projection_dim=JOINT
+    )
+    clip, cross = mps_states()
+    published = _module("trainer.models.clip_model", "CLIPModel")
+    published.model = CLIPModel(config)
+    published.model.load_state_dict(from_open_clip(clip))
+    published.cross_model = _module("trainer.models.cross_modeling", "Cross_model")
+    for key, value in cross.items():
+        *parents, name = key.split(".")
+        inside = published.cross_model
+        for parent in parents:
+            if not hasattr(inside, parent):
+                inside.add_module(parent, torch.nn.Module())
+            inside = getattr(inside, parent)
+        inside.register_buffer(name, value)
+    published.register_buffer("pos_emb", torch.ones(3), persistent=False)
+    torch.save(published.half(), file)
+    for where in ("trainer.models.clip_model", "trainer.models.cross_modeling"):
+        del sys.modules[where]
+
+
+def _module(where: str, name: str) -> torch.nn.Module:
+    """An instance of a class that can be pickled but, once its Python module is gone, not be found again."""
+    sys.modules[where] = ModuleType(where)
+    setattr(sys.modules[where], name, type(name, (torch.nn.Module,), {"__module__": where}))
+    return getattr(sys.modules[where], name)()
+
+
 def head_state(width: int, seed: int = 0) -> StateDict:
     """The linear head of the aesthetic predictor and of ImageReward."""
     made = _Maker(seed)
@@ -134,6 +194,32 @@ def write_vocabulary(file: Path) -> list[str]:
     words = ["red", "blue", "cat", "dog", "a", "on", "the", "mat"]
     file.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n", encoding="utf-8")
     return words
+
+
+def write_detector(folder: Path, classes: int = 80, seed: int = 0) -> None:
+    """A Hugging Face folder of Mask2Former, which sees pictures at 64 pixels."""
+    from transformers import (
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Mask2FormerImageProcessor,
+        SwinConfig,
+    )
+
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = SwinConfig(
+        image_size=32, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=2, out_features=stages
+    )
+    config = Mask2FormerConfig(
+        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
+        dim_feedforward=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2, num_queries=12,
+        num_labels=classes,
+    )  # fmt: skip
+    shaken(Mask2FormerForUniversalSegmentation(config), seed).save_pretrained(folder)
+    file = folder / "model.safetensors"
+    # The published file is older: it has these besides.
+    block = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self"
+    save_file(load_file(file) | {f"{block}.relative_position_index": torch.ones(4, 4).long()}, file, {"format": "pt"})
+    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, size_divisor=32).save_pretrained(folder)
 
 
 def write_dinov2(folder: Path, seed: int = 0) -> None:

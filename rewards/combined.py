@@ -1,0 +1,80 @@
+"""Several rewards as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+
+from .protocol import Reward, check_inputs
+
+Normalise = Literal["none", "standard deviation"]
+NORMALISATIONS: tuple[str, ...] = get_args(Normalise)
+
+
+class CombinedReward:
+    """The weighted sum of rewards.
+
+    Rewards have scales of their own. With "standard deviation" each counts in standard deviations from its mean over
+    the batch that is scored (the population's, as in `pick.best`), so that weights can be compared. A score then
+    depends on the others in its batch; one that is the same for all pictures counts 0. Mean and deviation are constants
+    to the gradient.
+    """
+
+    def __init__(self, rewards: Sequence[tuple[Reward, float]], normalise: Normalise) -> None:
+        """Args:
+            rewards: each with its weight, below 0 = the lower the better; those of weight 0 are not asked.
+            normalise: what each is measured in.
+
+        Raises:
+            ValueError: no weight is other than 0.
+        """
+        self._rewards = [(reward, weight) for reward, weight in rewards if weight]
+        if not self._rewards:
+            raise ValueError("weight_1: all weights are 0, so nothing counts; set one to 1.")
+        self._normalise = normalise
+        self.name = " + ".join(f"{weight:g} {reward.name}" for reward, weight in self._rewards)
+        self.unit = "weighted sum" if normalise == "none" else "weighted standard deviations"
+        self.source = "; ".join(dict.fromkeys(reward.source for reward, _ in self._rewards))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest possible sum."""
+        if self._normalise != "none":
+            return -math.inf, math.inf
+        ends = [sorted(weight * end for end in reward.range) for reward, weight in self._rewards]
+        return sum(low for low, _ in ends), sum(high for _, high in ends)
+
+    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """See `Reward.score`.
+
+        Raises:
+            ValueError: also, there is one picture, which has no standard deviation.
+        """
+        self._check(images, prompts)
+        return sum(weight * self._measured(reward.score(images, prompts)) for reward, weight in self._rewards)
+
+    def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """See `Reward.gradient_score`; errors are also those of `score`."""
+        for reward, _ in self._rewards:
+            reward.gradient_score(images[:0], [])  # before the first is computed, whether the last can be
+        self._check(images, prompts)
+        with torch.inference_mode(False):
+            scores = [(reward.gradient_score(images, prompts), weight) for reward, weight in self._rewards]
+            return sum(weight * self._measured(found) for found, weight in scores)
+
+    def _check(self, images: torch.Tensor, prompts: Sequence[str]) -> None:
+        check_inputs(images, prompts)
+        if self._normalise != "none" and len(images) == 1:
+            raise ValueError(
+                "images: one picture has no standard deviation; score more at once, or set normalise to 'none'."
+            )
+
+    def _measured(self, scores: torch.Tensor) -> torch.Tensor:
+        if self._normalise == "none" or not len(scores):
+            return scores
+        fixed = scores.detach().double()
+        deviation = fixed.std(correction=0).item()
+        return (scores - fixed.mean().item()) / deviation if deviation else torch.zeros_like(scores)

@@ -1,0 +1,114 @@
+"""One reward of several: the weighted sum by hand, and what cannot be summed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_rewards as tiny
+import torch
+
+from pictures import pictures
+
+
+class Channel:
+    """How bright one channel is: a reward with a known gradient."""
+
+    unit, range, source = "brightness", (0.0, 1.0), "the test"
+
+    def __init__(self, index: int) -> None:
+        self._index, self.name = index, "rgb"[index]
+
+    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return self.gradient_score(images, prompts)
+
+    def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return images[..., self._index].mean((1, 2))
+
+
+RED, GREEN = Channel(0), Channel(1)
+
+
+def _combine(run_node: Callable, normalise: str = "none", **given: Any) -> Any:
+    return run_node("RLGCombineRewards", **{"reward_1": RED, "weight_1": 1.0, "normalise": normalise, **given})[0]
+
+
+def test_it_is_the_weighted_sum(run_node: Callable) -> None:
+    reward = _combine(run_node, weight_1=2.0, reward_3=GREEN, weight_3=-0.5)
+    red, green = (pictures()[..., index].mean((1, 2)) for index in (0, 1))
+    torch.testing.assert_close(reward.score(pictures(), [""] * 4), 2 * red - 0.5 * green)
+    assert reward.name == "2 r + -0.5 g" and reward.source == "the test" and reward.range == (-0.5, 2.0)
+    nested = _combine(run_node, reward_1=reward, weight_1=10.0)
+    torch.testing.assert_close(nested.score(pictures(), [""] * 4), 20 * red - 5 * green)
+
+
+def test_standard_deviations_are_those_of_the_batch(run_node: Callable) -> None:
+    reward = _combine(run_node, "standard deviation", weight_1=2.0, reward_2=GREEN, weight_2=0.5)
+    red, green = (pictures()[..., index].mean((1, 2)).double().numpy() for index in (0, 1))
+    expected = 2 * (red - red.mean()) / red.std() + 0.5 * (green - green.mean()) / green.std()
+    np.testing.assert_allclose(reward.score(pictures(), [""] * 4).numpy(), expected, atol=1e-4)
+    assert reward.range == (-math.inf, math.inf)
+    assert reward.score(pictures(0), []).shape == (0,)
+    same = pictures(1).expand(3, -1, -1, -1)
+    assert reward.score(same, [""] * 3).tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"^images: one picture has no standard deviation"):
+        reward.score(pictures(1), [""])
+
+
+@pytest.mark.parametrize("normalise", ["none", "standard deviation"])
+def test_its_gradient_is_the_weighted_sum_of_gradients(run_node: Callable, normalise: str) -> None:
+    reward = _combine(run_node, normalise, weight_1=2.0, reward_2=GREEN, weight_2=-1.0)
+    with torch.inference_mode(False):
+        images = pictures().requires_grad_()
+        scores = reward.gradient_score(images, [""] * 4)
+        torch.testing.assert_close(scores.detach(), reward.score(images.detach(), [""] * 4))
+        scores.sum().backward()
+    for index, weight in ((0, 2.0), (1, -1.0), (2, 0.0)):
+        values = images.detach()[..., index].mean((1, 2)).double()
+        deviation = 1.0 if normalise == "none" else values.std(correction=0).item()
+        expected = torch.full((4, 28, 28), weight / (28 * 28) / deviation)
+        torch.testing.assert_close(images.grad[..., index], expected, rtol=1e-4, atol=1e-9)
+
+
+def test_a_reward_of_weight_0_is_not_asked(run_node: Callable) -> None:
+    class Broken(Channel):
+        def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+            raise AssertionError
+
+    reward = _combine(run_node, reward_2=Broken(1), weight_2=0.0)
+    assert reward.score(pictures(), [""] * 4).shape == (4,)
+    with pytest.raises(ValueError, match=r"^weight_1: all weights are 0"):
+        _combine(run_node, weight_1=0.0)
+
+
+def test_loaded_rewards_combine_and_one_without_gradient_is_named(
+    rlg: SimpleNamespace, run_node: Callable, reward_models: Path
+) -> None:
+    tiny.write_clip_l(reward_models)
+    clip, jpeg = (run_node("RLGLoadReward", name=n, file="auto")[0] for n in ("clip_score", "jpeg_compressibility"))
+    reward = _combine(run_node, reward_1=clip, reward_2=jpeg, weight_2=0.1)
+    expected = clip.score(pictures(), ["a cat"] * 4) + 0.1 * jpeg.score(pictures(), ["a cat"] * 4)
+    torch.testing.assert_close(reward.score(pictures(), ["a cat"] * 4), expected)
+    with pytest.raises(ValueError, match=r"^reward: jpeg_compressibility has no gradient"):
+        reward.gradient_score(pictures(0), [])
+    scored = run_node("RLGScore", images=[pictures()], prompt=["a cat"], reward=[reward])
+    assert scored[0] == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_files_are_asked_for_before_the_run(rlg: SimpleNamespace, reward_models: Path) -> None:
+    node = rlg.nodes["RLGLoadReward"]
+    assert node.validate_inputs(name="jpeg_compressibility", file="auto") is True
+    assert "ImageReward.pt" in node.validate_inputs(name="imagereward", file="auto")
+    torch.save(tiny.image_reward_state(), reward_models / "ImageReward.pt")
+    assert "vocab.txt" in node.validate_inputs(name="imagereward", file="auto")
+    torch.save(tiny.head_state(8), reward_models / "sac+logos+ava1-l14-linearMSE.pth")
+    assert "clip-vit-large-patch14" in node.validate_inputs(name="aesthetic", file="auto")
+    tiny.write_clip_l(reward_models)
+    assert node.validate_inputs(name="aesthetic", file="auto") is True
+    assert "'gone.pt'" in node.validate_inputs(name="aesthetic", file="gone.pt")
+    assert node.validate_inputs(name=None, file="auto") is True  # linked: known when it runs
