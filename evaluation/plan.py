@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from evaluation.errors import EvaluationError
 from files.pictures import folder_name
 from files.prompts import read_prompts
+from rlg_sampler.messages import shown
 from rlg_sampler.schedules import schedule as schedules
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -303,6 +304,7 @@ def _sentence(error: ValidationError) -> str:
     """The first of the mistakes, and where it is."""
     first = error.errors(include_url=False)[0]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    place = shown(place, 200)
     if first["type"] == "missing":
         return f"{place} is missing; add it."
     if first["type"] == "extra_forbidden":

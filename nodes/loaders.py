@@ -8,6 +8,7 @@ import folder_paths
 import nodes as comfy_nodes
 from comfy_api.v0_0_2 import io
 
+from ..rlg_sampler.messages import shown
 from ..rlg_sampler.weights.lora_file import load_lora
 from ..rlg_sampler.weights.peft_config import CONFIG_NAME, WEIGHTS_NAME
 from .search import search_aliases
@@ -129,5 +130,5 @@ def lora_path(name: str) -> Path:
     inside = folder_paths.get_full_path("loras", str(Path(name) / WEIGHTS_NAME))
     path = inside or folder_paths.get_full_path("loras", name)
     if path is None:
-        raise ValueError(f"lora_name: '{name}' is not in models/loras; put it there, press R, and choose it again.")
+        raise ValueError(f"lora_name: '{shown(name)}' is not in models/loras; put it there, press R, choose it again.")
     return Path(path)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ..messages import shown
+
 # Positions come as decimals (0.333) and progress as a quotient (1/3): equal ones must meet.
 _TOLERANCE = 1e-6
 # Samplers that compute in log-space reach a listed sigma up to float32 rounding.
@@ -234,7 +236,7 @@ def _parse_pair(pair: str) -> Point:
         position, scale = (float(number) for number in pair.split(":"))
     except ValueError:
         raise ValueError(
-            f"keyframes: '{pair}' is not position:scale; write pairs of numbers, such as 0:0, 0.5:1."
+            f"keyframes: '{shown(pair)}' is not position:scale; write pairs of numbers, such as 0:0, 0.5:1."
         ) from None
     return check_position(position, "keyframes"), check_scale(scale, "keyframes")
 

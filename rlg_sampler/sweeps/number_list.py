@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+
+from ..messages import shown
 
 _MOST = 1000
 """Values of one axis; with more a range has a slip in it."""
@@ -26,7 +28,7 @@ def number_list(text: str, name: str, example: str) -> list[float]:
         if part:
             numbers += _values(part, name, example)
         if len(numbers) > _MOST:
-            raise ValueError(f"{name}: '{part}' makes more than {_MOST} values; use a larger step.")
+            raise ValueError(f"{name}: '{shown(part)}' makes more than {_MOST} values; use a larger step.")
     return numbers
 
 
@@ -37,9 +39,9 @@ def _values(part: str, name: str, example: str) -> list[float]:
         if ":" in part:
             return _in_steps(part)
         return [float(part)]
-    except (ValueError, InvalidOperation):
+    except (ValueError, ArithmeticError):  # the second from decimals with exponents of many digits
         raise ValueError(
-            f"{name}: '{part}' is not a number; write numbers such as {example}, or a range such as 0:3:0.5 "
+            f"{name}: '{shown(part)}' is not a number; write numbers such as {example}, or a range such as 0:3:0.5 "
             "(start:end:step) or 0..3/7 (start..end/count)."
         ) from None
 
@@ -57,8 +59,8 @@ def _in_steps(part: str) -> list[float]:
     first, last, step = map(_decimal, part.split(":"))
     if step == 0 or (last - first) / step < 0:
         raise ValueError
-    n = int((last - first) / step) + 1
-    return [float(first + step * i) for i in range(min(n, _MOST + 1))]
+    n = int(min((last - first) / step, Decimal(_MOST))) + 1
+    return [float(first + step * i) for i in range(n)]
 
 
 def _decimal(text: str) -> Decimal:

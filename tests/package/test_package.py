@@ -77,11 +77,12 @@ MAY_IMPORT = {
     "plots": {"rewards.curve", "rewards.intervals", "rlg_sampler.schedules"},
     "rewards": set(),
     "rlg_sampler": set(),
-    "rlg_sampler.schedules": set(),
+    "rlg_sampler.schedules": {"rlg_sampler.messages"},
     "rlg_sampler.stochastic": set(),
     "rlg_sampler.weights": {"rlg_sampler.messages"},
     "rlg_sampler.guidance": {"rlg_sampler.ksampler_inputs", "rlg_sampler.schedules", "rlg_sampler.weights"},
     "rlg_sampler.sweeps": {
+        "rlg_sampler.messages",
         "rlg_sampler.guidance",
         "rlg_sampler.ksampler_inputs",
         "rlg_sampler.schedules",
