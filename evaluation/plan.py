@@ -122,7 +122,7 @@ class ScheduleChoice(_Part):
 
     @model_validator(mode="after")
     def _one_that_can_be_used(self) -> ScheduleChoice:
-        if len(self.model_fields_set) != 1:
+        if sum(value is not None for value in dict(self).values()) != 1:
             raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
         self.schedule()
         return self
