@@ -214,6 +214,9 @@ def test_keyframes_and_lists(rlg: SimpleNamespace, run_node: Callable, times: in
     dice = random.Random("keyframes")
     parts = [
         *"0123456789.:, \n-+eE_x",
+        "0..1/3",
+        "1e-999999",
+        "1e999999",
         "0:1",
         "0.5:2",
         "nan",
