@@ -9,6 +9,7 @@ import torch
 
 from ..rlg_sampler.stochastic.step import stochastic_step
 from .advantages import ROUNDS, best_and_worst, compared
+from .gradient_sum import GradientSum
 from .host_model import HostModel, Run
 from .iteration import Learned, Report
 from .losses import clipped_policy_loss
@@ -17,6 +18,7 @@ from .real_images import RealImages, diffusion_loss
 from .rollout import Drawn, Pictures, Trajectories, chunks, draw
 from .streams import noise, stream
 from .task import Task
+from .team import Team
 
 Result = TypeVar("Result")
 
@@ -30,11 +32,15 @@ class PolicyLearner:
         host: the model with the policy, on the task's prompts and the method's sigmas.
         batch_size: pictures per call of the model.
         seed: of the run.
+        team: who makes the groups.
     """
 
-    def __init__(self, method: PolicyGradient, task: Task, host: HostModel, batch_size: int, seed: int) -> None:
-        self._method, self._task, self._host = method, task, host
-        self._batch_size, self._seed = batch_size, seed
+    def __init__(
+        self, method: PolicyGradient, task: Task, host: HostModel, batch_size: int, seed: int, team: Team
+    ) -> None:
+        self._method, self._task, self._host, self._team = method, task, host, team
+        self._parts = chunks(method.groups, method.group_size, batch_size)
+        self._seed = seed
         self._images = RealImages(task, method.name) if method.image_weight else None
         self._seen = torch.zeros(0, 3, dtype=torch.float64)
         """Of the latest rounds: iteration, prompt, reward."""
@@ -49,16 +55,25 @@ class PolicyLearner:
         """
         plan = self._method.plan(self._seed, iteration)
         drawn, rewards = self._rollouts(iteration, plan, report)
-        advantages = self._advantages(iteration, drawn, rewards)
-        seen = {"kl": 0.0, "clipped": 0.0, "diffusion": 0.0, "gradient": 0.0}
-        shares = self._shares(iteration, drawn)
+        advantages = self._advantages(iteration, rewards)
+        own, norms = torch.zeros(3, dtype=torch.float64), []
+        shares = self._shares(iteration)
         for number, share in enumerate(shares):
-            values = self._update([drawn[chunk] for chunk in share], [advantages[chunk] for chunk in share])
-            values["diffusion"] = self._near_images(iteration, number)
-            values["gradient"] = step()
-            seen = {name: seen[name] + values[name] / len(shares) for name in seen}
+            gradients = GradientSum(self._host.policy.parameters.values())
+            kl, clipped = self._update(share, drawn, advantages, gradients)
+            own += torch.tensor([kl, clipped, self._near_images(iteration, number, gradients)], dtype=torch.float64)
+            gradients.give(self._team)
+            norms.append(step())
             report(0.5 + 0.5 * (number + 1) / len(shares))
-        return Learned(reward=float(rewards.mean()), spread=float(rewards.std(correction=0)), **seen)
+        kl, clipped, diffusion = (self._team.total(own) / len(shares)).tolist()
+        return Learned(
+            reward=float(rewards.mean()),
+            spread=float(rewards.std(correction=0)),
+            kl=kl,
+            clipped=clipped,
+            diffusion=diffusion,
+            gradient=sum(norms) / len(norms),
+        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What later iterations depend on."""
@@ -68,67 +83,89 @@ class PolicyLearner:
         """Go on from what `tensors` gave."""
         self._seen = tensors["seen"]
 
-    def _rollouts(self, iteration: int, plan: Plan, report: Report) -> tuple[list[Trajectories], torch.Tensor]:
-        method = self._method
-        parts = chunks(method.groups, method.group_size, self._batch_size)
-        prompts = self._task.prompts.chosen(self._seed, iteration, method.groups)
-        drawn, rewards = [], []
-        for number, (group, rows) in enumerate(parts):
+    def _rollouts(self, iteration: int, plan: Plan, report: Report) -> tuple[dict[int, Trajectories], torch.Tensor]:
+        """This worker's pictures by the number of their part, and (pictures,) rewards of all workers'."""
+        prompts = self._task.prompts.chosen(self._seed, iteration, self._method.groups)
+        own = [number for number, (group, _) in enumerate(self._parts) if self._team.makes(group)]
+        drawn, rewards = {}, torch.zeros(self._method.groups, self._method.group_size, dtype=torch.float64)
+        for number in own:
+            group, rows = self._parts[number]
             pictures = Pictures.of(self._seed, iteration, prompts[group], group, rows, self._task.latent_shape)
-            drawn.append(self._with_model(pictures.prompt, len(rows), lambda run, p=pictures: self._draw(run, p, plan)))
-            images = self._task.decoded(drawn[-1].end)
-            rewards.append(self._task.scores(images, [pictures.prompt] * len(rows)))
-            report(0.5 * (number + 1) / len(parts))
-        return drawn, torch.cat(rewards)
+            drawn[number] = self._with_model(
+                pictures.prompt, len(rows), lambda run, p=pictures: self._draw(run, p, plan)
+            )
+            images = self._task.decoded(drawn[number].end)
+            rewards[group, rows.start : rows.stop] = self._task.scores(images, [pictures.prompt] * len(rows)).cpu()
+            report(0.5 * len(drawn) / len(own))
+        return drawn, self._team.total(rewards).flatten()
 
     def _draw(self, run: Run, pictures: Pictures, plan: Plan) -> Trajectories:
         return draw(run, self._host.policy, pictures, plan, self._method.noise_level, self._method.kl_weight > 0)
 
-    def _advantages(self, iteration: int, drawn: list[Trajectories], rewards: torch.Tensor) -> list[torch.Tensor]:
-        method, prompts = self._method, [chunk.prompt for chunk in drawn for _ in range(len(chunk))]
+    def _advantages(self, iteration: int, rewards: torch.Tensor) -> list[torch.Tensor]:
+        """Of each part, those of its pictures."""
+        method = self._method
+        chosen = self._task.prompts.chosen(self._seed, iteration, method.groups)
+        prompts = [prompt for prompt in chosen for _ in range(method.group_size)]
         if method.compared_with == "branch":
             numbers = torch.tensor(prompts, dtype=torch.float64)
             latest = self._seen[self._seen[:, 0] >= iteration - ROUNDS]
             advantages = best_and_worst(rewards, numbers, latest[:, 1:], method.group_size, method.largest_advantage)
-            own = torch.stack([torch.full_like(numbers, iteration), numbers, rewards.double()], dim=1)
+            own = torch.stack([torch.full_like(numbers, iteration), numbers, rewards], dim=1)
             self._seen = torch.cat([latest, own])
         else:
             groups = prompts if method.compared_with == "group" else [0] * len(prompts)
             advantages = compared(rewards, groups, method.largest_advantage)
-        return list(advantages.split([len(chunk) for chunk in drawn]))
+        return list(advantages.split([len(rows) for _, rows in self._parts]))
 
-    def _shares(self, iteration: int, drawn: list[Trajectories]) -> list[list[int]]:
-        """Chunks by the update that they take part in."""
-        order = torch.randperm(len(drawn), generator=stream(self._seed, "order", iteration))
+    def _shares(self, iteration: int) -> list[list[int]]:
+        """Numbers of parts by the update that they take part in."""
+        order = torch.randperm(len(self._parts), generator=stream(self._seed, "order", iteration))
         return [share.tolist() for share in order.chunk(self._method.updates)]
 
-    def _update(self, drawn: list[Trajectories], advantages: list[torch.Tensor]) -> dict[str, float]:
-        """Add the gradients of an update's pictures; their mean KL and clipped share."""
-        if self._method.compared_with == "branch":
-            chosen = [own != 0 for own in advantages]
-            drawn = [chunk.part(rows) for chunk, rows in zip(drawn, chosen, strict=True)]
-            advantages = [own[rows] for own, rows in zip(advantages, chosen, strict=True)]
-        pictures, kl, clipped = sum(map(len, drawn)), 0.0, 0.0
-        for chunk, own in zip(drawn, advantages, strict=True):
+    def _update(
+        self,
+        share: list[int],
+        drawn: dict[int, Trajectories],
+        advantages: list[torch.Tensor],
+        gradients: GradientSum,
+    ) -> tuple[float, float]:
+        """Add the gradients of an update's pictures that are this worker's; what they add to mean KL and clipped share.
+
+        Args:
+            share: numbers of the update's parts, other workers' too.
+            advantages: of all parts.
+        """
+        only_selected = self._method.compared_with == "branch"
+        pictures = sum(int(advantages[n].count_nonzero()) if only_selected else len(advantages[n]) for n in share)
+        kl, clipped = 0.0, 0.0
+        for number in share:
+            if number not in drawn:
+                continue
+            chunk, own = drawn[number], advantages[number]
+            if only_selected:
+                chunk, own = chunk.part(own != 0), own[own != 0]
             if own.any() or (len(own) and self._method.kl_weight):
                 sums = self._with_model(
                     chunk.prompt, len(chunk), lambda run, c=chunk, a=own: self._gradients(run, c, a, pictures)
                 )
+                gradients.take()
                 kl, clipped = kl + sums[0], clipped + sums[1]
-        return {"kl": kl, "clipped": clipped}
+        return kl, clipped
 
-    def _near_images(self, iteration: int, number: int) -> float:
-        """Add the gradient of the diffusion loss on a real image for each prompt of an iteration; its mean."""
+    def _near_images(self, iteration: int, number: int, gradients: GradientSum) -> float:
+        """Add the gradient of the diffusion loss on a real image for each group; what this worker adds to its mean."""
         if self._images is None:
             return 0.0
         count, total = self._method.groups, 0.0
-        for place in range(count):
+        for place in filter(self._team.makes, range(count)):
             generator = stream(self._seed, "image", iteration, number, place)
             prompt = int(torch.randint(len(self._task.prompts.texts), (1,), generator=generator))
             index = int(torch.randint(self._method.steps, (1,), generator=generator))
             added = noise([generator], self._task.latent_shape, torch.device("cpu"))
             latents = self._images[prompt]
             total += self._with_model(prompt, 1, lambda run, x=latents, e=added, i=index: self._near(run, x, e, i))
+            gradients.take()
         return total / count
 
     def _near(self, run: Run, latents: torch.Tensor, added: torch.Tensor, index: int) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from ..rlg_sampler.stochastic.step import stochastic_step
+from .gradient_sum import GradientSum
 from .host_model import HostModel, Run
 from .iteration import Learned, Report
 from .method import RewardGradient
@@ -18,6 +19,7 @@ from .real_images import RealImages, diffusion_loss
 from .rollout import Pictures, chunks
 from .streams import noise
 from .task import Task
+from .team import Team
 
 
 class RewardLearner:
@@ -29,13 +31,16 @@ class RewardLearner:
         host: the model with the policy, on the task's prompts and the method's sigmas.
         batch_size: pictures per call of the model.
         seed: of the run.
+        team: who makes the groups.
 
     Raises:
         ValueError: the reward has no gradient, or the method wants images and the task has none.
     """
 
-    def __init__(self, method: RewardGradient, task: Task, host: HostModel, batch_size: int, seed: int) -> None:
-        self._method, self._task, self._host = method, task, host
+    def __init__(
+        self, method: RewardGradient, task: Task, host: HostModel, batch_size: int, seed: int, team: Team
+    ) -> None:
+        self._method, self._task, self._host, self._team = method, task, host, team
         self._batch_size, self._seed = batch_size, seed
         self._images = RealImages(task, method.name) if method.from_images or method.image_weight else None
         task.reward.gradient_score(torch.zeros(0, task.height, task.width, 3), [])
@@ -44,22 +49,25 @@ class RewardLearner:
         """See `PolicyLearner.iterate`."""
         method = self._method
         parts = chunks(method.groups, method.group_size, self._batch_size)
+        own = [(group, rows) for group, rows in parts if self._team.makes(group)]
         prompts = self._task.prompts.chosen(self._seed, iteration, method.groups)
-        total, scores, losses = method.groups * method.group_size, [], []
-        for number, (group, rows) in enumerate(parts):
+        scores, losses = torch.zeros(method.groups, method.group_size, dtype=torch.float64), []
+        gradients = GradientSum(self._host.policy.parameters.values())
+        for number, (group, rows) in enumerate(own):
             pictures = Pictures.of(self._seed, iteration, prompts[group], group, rows, self._task.latent_shape)
-            index = method.step(self._seed, iteration, group)
-            own, loss = self._learn_from(pictures, index, len(rows) / total)
-            scores.append(own)
-            losses.append(loss * len(rows) / total)
-            report((number + 1) / len(parts))
-        rewards = torch.cat(scores)
+            index, share = method.step(self._seed, iteration, group), len(rows) / scores.numel()
+            scores[group, rows.start : rows.stop], loss = self._learn_from(pictures, index, share)
+            gradients.take()
+            losses.append(loss * share)
+            report((number + 1) / len(own))
+        rewards, diffusion = self._team.total(scores), self._team.total(torch.tensor(sum(losses), dtype=torch.float64))
+        gradients.give(self._team)
         return Learned(
             reward=float(rewards.mean()),
             spread=float(rewards.std(correction=0)),
             kl=0.0,
             clipped=0.0,
-            diffusion=sum(losses),
+            diffusion=float(diffusion),
             gradient=step(),
         )
 

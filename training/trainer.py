@@ -25,6 +25,7 @@ from .reward_gradient import RewardLearner
 from .streams import noise, stream
 from .targets import attention_projections
 from .task import Task
+from .team import ALONE, Team
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Trainer:
     Args:
         task, method, settings: of the run.
         checkpoint: file for its state; None keeps none.
+        team: workers that make the run together, with the same arguments; the first one keeps the file.
 
     Attributes:
         history: finished iterations, those of earlier runs too.
@@ -84,11 +86,17 @@ class Trainer:
         ValueError: a part does not fit the others, or the checkpoint cannot be read.
     """
 
-    def __init__(self, task: Task, method: Method, settings: Settings, checkpoint: Path | None = None) -> None:
+    def __init__(
+        self, task: Task, method: Method, settings: Settings, checkpoint: Path | None = None, team: Team = ALONE
+    ) -> None:
+        if method.groups < team.size:
+            raise ValueError(
+                f"groups: {method.groups} cannot be shared among {team.size} workers; raise it, or take fewer workers."
+            )
         self.task, self.method, self.settings = task, method, settings
         self.history: list[Iteration] = []
         self.started_anew = ""
-        self._checkpoint, self._written = checkpoint, time.monotonic()
+        self._checkpoint, self._team, self._written = checkpoint, team, time.monotonic()
         self._digest = task.digest
         check_differentiable(task.model.model)
         device = task.model.load_device
@@ -108,7 +116,7 @@ class Trainer:
             task.model, self.policy, task.prompts, method.cfg, sigmas, settings.checkpointing, method.through_negative
         )
         learner = PolicyLearner if isinstance(method, PolicyGradient) else RewardLearner
-        self._learner = learner(method, task, self._host, settings.batch_size, settings.seed)
+        self._learner = learner(method, task, self._host, settings.batch_size, settings.seed, team)
         self._go_on()
 
     def iterate(self, until: int, report: Report = lambda done: None) -> Iterator[Iteration]:
@@ -134,7 +142,7 @@ class Trainer:
         Raises:
             OSError: the disk is full or cannot be written.
         """
-        if self._checkpoint is not None:
+        if self._checkpoint is not None and self._team.place == 0:
             history = [asdict(entry) for entry in self.history]
             State(self._fingerprint(), len(history), self._tensors(), history).write(self._checkpoint)
             self._written = time.monotonic()
@@ -216,7 +224,8 @@ class Trainer:
         self._updates = int(tensors["updates"])
 
     def _go_on(self) -> None:
-        state = None if self._checkpoint is None else State.read(self._checkpoint)
+        path = self._checkpoint
+        state = None if path is None else self._team.from_first(lambda: State.read(path))
         if state is None:
             return
         if different := changes(state.settings, self._fingerprint()):

@@ -68,8 +68,9 @@ def drawn_iteration(training):
         learner, rollouts = trainer._learner, trainer._learner._rollouts
 
         def kept(*arguments: Any) -> Any:
-            seen.drawn, seen.rewards = rollouts(*arguments)
-            return seen.drawn, seen.rewards
+            drawn, seen.rewards = rollouts(*arguments)
+            seen.drawn = list(drawn.values())
+            return drawn, seen.rewards
 
         with pytest.MonkeyPatch.context() as patch, training.gradients.training_mode():
             patch.setattr(training.policy_gradient, "clipped_policy_loss", loss)
