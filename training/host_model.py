@@ -49,6 +49,18 @@ class Run:
         clean = torch.zeros_like(noise) if latents is None else latents
         return self.sampling.noise_scaling(self.sigmas[index], noise, clean, latents is None)
 
+    def euler(self, x: torch.Tensor, index: int, to: int) -> torch.Tensor:
+        """Latents x at σ_index after Euler's step to σ_to."""
+        x0 = self.x0(x, index)
+        return x0 + (x - x0) * (self.sigmas[to] / self.sigmas[index])
+
+    def sampled(self, noise: torch.Tensor) -> torch.Tensor:
+        """The latents that Euler's method makes of noise, which is on any device."""
+        x = self.start(noise.to(self.device))
+        for index in range(len(self.sigmas) - 1):
+            x = self.euler(x, index, index + 1)
+        return x
+
 
 class HostModel:
     """A MODEL and the policy on it.
@@ -89,19 +101,23 @@ class HostModel:
             self._through_negative,
         )
 
-    def run(self, prompt: int, shape: torch.Size, body: Callable[[Run], Result]) -> Result:
+    def run(
+        self, prompt: int, shape: torch.Size, body: Callable[[Run], Result], sigmas: torch.Tensor | None = None
+    ) -> Result:
         """Call `body` while the model is loaded, and return what it does.
 
         Args:
             prompt: its number.
             shape: of the latents, with all rows that a call will have.
             body: its calls of the model follow the policy, and have gradients where it enables them.
+            sigmas: falling ones in place of those of sampling.
         """
+        sigmas = self._sigmas if sigmas is None else sigmas
         guider = comfy.samplers.CFGGuider(self._patcher)
         guider.set_conds(self._prompts.positive[prompt], self._prompts.negative)
         guider.set_cfg(self._cfg)
         sampler = _Body(lambda run: self._attached(guider, run, body), self._through_negative)
-        guider.sample(torch.zeros(shape), torch.zeros(shape), sampler, self._sigmas, disable_pbar=True, seed=0)
+        guider.sample(torch.zeros(shape), torch.zeros(shape), sampler, sigmas, disable_pbar=True, seed=0)
         return sampler.result
 
     def _attached(self, guider: comfy.samplers.CFGGuider, run: Run, body: Callable[[Run], Result]) -> Result:

@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 import torch
 
-from ..rlg_sampler.stochastic.step import stochastic_step
 from .gradient_sum import GradientSum
 from .host_model import HostModel, Run
 from .iteration import Learned, Report
-from .method import RewardGradient
+from .method import DirectAlign, RewardGradient
 from .real_images import RealImages, diffusion_loss
 from .rollout import Pictures, chunks
 from .streams import noise
@@ -23,7 +22,7 @@ from .team import Team
 
 
 class RewardLearner:
-    """Makes the iterations of a reward gradient.
+    """Makes the iterations of a method whose gradient is that of the reward; what it learns from pictures, kinds say.
 
     Args:
         method: its settings.
@@ -38,12 +37,12 @@ class RewardLearner:
     """
 
     def __init__(
-        self, method: RewardGradient, task: Task, host: HostModel, batch_size: int, seed: int, team: Team
+        self, method: RewardGradient | DirectAlign, task: Task, host: HostModel, batch_size: int, seed: int, team: Team
     ) -> None:
         self._method, self._task, self._host, self._team = method, task, host, team
         self._batch_size, self._seed = batch_size, seed
-        self._images = RealImages(task, method.name) if method.from_images or method.image_weight else None
-        task.reward.gradient_score(torch.zeros(0, task.height, task.width, 3), [])
+        self._images = RealImages(task, method.name) if method.needs_images else None
+        task.check_gradient()
 
     def iterate(self, iteration: int, step: Callable[[], float], report: Report) -> Learned:
         """See `PolicyLearner.iterate`."""
@@ -55,10 +54,9 @@ class RewardLearner:
         gradients = GradientSum(self._host.policy.parameters.values())
         for number, (group, rows) in enumerate(own):
             pictures = Pictures.of(self._seed, iteration, prompts[group], group, rows, self._task.latent_shape)
-            index, share = method.step(self._seed, iteration, group), len(rows) / scores.numel()
-            scores[group, rows.start : rows.stop], loss = self._learn_from(pictures, index, share)
+            scores[group, rows.start : rows.stop], loss = self._learn_from(pictures, iteration, group)
             gradients.take()
-            losses.append(loss * share)
+            losses.append(loss * len(rows) / scores.numel())
             report((number + 1) / len(own))
         rewards, diffusion = self._team.total(scores), self._team.total(torch.tensor(sum(losses), dtype=torch.float64))
         gradients.give(self._team)
@@ -78,20 +76,33 @@ class RewardLearner:
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """See `tensors`."""
 
-    def _learn_from(self, pictures: Pictures, index: int, share: float) -> tuple[torch.Tensor, float]:
-        """Add the gradients of some pictures; their scores and their mean diffusion loss."""
-        clean = None
-        if self._images is not None:
-            clean = self._images[pictures.prompt].expand(len(pictures.own), *pictures.shape)
+    def _learn_from(self, pictures: Pictures, iteration: int, group: int) -> tuple[torch.Tensor, float]:
+        """Add the gradients of some pictures of a group; their scores and their mean diffusion loss."""
+        raise NotImplementedError
+
+    def _images_of(self, pictures: Pictures) -> torch.Tensor | None:
+        """Latents of the prompt's image, once for each of the pictures; None where the method learns from none."""
+        if self._images is None:
+            return None
+        return self._images[pictures.prompt].expand(len(pictures.own), *pictures.shape)
+
+
+class LastStepsLearner(RewardLearner):
+    """Learns from x0 as the last of some predictions has it: ReFL, ImageReFL, DRaFT-K."""
+
+    def _learn_from(self, pictures: Pictures, iteration: int, group: int) -> tuple[torch.Tensor, float]:
+        index, rows = self._method.step(self._seed, iteration, group), len(pictures.own)
+        share = rows / (self._method.groups * self._method.group_size)
+        clean = self._images_of(pictures)
         started = noise(pictures.own, pictures.shape, torch.device("cpu"))
-        size = torch.Size((len(pictures.own), *pictures.shape))
+        size = torch.Size((rows, *pictures.shape))
         x, x0 = self._host.run(pictures.prompt, size, lambda run: self._sampled(run, started, clean, index))
-        scores, direction = self._task.scored_with_gradient(x0, pictures.prompt)
-        direction = direction * (-self._method.reward_weight * share / len(scores))
+        scores, direction = self._task.scored_with_gradient(x0, [(self._task.prompts.texts[pictures.prompt], 1.0)])
+        direction = direction * (-self._method.reward_weight * share / rows)
         loss = self._host.run(
             pictures.prompt, size, lambda run: self._backward(run, x, index, direction, started, clean, share)
         )
-        return scores, loss
+        return scores[:, 0], loss
 
     def _sampled(
         self, run: Run, started: torch.Tensor, clean: torch.Tensor | None, index: int
@@ -103,18 +114,15 @@ class RewardLearner:
         else:
             begin, x = 0, run.start(started.to(run.device))
         for step in range(begin, index):
-            x = self._next(run, x, step)
+            x = run.euler(x, step, step + 1)
         return x.cpu(), self._predicted(run, x, index).cpu()
 
     def _predicted(self, run: Run, x: torch.Tensor, index: int) -> torch.Tensor:
         """x0 at the last of the predictions with a gradient, the first of which is for x at σ_index."""
         last = index + self._method.gradient_steps - 1
         for step in range(index, last):
-            x = self._next(run, x, step)
+            x = run.euler(x, step, step + 1)
         return run.x0(x, last)
-
-    def _next(self, run: Run, x: torch.Tensor, index: int) -> torch.Tensor:
-        return stochastic_step(run.sampling, x, run.x0(x, index), run.sigmas, index, 0.0).mean
 
     def _backward(
         self,

@@ -12,6 +12,7 @@ import comfy.utils
 import torch
 
 from ..rlg_sampler.messages import model_name
+from ..rlg_sampler.stochastic.step import check_noise_process
 from .base_digest import base_digest
 from .gradients import frozen
 from .prompts import Prompts
@@ -58,6 +59,7 @@ class Task:
             raise ValueError(
                 f"images: there are {len(self.images)} for {len(self.prompts.texts)} prompts; give each image its own."
             )
+        check_noise_process(self.model.get_model_object("model_sampling"))
         dimensions = self.model.get_model_object("latent_format").latent_dimensions
         if dimensions not in (2, 3):
             raise ValueError(f"model: {model_name(self.model)} does not make pictures; load an image model.")
@@ -91,21 +93,33 @@ class Task:
         latents = self.vae.encode(fitted.movedim(1, -1))
         return self.model.model.process_latent_in(latents).reshape(1, *self.latent_shape)
 
-    def scored_with_gradient(self, latents: torch.Tensor, prompt: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(rows,) scores of latents as pictures of a prompt, and the gradient of each with respect to its latents.
+    def check_gradient(self) -> None:
+        """Raises ValueError: the reward has no gradient, or none for a single picture."""
+        with torch.no_grad():
+            self.reward.gradient_score(torch.zeros(1, self.height, self.width, 3), [self.prompts.texts[0]])
+
+    def scored_with_gradient(
+        self, latents: torch.Tensor, asked: Sequence[tuple[str, float]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of latents under some prompts, and the gradient of their weighted sum with respect to the latents.
 
         Args:
             latents: as the model sees them, (rows, channels, ...), on the CPU.
+            asked: prompts, each with its weight.
+
+        Returns:
+            (rows, prompts) float32, and a gradient like `latents`; both on the CPU.
 
         Raises:
             ValueError: a score is no number.
         """
-        scores, gradients = zip(*(self._one_with_gradient(row[None], prompt) for row in latents), strict=True)
-        self._check(torch.cat(scores), [prompt] * len(latents))
-        return torch.cat(scores), torch.cat(gradients)
+        scores, gradients = zip(*(self._one_with_gradient(row[None], asked) for row in latents), strict=True)
+        return torch.stack(scores), torch.cat(gradients)
 
-    def _one_with_gradient(self, latents: torch.Tensor, prompt: int) -> tuple[torch.Tensor, torch.Tensor]:
-        vae = self.vae
+    def _one_with_gradient(
+        self, latents: torch.Tensor, asked: Sequence[tuple[str, float]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        vae, texts, weights = self.vae, [text for text, _ in asked], [weight for _, weight in asked]
         needed = _WITH_GRADIENT * vae.memory_used_decode(latents.shape, vae.vae_dtype)
         comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
         with torch.enable_grad(), frozen(vae.first_stage_model):
@@ -113,9 +127,11 @@ class Task:
             stored = self.model.model.process_latent_out(latents).to(vae.device, vae.vae_dtype)
             images = vae.process_output(vae.first_stage_model.decode(stored).float()).movedim(1, -1)
             images = images.reshape(-1, *images.shape[-3:])
-            score = self.reward.gradient_score(images, [self.prompts.texts[prompt]])
-            (gradient,) = torch.autograd.grad(score.sum(), latents)
-        return score.detach().float().cpu(), gradient
+            scores = self.reward.gradient_score(images.expand(len(texts), -1, -1, -1), texts)
+            (gradient,) = torch.autograd.grad((scores * scores.new_tensor(weights)).sum(), latents)
+        scores = scores.detach().float().cpu()
+        self._check(scores, texts)
+        return scores, gradient
 
     def scores(self, images: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
         """(rows,) float32 rewards of pictures of these prompts.
@@ -123,15 +139,16 @@ class Task:
         Raises:
             ValueError: a score is no number.
         """
-        scores = self.reward.score(images, [self.prompts.texts[number] for number in prompts])
-        self._check(scores, prompts)
+        texts = [self.prompts.texts[number] for number in prompts]
+        scores = self.reward.score(images, texts)
+        self._check(scores, texts)
         return scores.float()
 
-    def _check(self, scores: torch.Tensor, prompts: Sequence[int]) -> None:
+    def _check(self, scores: torch.Tensor, texts: Sequence[str]) -> None:
         if not torch.isfinite(scores).all():
             bad = int((~torch.isfinite(scores)).nonzero()[0])
             raise ValueError(
                 f"reward: {self.reward.name} gave {scores[bad].item()} for a picture of "
-                f"'{self.prompts.texts[prompts[bad]]}', which nothing can be learned from; use another reward, or "
+                f"'{texts[bad]}', which nothing can be learned from; use another reward, or "
                 "lower learning_rate if the pictures fell apart."
             )

@@ -13,15 +13,16 @@ import torch
 
 from ..rlg_sampler.messages import model_name
 from .checkpoint import State, changes
+from .direct_align import DirectAlignLearner
 from .gradients import check_differentiable, training_mode
 from .host_model import HostModel, Run
 from .iteration import Learned, Report
 from .lora_output import save_lora
-from .method import Method, PolicyGradient
+from .method import DirectAlign, Method, PolicyGradient, RewardGradient
 from .policy import Policy
 from .policy_gradient import PolicyLearner
 from .prompts import Prompts
-from .reward_gradient import RewardLearner
+from .reward_gradient import LastStepsLearner
 from .streams import noise, stream
 from .targets import attention_projections
 from .task import Task
@@ -33,6 +34,7 @@ LARGEST_GRADIENT = 1.0
 """Gradients are scaled down to this norm, as all references do."""
 WEIGHT_DECAY = 1e-4
 _SECONDS_BETWEEN_CHECKPOINTS = 30.0
+_LEARNERS = {PolicyGradient: PolicyLearner, RewardGradient: LastStepsLearner, DirectAlign: DirectAlignLearner}
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,7 @@ class Trainer:
         self._host = HostModel(
             task.model, self.policy, task.prompts, method.cfg, sigmas, settings.checkpointing, method.through_negative
         )
-        learner = PolicyLearner if isinstance(method, PolicyGradient) else RewardLearner
-        self._learner = learner(method, task, self._host, settings.batch_size, settings.seed, team)
+        self._learner = _LEARNERS[type(method)](method, task, self._host, settings.batch_size, settings.seed, team)
         self._go_on()
 
     def iterate(self, until: int, report: Report = lambda done: None) -> Iterator[Iteration]:
@@ -162,10 +163,7 @@ class Trainer:
         shape = self.task.latent_shape
 
         def sampled(run: Run, number: int) -> torch.Tensor:
-            x = run.start(noise([stream(seed, "preview", number)], shape, run.device))
-            for index in range(len(run.sigmas) - 1):
-                x0 = run.x0(x, index)
-                x = x0 + (x - x0) * (run.sigmas[index + 1] / run.sigmas[index])
+            x = run.sampled(noise([stream(seed, "preview", number)], shape, run.device))
             return self.task.decoded(x.cpu())
 
         chosen = self.policy.with_values(self._average) if tuned else self.policy.disabled()

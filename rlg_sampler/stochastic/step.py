@@ -77,11 +77,18 @@ def stochastic_step(
     Raises:
         ValueError: the model's noise process is of a third kind.
     """
-    if is_flow(model_sampling):
-        return flow_step(x, x0, sigmas, index, noise_level)
-    if isinstance(model_sampling, EPS) and not isinstance(model_sampling, IMG_TO_IMG):
-        return ddim_step(x, x0, sigmas, index, noise_level)
-    raise ValueError("model: its noise process has no stochastic step here; use a flow model or one of the SD family.")
+    check_noise_process(model_sampling)
+    step = flow_step if is_flow(model_sampling) else ddim_step
+    return step(x, x0, sigmas, index, noise_level)
+
+
+def check_noise_process(model_sampling: Any) -> None:
+    """Raises ValueError: a model's noise process is neither that of flow models nor that of ε and v models."""
+    of_sd = isinstance(model_sampling, EPS) and not isinstance(model_sampling, IMG_TO_IMG)
+    if not is_flow(model_sampling) and not of_sd:
+        raise ValueError(
+            "model: its noise process has no stochastic step here; use a flow model or one of the SD family."
+        )
 
 
 def flow_step(

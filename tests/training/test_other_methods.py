@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ SIDE = tasks.SIDE
 
 @pytest.fixture(scope="module")
 def training(rlg: SimpleNamespace) -> SimpleNamespace:
-    names = ("prompts", "task", "method", "trainer", "advantages", "gradients")
+    names = ("prompts", "task", "method", "trainer", "advantages", "gradients", "host_model", "direct_align")
     rooms = {name: rlg.module(f"training.{name}") for name in names}
     return SimpleNamespace(**rooms, jpeg=rlg.module("rewards.jpeg"))
 
@@ -49,12 +50,24 @@ def _texts(family: str, training: SimpleNamespace) -> Any:
     return training.prompts.Prompts(("a", "b"), tuple(m["positive"] for m in made), made[0]["negative"])
 
 
+class ByWord(tasks.Redness):
+    """A reward that reads its prompts: each likes a colour of its own."""
+
+    def gradient_score(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        seeds = (zlib.crc32(prompt.encode()) for prompt in prompts)
+        colours = torch.stack([torch.randn(3, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        return (images.mean(dim=(1, 2)) * colours).sum(dim=-1)
+
+
 @pytest.fixture
 def make(training, models):
-    def trainer(method: Any, family: str = "SD3", checkpoint: Path | None = None, rate: float = 1e-2) -> Any:
+    def trainer(
+        method: Any, family: str = "SD3", checkpoint: Path | None = None, rate: float = 1e-2, reward: Any = None
+    ) -> Any:
         model, vae = models[family]
         images = torch.rand(2, 80, 96, 3, generator=torch.Generator().manual_seed(1))
-        of = training.task.Task(model, vae, _texts(family, training), tasks.Redness(), SIDE, SIDE, images)
+        texts = _texts(family, training)
+        of = training.task.Task(model, vae, texts, reward or tasks.Redness(), SIDE, SIDE, images)
         settings = training.trainer.Settings(rank=4, learning_rate=rate, batch_size=5, checkpointing=False)
         return training.trainer.Trainer(of, method, settings, checkpoint)
 
@@ -72,10 +85,11 @@ def _methods(training: SimpleNamespace) -> dict[str, Any]:
         "ReFL": replace(of.REFL, **reward),
         "ImageReFL": replace(of.IMAGE_REFL, **reward, image_step=2, reward_weight=1.0),
         "DRaFT-K": replace(of.draft_k(2, 6), groups=2),
+        "SRPO": replace(of.SRPO, **small, wanted=("Real",), unwanted=("Painting", "Anime")),
     }
 
 
-METHODS = ("DDPO", "B²-DiffuRL", "Flow-GRPO-Fast", "ReFL", "ImageReFL", "DRaFT-K")
+METHODS = ("DDPO", "B²-DiffuRL", "Flow-GRPO-Fast", "ReFL", "ImageReFL", "DRaFT-K", "SRPO")
 
 
 def _run(trainer: Any, until: int) -> dict[str, torch.Tensor]:
@@ -162,6 +176,111 @@ def test_a_reward_gradient_is_that_of_one_graph(training, make, models, name, fa
         assert (mine[parameter] - gradient).abs().max() <= 1e-3 * gradient.abs().max(), parameter
 
 
+@pytest.mark.parametrize("from_images", [False, True])
+@pytest.mark.parametrize("family", ["SD3", "SD1.5"])
+def test_srpo_s_gradient_is_that_of_the_reference(training, make, family, from_images) -> None:
+    """The loop of Tencent-Hunyuan/SRPO's SRPO.py as its formulas say, in one graph: both branches, steps and words.
+
+    In the latents that a family's own papers use, α·x0 + s·ε: flow models have α = 1 − σ and s = σ, ε models
+    α² + s² = 1 (the reference trains a flow model; arXiv 2509.06942 has the formula for both).
+    """
+    method = replace(_methods(training)["SRPO"], groups=1, from_images=from_images)
+    ours, trainer = make(method, family, reward=ByWord()), make(method, family, reward=ByWord())
+    mine = _gradients(ours)
+    _gradients(trainer)  # for the same policy
+    (prompt,), latents = trainer.task.prompts.chosen(0, 0, 1), trainer.task.latent_shape
+    noise = torch.randn(1, *latents, generator=_stream(training, 0, "pictures", 0, 0, 0))
+    vae, model, text = trainer.task.vae, trainer.task.model, trainer.task.prompts.texts[prompt]
+    sampling, count = model.get_model_object("model_sampling"), 1000
+    _, middle, _ = method.levels(0, 0, 0)
+    mid = middle * count
+    stride = min(0.1 * count, count - mid, mid)
+    most, least = sampling.percent_to_sigma(0.1), sampling.percent_to_sigma(0.5)
+
+    def sigma_at(timestep: float) -> torch.Tensor:
+        return torch.tensor(most + (least - most) * timestep / count)
+
+    def discount(first: float, last: float, timestep: float) -> float:
+        return first + (last - first) * timestep / count
+
+    def scale(sigma: torch.Tensor) -> torch.Tensor:
+        return 1 - sigma if family == "SD3" else (1 + sigma**2) ** -0.5
+
+    def picture(run: Any, clean: torch.Tensor, start: float, end: float) -> torch.Tensor:
+        sigma, sigma_end = sigma_at(start), sigma_at(end)
+        run = replace(run, sigmas=sigma[None])
+        if family == "SD3":
+            noisy = sigma * noise + (1 - sigma) * clean
+            velocity = (noisy - run.x0(noisy, 0)) / sigma
+            recovered = (noisy + (sigma_end - sigma) * velocity - sigma_end * noise) / (1 - sigma_end)
+        else:
+            alpha, alpha_end = scale(sigma), scale(sigma_end)
+            noisy = alpha * clean + alpha * sigma * noise
+            x0 = run.x0(noisy / alpha, 0)
+            direction = (noisy - alpha * x0) / (alpha * sigma)
+            moved = alpha_end * x0 + alpha_end * sigma_end * direction
+            recovered = (moved - alpha_end * sigma_end * noise) / alpha_end
+        images = vae.first_stage_model.decode(model.model.process_latent_out(recovered).to(vae.vae_dtype)).float()
+        return ((images + 1) / 2).clamp(0, 1).movedim(1, -1)
+
+    def loss(run: Any) -> None:
+        with torch.no_grad():
+            clean, x = trainer.task.encoded(prompt), run.start(noise)
+            if not from_images:
+                for step in range(method.steps):
+                    x = _euler(run, x, step)
+                clean = x
+        with torch.enable_grad(), training.gradients.frozen(vae.first_stage_model):
+            wanted, unwanted = (lambda im, w=w: ByWord().gradient_score(im, [f"{w}. {text}"]) for w in method.words(0))
+            for inversion in (1, 0):
+                at = mid if inversion else mid - stride
+                start, base = count - (at + stride), count - at
+                if inversion:
+                    image, k = picture(run, clean, start, base), discount(0.1, 0.25, at)
+                    output = (1 + k) * wanted(image) - unwanted(image)
+                else:
+                    image, k = picture(run, clean, base, start), discount(0.3, 0.01, at)
+                    output = (1 + k) * unwanted(image) - wanted(image)
+                (-output.mean() / 2).backward()
+
+    with training.gradients.training_mode():
+        trainer._host.run(prompt, noise.shape, loss)
+    theirs = {n: p.grad for n, p in trainer.policy.parameters.items() if p.grad is not None}
+    assert theirs.keys() == mine.keys()
+    for parameter, gradient in theirs.items():
+        assert (mine[parameter] - gradient).abs().max() <= 1e-4 * gradient.abs().max(), parameter
+
+
+@pytest.mark.parametrize("family", ["SD3", "SD1.5"])
+def test_srpo_recovers_the_picture_at_any_noise(training, models, family) -> None:
+    """Exactly, if the model is right; else with its error times the way that the step went."""
+    sampling = models[family][0].get_model_object("model_sampling")
+    sigmas = torch.tensor([sampling.percent_to_sigma(percent) for percent in (0.02, 0.1, 0.2)])
+    generator = torch.Generator().manual_seed(2)
+    clean, noise, error = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(3))
+    for size in (0.0, 0.5):
+        run = training.host_model.Run(sigmas, sampling, clean.device, lambda x, sigma, e=size * error: clean + e)
+        for start in (0, 2):
+            found = training.direct_align._recovered(run, clean, noise, start)
+            way = 1 - sigmas[1] / sigmas[start]
+            signal = 1 - sigmas[1] if family == "SD3" else 1.0
+            assert torch.allclose(found, clean + size * error * way / signal, rtol=1e-3, atol=1e-3)
+
+
+def test_srpo_s_noise_levels_are_those_of_the_reference(training, models) -> None:
+    """Steps 5 to 25 of 50 with shift 3, of which a step takes a tenth and stays inside (SRPO_training_hpsv2.sh)."""
+    sampling, of = models["SD3"][0].get_model_object("model_sampling"), training.method.SRPO
+    shifted = [3 * t / (1 + 2 * t) for t in torch.linspace(1, 0, 51).tolist()]
+    ends = [sampling.percent_to_sigma(percent) for percent in (of.start_percent, of.end_percent)]
+    assert ends == pytest.approx([shifted[5], shifted[25]])
+    levels = torch.tensor([of.levels(0, iteration, 1) for iteration in range(300)])
+    start, end, other = levels.unbind(1)
+    assert levels.min() >= 0 and levels.max() <= 1 and end.min() < 0.03 and end.max() > 0.97
+    assert torch.allclose(start - end, torch.minimum(torch.tensor(0.1), torch.minimum(end, 1 - end)), atol=1e-6)
+    assert torch.allclose(start - end, end - other, atol=1e-6)
+    assert [of.words(step) for step in (4, 5)] == [("Natural-lighting", "Oil"), ("Detail", "Concept art")]
+
+
 def _euler(run: Any, x: torch.Tensor, step: int) -> torch.Tensor:
     x0 = run.x0(x, step)
     return x + (x - x0) / run.sigmas[step] * (run.sigmas[step + 1] - run.sigmas[step])
@@ -226,6 +345,22 @@ def test_branches_have_their_beginning_in_common(training, make) -> None:
 def test_reward_methods_that_cannot_be_are_refused(training, change, message) -> None:
     with pytest.raises(ValueError, match=f"^{message}.*\\.$"):
         replace(training.method.REFL, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start_percent": 0.5}, "start_percent: the trained noise levels go from 0.5 to 0.5"),
+        ({"end_percent": 1.5}, "start_percent: the trained noise levels go from 0.1 to 1.5"),
+        ({"wanted": ()}, "wanted: there is no word"),
+        ({"unwanted": ()}, "unwanted: there is no word"),
+        ({"stride": 0.0}, "stride: 0 of the noise levels is no step"),
+        ({"groups": 0}, "groups: without pictures"),
+    ],
+)
+def test_srpo_that_cannot_be_is_refused(training, change, message) -> None:
+    with pytest.raises(ValueError, match=f"^{message}.*\\.$"):
+        replace(training.method.SRPO, **change)
 
 
 def test_missing_parts_are_named_before_anything_is_computed(training, make, models) -> None:
