@@ -61,6 +61,8 @@ export function addPart(node, name, element, minHeight) {
   const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: minHeight };
   const widget = node.addDOMWidget(name, name, element, options);
   widget.serialize = false; // the option is for the prompt, this is for the workflow
+  // Else the browser keeps a workflow that is dropped here from the page, which would load it.
+  element.addEventListener("dragover", (event) => event.preventDefault());
   // The properties panel sets a width that is the panel's, and the canvas would take it for the node's.
   Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });
 }

@@ -177,15 +177,14 @@ class FrontEnd:
         # The older front end's is the larger half of a group of that name, the newer one's has the name itself.
         return self.page.locator("button[data-testid=queue-button], [data-testid=queue-button] button").first
 
-    def drop(self, file: Path) -> None:
-        """Drag a file from the desktop onto the canvas, and wait until it is loaded."""
+    def drop(self, file: Path, at: tuple[float, float] = (SCREEN["width"] / 2, SCREEN["height"] - 80)) -> None:
+        """Drag a file from the desktop onto a place on the screen, and wait until it is loaded."""
         self.nothing_in_front()
         self.page.evaluate("() => { window.before = app.graph.nodes[0]; }")
         session = self.page.context.new_cdp_session(self.page)
         data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
         for event in ("dragEnter", "dragOver", "drop"):
-            point = {"x": SCREEN["width"] / 2, "y": SCREEN["height"] - 80}
-            session.send("Input.dispatchDragEvent", {"type": event, "data": data, **point})
+            session.send("Input.dispatchDragEvent", {"type": event, "data": data, "x": at[0], "y": at[1]})
         session.detach()
         self.page.wait_for_function(
             "() => app.graph.nodes.length && app.graph.nodes[0] !== before && !app.extensionManager.spinner"

@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from browser.front_end import FrontEnd
+from browser.server import WORKFLOWS
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +50,13 @@ def test_the_curve_follows_the_keys_that_are_typed(front_end: FrontEnd) -> None:
     _type_keyframes(front_end, "0:0, 0.5:3")
     expect(_curve(front_end).get_by_role("img", name="scale 0 at 0, 3 at 0.5 (step)")).to_be_visible()
     expect(_curve(front_end).get_by_role("alert")).to_have_count(0)
+
+
+def test_a_workflow_can_be_dropped_onto_the_curve(front_end: FrontEnd) -> None:
+    front_end.add_alone("RLGRamp")
+    box = _curve(front_end).bounding_box()
+    front_end.drop(WORKFLOWS[0], at=(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2))
+    assert len(front_end.graph()["nodes"]) > 1
 
 
 def _type_keyframes(front_end: FrontEnd, text: str) -> None:
