@@ -146,6 +146,7 @@ class ComfyRenderer:
                 # Any schedule that needs guidance: the cells bring their own.
                 settings = self._settings.GuidanceSettings(self._constant(1.0), self._plan.tuned_cfg)
                 model = self._guided_model.guided_model(base, tuned, settings)
+                self._guided_model.Guidance.on(model).tuned[-1].pair.check_differs()
             (negative,) = run_node("CLIPTextEncode", clip=clip, text=self._plan.negative)
             self._loaded = index, (model, clip, vae, negative)
         return self._loaded[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import comfy.model_management
@@ -14,6 +13,7 @@ from ..rewards.pixels import to_bytes
 from ..training.progress import status
 from ..training.prompts import Prompts
 from ..training.trainer import Trainer
+from . import page
 
 EVENT = "rlg_training"
 """The message of the server that `web/training_curve.js` listens to, and the key of the same in the node's output."""
@@ -62,10 +62,8 @@ class LiveTraining:
         return {"node": self._node, "status": status(self._trainer.history, self._until), "entries": entries}
 
     def _tell(self) -> None:
-        # Not imported: a ComfyUI without a server, in a script or a test, has no need of all that its module brings.
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-        if server is not None and self._node is not None:
-            server.send_sync(EVENT, self.course(), server.client_id)
+        if self._node is not None:
+            page.send(EVENT, self.course())
 
     def _show(self) -> None:
         """Base model above, tuned below, the same noise in a column."""

@@ -2,10 +2,16 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addPart, after, html } from "./node_parts.js";
+import { addPart, html } from "./node_parts.js";
 
-const WARNING_HEIGHT = 56;
+// Of a line of text in a node of usual width: its characters, and its height in pixels.
+const LINE = { length: 44, height: 17 };
+const PADDING = 18;
+const WARNING = "rlg_warning"; // as in nodes/page.py
 const LIFE = { success: 5000, warn: 10000, error: undefined };
+
+/** What each node was warned of in its last run. @type {WeakMap<object, string[]>} */
+const warnings = new WeakMap();
 
 /**
  * @param {"success" | "warn" | "error"} severity
@@ -23,20 +29,25 @@ app.registerExtension({
       const hidden = app.extensionManager.setting.get("Comfy.RightSidePanel.ShowErrorsTab");
       if (hidden && detail.node_type?.startsWith("RLG")) tell("error", detail.exception_message.trim());
     });
-    // Without a warning a node has nothing to say at its end, so that the last one goes when it starts.
     api.addEventListener("executing", ({ detail }) => {
       const node = detail && nodeAt(String(detail));
       if (node) showWarnings(node, []);
     });
-  },
-  nodeCreated(node) {
-    if (node.comfyClass?.startsWith("RLG"))
-      after(node, "onExecuted", (output) => showWarnings(node, output?.rlg_warnings ?? []));
+    api.addEventListener(WARNING, ({ detail: { node: id, sentence } }) => {
+      const node = nodeAt(String(id));
+      const said = warnings.get(node) ?? [];
+      if (node && !said.includes(sentence)) showWarnings(node, [...said, sentence]);
+    });
   },
 });
 
+function heightOf(sentences) {
+  const lines = sentences.map(({ length }) => Math.ceil(length / LINE.length));
+  return PADDING + LINE.height * lines.reduce((a, b) => a + b, 0);
+}
+
 /** The node with an id as the server has it: of a node in a subgraph it holds those of the nodes around it. */
-function nodeAt(path) {
+export function nodeAt(path) {
   const ids = path.split(":");
   const last = ids.pop();
   let { graph } = app;
@@ -46,12 +57,13 @@ function nodeAt(path) {
 
 /** In the node, until it runs again. */
 function showWarnings(node, sentences) {
+  warnings.set(node, sentences);
   const shown = node.widgets?.find(({ name }) => name === "rlg_warnings");
   if (shown) node.removeWidget(shown);
   if (!sentences.length) return;
   const element = html("div", { class: "rlg-part rlg-warnings", role: "alert" },
     ...sentences.map((sentence) => html("p", {}, sentence)));
-  addPart(node, "rlg_warnings", element, () => WARNING_HEIGHT * sentences.length);
+  addPart(node, "rlg_warnings", element, () => heightOf(sentences));
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
   node.graph?.setDirtyCanvas(true, true);

@@ -53,6 +53,8 @@ class Guidance:
     def __call__(self, executor: WrapperExecutor, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         guider: CFGGuider = executor.class_obj
         check_latent(guider.model_patcher, noise)
+        if not any(tuned.pair.differs for tuned in self.tuned):
+            return executor(noise, *args, **kwargs)
         # Read from the run's options: objects in them keep their identity there when a later node clones the MODEL.
         base_options = sampling_options(self.tuned[0].pair.base, guider.model_options[_BASE_OPTIONS])
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
@@ -64,7 +66,7 @@ class Guidance:
     def _tuned_branches(self, guider: CFGGuider, base_options: Options) -> list[TunedBranch]:
         loaded = iter(guider.model_patcher.get_additional_models_with_key(KEY))
         branches = []
-        for tuned in self.tuned:
+        for tuned in (tuned for tuned in self.tuned if tuned.pair.differs):
             if tuned.pair.shares_weights:
                 patcher = guider.model_patcher
             else:
@@ -85,7 +87,7 @@ def guided_model(base: ModelPatcher, tuned: ModelPatcher, settings: GuidanceSett
             x0_base + Σ_k s_k · (x0_k − x0_base).
         tuned: the RL-tuned MODEL; a clone of the base with other weight patches shares its weights.
         settings: the scale s and how to guide; a scale of 0 throughout leaves the base as it is and does not even load
-            `tuned`.
+            `tuned`. So does, with a warning, a `tuned` that is equal to `base`.
 
     Raises:
         ValueError: the two MODELs are no pair.
@@ -95,6 +97,7 @@ def guided_model(base: ModelPatcher, tuned: ModelPatcher, settings: GuidanceSett
             "tuned: it is a guided MODEL already; connect the plain tuned MODEL, and chain RLG Model through 'base'."
         )
     pair = ModelPair.from_models(base, tuned)
+    pair.warn_if_equal()
     model = base.clone()
     if settings.schedule == constant(0.0):
         return model
@@ -117,6 +120,11 @@ def on_schedule(model: ModelPatcher, schedule: Schedule, known: KnownPredictions
     *others, last = Guidance.on(model).tuned
     last = replace(last, settings=replace(last.settings, schedule=schedule, approximation=EXACT))
     return _guided_by(Guidance((*others, last), known=known), model.clone())
+
+
+def scale_has_effect(model: ModelPatcher) -> bool:
+    """Whether the tuned model that was added last to a guided MODEL differs from its base."""
+    return Guidance.on(model).tuned[-1].pair.differs
 
 
 def as_part_of(model: ModelPatcher, whole: Sequence[float]) -> ModelPatcher:
@@ -153,7 +161,7 @@ def _load_with(model: ModelPatcher, guidance: Guidance) -> None:
     # Models inside the tuned MODEL's own patches (IP-Adapters and the like) have to be loaded with it.
     last = guidance.tuned[-1].pair
     needed = [*last.tuned.model_patches_models(), *last.tuned.get_additional_models()]
-    if last.shares_weights and needed:
+    if last.shares_weights and last.differs and needed:
         model.set_additional_models(f"{KEY}_patches_{len(guidance.tuned)}", needed)
 
 

@@ -11,7 +11,7 @@ import comfy.utils
 import torch
 from tqdm.auto import tqdm
 
-from ..guidance.guided_model import on_schedule
+from ..guidance.guided_model import on_schedule, scale_has_effect
 from ..ksampler_inputs import KSamplerInputs
 from ..schedules.schedule import Schedule, check_position, check_scale, combined_generation, constant
 from .cell_cache import KnownCells
@@ -80,9 +80,11 @@ def sweep(
     """
     start, sigmas = inputs.start(model), inputs.sigmas(model)
     steps = max(len(sigmas) - 1, 0)
-    wanted = [cell.schedule.per_step(steps) for cell in cells]
+    # Where tuned is equal to base, all cells are one.
+    schedules = [cell.schedule if scale_has_effect(model) else constant(0.0) for cell in cells]
+    wanted = [schedule.per_step(steps) for schedule in schedules]
     results = {scales: known.get(scales) if known else None for scales in wanted}
-    missing = {scales: cell.schedule for scales, cell in zip(wanted, cells, strict=True) if results[scales] is None}
+    missing = {scales: plan for scales, plan in zip(wanted, schedules, strict=True) if results[scales] is None}
     total = max(steps * len(missing), 1)
     logger.info("RLG sweep: %d cells of %d steps, %d of them known", len(results), steps, len(results) - len(missing))
     callback = make_callback(total)

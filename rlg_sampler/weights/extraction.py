@@ -76,7 +76,7 @@ def extract_lora(base: ModelPatcher, tuned: ModelPatcher, rank: int, done: Calla
     Raises:
         ValueError: the two do not belong together, or nothing in them can be expressed as a LoRA.
     """
-    ModelPair.from_models(base, tuned)
+    ModelPair.from_models(base, tuned).check_differs()
     names = [f"{_PREFIX}{name}" for name, _ in base.model.diffusion_model.named_parameters()]
     keys = [key for key in names if not key.endswith(_STORAGE)]
     weights: dict[str, torch.Tensor] = {}

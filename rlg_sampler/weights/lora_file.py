@@ -22,6 +22,7 @@ from comfy.weight_adapter.lora import LoRAAdapter
 
 from ..messages import model_name, name_list, shown
 from .lora_checks import Target, check_patches, check_tensors
+from .patch_difference import patch_difference
 from .peft_config import CONFIG_NAME, WEIGHTS_NAME, PeftConfig, decoded
 
 if TYPE_CHECKING:
@@ -87,7 +88,11 @@ def load_lora(model: ModelPatcher, path: Path, name: str, strength: float) -> tu
     tuned.add_patches(patches, strength)
     left_out = _left_out(weights, patches, key_map)
     report = _report(lora, patches, left_out, family, strength)
-    if left_out:
+    changes_nothing = not patch_difference(model.patches, tuned.patches)
+    if changes_nothing:
+        reason = "its strength is 0" if strength == 0 else "its matrices are zero, as before any training"
+        report += f" It changes nothing: {reason}."
+    if left_out or changes_nothing:
         logger.warning("RLG: %s", report)
     return tuned, report
 

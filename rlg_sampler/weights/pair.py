@@ -19,8 +19,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NOTHING_TO_GUIDE = (
-    "tuned: it has the same weights as base, so there is nothing to guide; {check} and that its output is "
-    "connected to 'tuned'."
+    "tuned: it has the same weights as base, so there is nothing to guide; check that the tuned model's loader is "
+    "connected to 'tuned' and not bypassed, that its LoRA has a strength other than 0, or that its checkpoint is "
+    "another file."
+)
+_SWAPPED = (
+    "RLG: base carries a LoRA and tuned carries none, so a higher scale leads away from that LoRA; if the two are "
+    "swapped, exchange the links of base and tuned."
+)
+_OF_BASE_ALONE = (
+    "RLG: base carries patches of its own on %d weights (such as %s), which a higher scale takes away again; a LoRA "
+    "that is meant for both MODELs goes before the loader of the RL LoRA."
 )
 
 
@@ -31,7 +40,7 @@ class ModelPair:
     Attributes:
         base, tuned: the MODELs as the user connected them.
         changes: what the tuned weights change, where both are clones of one model; None where they are two sets
-            of weights.
+            of weights. Empty where the two are equal.
     """
 
     base: ModelPatcher
@@ -42,20 +51,39 @@ class ModelPair:
     def shares_weights(self) -> bool:
         return self.changes is not None
 
+    @property
+    def differs(self) -> bool:
+        """Whether there is something to guide by."""
+        return self.changes is None or bool(self.changes)
+
     @classmethod
     def from_models(cls, base: ModelPatcher, tuned: ModelPatcher) -> ModelPair:
         """Check that the two belong together.
 
         Raises:
-            ValueError: they do not, or they are the same; the message names the input and what to do.
+            ValueError: they do not; the message names the input and what to do.
         """
         if base.is_clone(tuned):
             return cls(base, tuned, _shared_changes(base, tuned))
         _check_same_architecture(base, tuned)
         _check_same_noise_process(base, tuned)
-        if _same_weights(base, tuned):
-            raise ValueError(_NOTHING_TO_GUIDE.format(check="check that its checkpoint loader names another file"))
-        return cls(base, tuned, None)
+        if base.patches and not tuned.patches:
+            logger.warning(_SWAPPED)
+        return cls(base, tuned, {} if _same_weights(base, tuned) else None)
+
+    def check_differs(self) -> None:
+        """Refuse two MODELs that are equal.
+
+        Raises:
+            ValueError: they are.
+        """
+        if not self.differs:
+            raise ValueError(_NOTHING_TO_GUIDE)
+
+    def warn_if_equal(self) -> None:
+        """Say that the base is sampled alone, as after bypassing the LoRA loader to compare."""
+        if not self.differs:
+            logger.warning("RLG: %s Until then base is sampled alone.", _NOTHING_TO_GUIDE)
 
 
 def check_nothing_added(pair: ModelPair, model: ModelPatcher) -> None:
@@ -82,10 +110,11 @@ def check_nothing_added(pair: ModelPair, model: ModelPatcher) -> None:
 def _shared_changes(base: ModelPatcher, tuned: ModelPatcher) -> Mapping[str, WeightChange]:
     _check_same_attachments(base, tuned)
     changes = patch_difference(base.patches, tuned.patches)
-    if not changes:
-        raise ValueError(_NOTHING_TO_GUIDE.format(check="check that the LoRA loader has a strength other than 0"))
     for key in changes:
         checked_module(base.model, key)
+    if of_base_alone := [key for key, change in changes.items() if change.taken_away]:
+        added = any(change.added for change in changes.values())
+        logger.warning(*(_OF_BASE_ALONE, len(of_base_alone), of_base_alone[0]) if added else (_SWAPPED,))
     return changes
 
 

@@ -28,12 +28,15 @@ class WeightChange:
 
     Attributes:
         base, tuned: all patches of each, in the order the host applies them.
+        taken_away, added: those of the base alone and of the tuned model alone that change something.
         terms: (sign, patch) whose sum is the change, where every patch is additive; None where one is not, and
             the change depends on the weight itself.
     """
 
     base: tuple[Patch, ...]
     tuned: tuple[Patch, ...]
+    taken_away: tuple[Patch, ...]
+    added: tuple[Patch, ...]
     terms: tuple[tuple[float, Patch], ...] | None
 
     def low_rank_numbers(self, shape: torch.Size) -> int:
@@ -48,7 +51,7 @@ def patch_difference(base: WeightPatches, tuned: WeightPatches) -> dict[str, Wei
     for key in sorted(base.keys() | tuned.keys()):
         of_base, of_tuned = tuple(base.get(key, ())), tuple(tuned.get(key, ()))
         removed, added = _without(of_base, of_tuned), _without(of_tuned, of_base)
-        if not (_changes_something(removed) or _changes_something(added)):
+        if not (_that_change(removed) or _that_change(added)):
             continue
         # A patch that rescales or replaces the weight acts on those before it, so only what follows it is a plain sum.
         only_follows = not removed and all(map(_same_patch, of_base, of_tuned))
@@ -56,7 +59,7 @@ def patch_difference(base: WeightPatches, tuned: WeightPatches) -> dict[str, Wei
         terms = None
         if all(_is_low_rank(patch) for patch in everything):
             terms = tuple((-1.0, p) for p in removed) + tuple((1.0, p) for p in added)
-        changes[key] = WeightChange(of_base, of_tuned, terms)
+        changes[key] = WeightChange(of_base, of_tuned, _that_change(removed), _that_change(added), terms)
     return changes
 
 
@@ -124,16 +127,21 @@ def _same_patch(a: Patch, b: Patch) -> bool:
     return a is b or (a[1] is b[1] and a[4] is b[4] and (a[0], a[2], a[3]) == (b[0], b[2], b[3]))
 
 
-def _changes_something(patches: tuple[Patch, ...]) -> bool:
-    return any(not _is_zero(patch) for patch in patches)
+def _that_change(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:
+    return tuple(patch for patch in patches if not _is_zero(patch))
 
 
 def _is_zero(patch: Patch) -> bool:
     strength, adapter, strength_model, _, _ = patch
     if strength_model != 1.0:
         return False
-    # A LoRA as initialised, before any training, has an all-zero `up`.
-    return strength == 0.0 or (_is_low_rank(patch) and not adapter.weights[0].any())
+    if strength == 0.0:
+        return True
+    if _is_low_rank(patch):
+        up, down, alpha, *_ = adapter.weights
+        # A LoRA as initialised, before any training, has an all-zero `up`.
+        return alpha == 0.0 or not (up.any() and down.any())
+    return isinstance(adapter, tuple) and adapter[:1] == ("diff",) and not adapter[1][0].any()
 
 
 def _is_low_rank(patch: Patch) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -139,7 +140,9 @@ class FrontEnd:
         """`vue_nodes`: nodes are HTML, as in 0.33's newer renderer, instead of drawn on the canvas."""
         self.server, self.vue_nodes = server, vue_nodes
         self._complaints: list[str] = []
-        self._known: set[str] = set()
+        # What the server said to an earlier page is not ours; what it said at its start is the first one's.
+        self._known = Counter(server.complaints() if server.pages else [])
+        server.pages += 1
         context = browser.new_context(viewport=SCREEN, locale="en-US", color_scheme="dark")
         context.set_default_timeout(LIMIT * 1000)
         # The same on a machine with and without a network.
@@ -168,9 +171,9 @@ class FrontEnd:
 
     def new_complaints(self) -> list[str]:
         """Those that this did not give before."""
-        new = [complaint for complaint in self.all_complaints() if complaint not in self._known]
+        new = Counter(self.all_complaints()) - self._known
         self._known.update(new)
-        return new
+        return list(new)
 
     @property
     def run_button(self) -> Locator:

@@ -58,6 +58,8 @@ class Server:
     """Of ComfyUI."""
     log: Path
     records: Path
+    pages: int = 0
+    """How many were opened so far."""
 
     def complaints(self) -> list[str]:
         """Everything from WARNING up that its loggers said, and Python's own warnings, with where each comes from."""

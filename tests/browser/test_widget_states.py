@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from playwright.sync_api import expect
 
 from browser.front_end import FrontEnd
-from browser.server import WORKFLOWS
+from browser.server import WORKFLOWS, is_ours
 
 pytestmark = pytest.mark.slow
 
-(MAIN,) = [path for path in WORKFLOWS if path.stem == "rlg_text_to_image"]
-SMALL = {"EmptySD3LatentImage": {"width": 64, "height": 64}, "RLGKSampler": {"steps": 2}}
+(TWO,) = [path for path in WORKFLOWS if path.stem == "two_rewards"]
+SMALL = {"EmptySD3LatentImage": {"width": 64, "height": 64}, "KSampler": {"steps": 2}}
 
 WIDGET = """([type, name]) => {
     const widget = app.graph.nodes.find(node => node.type === type).widgets.find(widget => widget.name === name);
@@ -119,3 +121,27 @@ def test_the_panel_of_properties_shows_no_part_of_ours(front_end: FrontEnd) -> N
     width = page.locator(".rlg-curve").bounding_box()["width"]
     assert width >= 250
     page.get_by_label("Toggle properties panel").first.click()
+
+
+BYPASS = """(mode) => {
+    for (const node of app.graph.nodes) if (node.type === "RLGLoadLora") node.mode = mode;
+    app.graph.setDirtyCanvas(true, true);
+}"""
+
+
+def test_a_bypassed_lora_loader_is_a_warning_where_its_model_is_used(front_end: FrontEnd, artefacts: Path) -> None:
+    """The base is sampled, the node says so, and stops saying so when the loader is back."""
+    front_end.drop(TWO)
+    front_end.set_widgets(SMALL)
+    warning = front_end.page.locator(".rlg-warnings")
+    front_end.page.evaluate(BYPASS, 4)
+    assert front_end.run()["status"]["status_str"] == "success"
+    expect(warning).to_have_count(2)
+    expect(warning.first).to_contain_text("nothing to guide")
+    front_end.go_to("RLGModel")
+    front_end.page.screenshot(path=artefacts / "bypassed_lora_loader.png")
+    front_end.page.evaluate(BYPASS, 0)
+    assert front_end.run()["status"]["status_str"] == "success"
+    expect(warning).to_have_count(0)
+    ours = [complaint for complaint in front_end.new_complaints() if is_ours(complaint)]
+    assert ours and all("nothing to guide" in complaint for complaint in ours)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from demo.tiny_model import TinySD3
-from pairs import conds, load_checkpoint, picture_latent, task, tiny_unet, write_lora, write_model
+from pairs import Counter, conds, load_checkpoint, picture_latent, task, tiny_unet, write_lora, write_model
 
 
 @pytest.fixture
@@ -41,25 +41,83 @@ def refused(run_node: Callable) -> Callable[..., str]:
     return message
 
 
-def test_same_model_twice(refused, base) -> None:
-    sentence = refused(base, base.clone())
-    assert sentence.startswith("tuned:") and "nothing to guide" in sentence and "LoRA loader" in sentence
+EQUAL = ["bypassed loader", "strength 0", "untrained LoRA", "same checkpoint"]
 
 
-def test_lora_at_strength_0(refused, base, run_node) -> None:
-    (tuned, _) = run_node("RLGLoadLora", model=base, lora_name="pairs", strength=0.0)
-    assert "strength other than 0" in refused(base, tuned)
-
-
-def test_untrained_lora(refused, base, run_node, models_dir) -> None:
+@pytest.fixture(params=EQUAL)
+def equal(request: pytest.FixtureRequest, base: Any, checkpoint: Any, run_node: Callable, models_dir: Any) -> Any:
+    """A tuned MODEL that is the base."""
+    if request.param == "bypassed loader":
+        return base
+    if request.param == "same checkpoint":
+        return load_checkpoint(checkpoint)
+    if request.param == "strength 0":
+        return run_node("RLGLoadLora", model=base, lora_name="pairs", strength=0.0)[0]
     write_lora(models_dir, "untrained", init_scale=0.0)
-    (tuned, _) = run_node("RLGLoadLora", model=base, lora_name="untrained", strength=1.0)
-    assert "nothing to guide" in refused(base, tuned)
+    return run_node("RLGLoadLora", model=base, lora_name="untrained", strength=1.0)[0]
 
 
-def test_same_checkpoint_twice(refused, base, checkpoint) -> None:
-    sentence = refused(base, load_checkpoint(checkpoint))
-    assert "nothing to guide" in sentence and "checkpoint loader" in sentence
+def test_equal_models_sample_the_base_alone_with_a_warning(base, equal, run_node, caplog) -> None:
+    """Whoever bypasses the LoRA loader to compare sees the base's picture, at the base's price, and why."""
+    (expected,) = run_node("KSampler", model=base, **task())
+    (model,) = run_node("RLGModel", base=base, tuned=equal, scale=1.6)
+    caplog.clear()
+    counters = [Counter(patcher) for patcher in {id(p.model): p for p in (base, equal)}.values()]
+    results = [
+        run_node("KSampler", model=model, **task())[0],
+        run_node("RLGKSampler", base=base, tuned=equal, scale=1.6, **task())[0],
+        run_node("RLGSweep", base=base, tuned=equal, scales="0, 1.6, 3", switch_percents="", **task())[0],
+    ]
+    pictures = torch.cat([result["samples"] for result in results])
+    assert all(torch.equal(picture, expected["samples"][0]) for picture in pictures) and len(pictures) == 5
+    assert sum(counter.rows for counter in counters) == 3 * 2 * task()["steps"]
+    assert [record.levelname for record in caplog.records].count("WARNING") == 2
+    assert "nothing to guide" in caplog.text and "bypassed" in caplog.text and "strength other than 0" in caplog.text
+
+
+def test_an_equal_model_leaves_the_others_of_a_chain_as_they_are(base, equal, tuned, run_node) -> None:
+    (guided,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+    (expected,) = run_node("KSampler", model=guided, **task())
+    (chained,) = run_node("RLGModel", base=guided, tuned=equal, scale=0.7)
+    for result in (
+        run_node("KSampler", model=chained, **task())[0],
+        run_node("RLGSweep", base=guided, tuned=equal, scales="2", switch_percents="", **task())[0],
+    ):
+        assert torch.equal(result["samples"], expected["samples"])
+
+
+def test_a_swapped_pair_is_warned_of(base, tuned, run_node, caplog) -> None:
+    run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+    assert not caplog.records
+    run_node("RLGModel", base=tuned, tuned=base, scale=1.6)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "swapped" in record.getMessage()
+
+
+def test_a_swapped_pair_of_two_checkpoints_is_warned_of(tuned, checkpoint, run_node, caplog) -> None:
+    run_node("RLGModel", base=tuned, tuned=load_checkpoint(checkpoint), scale=1.6)
+    assert "swapped" in caplog.text
+
+
+def test_a_lora_of_the_base_alone_is_warned_of(base, tuned, run_node, models_dir, caplog) -> None:
+    write_lora(models_dir, "style", seed=5)
+    (styled, _) = run_node("RLGLoadLora", model=base, lora_name="style", strength=1.0)
+    (both, _) = run_node("RLGLoadLora", model=styled, lora_name="pairs", strength=1.0)
+    run_node("RLGModel", base=styled, tuned=both, scale=1.6)
+    assert not caplog.records
+    run_node("RLGModel", base=styled, tuned=tuned, scale=1.6)
+    assert "goes before the loader" in caplog.text and "swapped" not in caplog.text
+
+
+def test_a_lora_that_changes_nothing_is_named_by_its_loader(base, run_node, models_dir, caplog) -> None:
+    write_lora(models_dir, "untrained", init_scale=0.0)
+    for name, strength, reason in (("untrained", 1.0, "matrices are zero"), ("pairs", 0.0, "strength is 0")):
+        caplog.clear()
+        _, report = run_node("RLGLoadLora", model=base, lora_name=name, strength=strength)
+        assert f"It changes nothing: its {reason}" in report and report in caplog.text
+    caplog.clear()
+    _, report = run_node("RLGLoadLora", model=base, lora_name="pairs", strength=0.1)
+    assert "changes nothing" not in report and not caplog.records
 
 
 def test_same_checkpoint_with_a_lora_is_a_pair(base, checkpoint, run_node) -> None:

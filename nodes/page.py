@@ -1,0 +1,43 @@
+"""What nodes tell the page while they run, besides their outputs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from comfy_execution.utils import get_executing_context
+
+WARNING = "rlg_warning"
+"""The message of the server that `web/messages.js` listens to."""
+_PREFIX = "RLG: "
+"""Of lines in the log; in a node it is clear who speaks."""
+
+
+def running_node() -> str | None:
+    """Id in the prompt of the node that runs; None outside of the host's executor."""
+    context = get_executing_context()
+    return None if context is None else context.node_id
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """A message to the page that queued the prompt, if there is one."""
+    # Not imported: a ComfyUI without a server, in a script or a test, has no need of all that its module brings.
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None:
+        server.send_sync(event, data, server.client_id)
+
+
+class _InTheNode(logging.Handler):
+    """Shows what the extension warns of in the node that runs: few users see the log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        node = running_node()
+        if node is not None:
+            send(WARNING, {"node": node, "sentence": record.getMessage().removeprefix(_PREFIX)})
+
+
+def show_warnings_in_nodes() -> None:
+    """From now on, all warnings of the extension's loggers are seen in the node that they are about."""
+    package = __package__.rpartition(".")[0]
+    logging.getLogger(package).addHandler(_InTheNode(logging.WARNING))
