@@ -13,15 +13,7 @@ import numpy as np
 import torch
 
 from evaluation.errors import EvaluationError
-from evaluation.host import (
-    CPU_ARGUMENTS,
-    Extension,
-    HostSettings,
-    add_model_folders,
-    host_arguments,
-    host_version,
-    open_host,
-)
+from evaluation.host import Extension, HostSettings, host_arguments, host_version, start_host
 from evaluation.pictures import Picture
 from evaluation.plan import Batch, Pair, Plan
 from files.pictures import png
@@ -37,13 +29,11 @@ def make_renderer(plan: Plan, settings: HostSettings) -> ComfyRenderer:
         EvaluationError: the host does not have what the plan asks for.
     """
     torch.set_num_threads(plan.threads)
-    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
-    open_host(settings.path, settings.arguments or (() if has_gpu else CPU_ARGUMENTS))
-    add_model_folders(settings.path, settings.models)
+    extension = start_host(settings)
     import comfy.utils
 
     comfy.utils.set_progress_bar_enabled(False)
-    return ComfyRenderer(plan, Extension())
+    return ComfyRenderer(plan, extension)
 
 
 class ComfyRenderer:

@@ -67,6 +67,16 @@ def open_host(path: Path, arguments: Sequence[str] = CPU_ARGUMENTS) -> None:
     logging.getLogger().setLevel(logging.WARNING)
 
 
+def start_host(settings: HostSettings) -> Extension:
+    """ComfyUI in this process, on the CPU where there is no GPU; then as `open_host`."""
+    import torch
+
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+    open_host(settings.path, settings.arguments or (() if has_gpu else CPU_ARGUMENTS))
+    add_model_folders(settings.path, settings.models)
+    return Extension()
+
+
 def add_model_folders(host: Path, folders: Sequence[Path]) -> None:
     """The folders that main.py would add (extra_model_paths.yaml, --extra-model-paths-config), and then `folders`."""
     import folder_paths

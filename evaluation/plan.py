@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from evaluation.errors import EvaluationError
+from evaluation.plan_file import Part, read_plan
 from files.pictures import folder_name
 from files.prompts import read_prompts
-from rlg_sampler.messages import shown
 from rlg_sampler.schedules import schedule as schedules
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -29,11 +27,7 @@ Text = Annotated[str, Field(min_length=1)]
 _FORBIDDEN_IN_NAMES = set('/\\:*?"<>|')
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Pair(_Part):
+class Pair(Part):
     """A base model and its tuned version."""
 
     checkpoint: Text
@@ -71,7 +65,7 @@ class Pair(_Part):
         return self.lora or self.tuned_checkpoint or ""
 
 
-class PromptFile(_Part):
+class PromptFile(Part):
     """As the inputs of RLG Load Prompts; the file's path is relative to the plan."""
 
     file: Path
@@ -81,38 +75,38 @@ class PromptFile(_Part):
     shuffle_seed: Seed = 0
 
 
-class ModelFile(_Part):
+class ModelFile(Part):
     """A reward or a measure of diversity by its name, and the file of its weights where the host has several."""
 
     name: Text
     file: Text | None = None
 
 
-class InRange(_Part):
+class InRange(Part):
     scale: Number
     start_percent: Number = 0.0
     end_percent: Number = 1.0
     outside: Number = 1.0
 
 
-class CombinedGeneration(_Part):
+class CombinedGeneration(Part):
     switch_percent: Number
     scale: Number = 1.0
 
 
-class Ramp(_Part):
+class Ramp(Part):
     start_scale: Number = 0.0
     end_scale: Number = 1.0
     curve: str = Field("linear", pattern="^(linear|cosine|power)$")
     power: Number = 2.0
 
 
-class Keyframes(_Part):
+class Keyframes(Part):
     keyframes: Text
     interpolation: str = Field("step", pattern="^(step|linear)$")
 
 
-class ScheduleChoice(_Part):
+class ScheduleChoice(Part):
     """One of the schedule nodes, with its inputs."""
 
     range: InRange | None = None
@@ -171,7 +165,7 @@ class Batch:
     prompts: tuple[str, ...]
 
 
-class Plan(_Part):
+class Plan(Part):
     """What to sample and to score. Paths are absolute."""
 
     output: Path
@@ -260,56 +254,7 @@ def load_plan(file: Path) -> Plan:
     Raises:
         EvaluationError: it cannot be read, or says what cannot be.
     """
-    try:
-        values = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{file} cannot be read ({error}); name the plan, a YAML file in UTF-8.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the second: a date such as 2026-02-30
-        text = " ".join(str(error).replace('in "<unicode string>", ', "").split())
-        raise EvaluationError(f"{file} is no YAML ({text}); correct it.") from None
-    if not isinstance(values, dict):
-        raise EvaluationError(f"{file} holds no plan; write names and values, such as scales: [0, 1, 2].")
-    try:
-        plan = Plan.model_validate(values)
-    except ValidationError as error:
-        raise EvaluationError(f"{file}: {_sentence(error)}") from None
+    plan = read_plan(file, Plan)
     folder = file.resolve().parent
     prompts = plan.prompts.model_copy(update={"file": folder / plan.prompts.file.expanduser()})
     return plan.model_copy(update={"output": folder / plan.output.expanduser(), "prompts": prompts})
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose later keys do not silently replace earlier ones of the same name, and whose texts can be written."""
-
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
-        value = super().construct_scalar(node)
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise yaml.constructor.ConstructorError(None, None, "half a character, such as \\ud800", node.start_mark)
-        return value
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable):  # the others are an error below
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{reprlib.repr(key)} is there twice", key_node.start_mark
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first of the mistakes, and where it is."""
-    first = error.errors(include_url=False)[0]
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    place = shown(place, 200)
-    if first["type"] == "missing":
-        return f"{place} is missing; add it."
-    if first["type"] == "extra_forbidden":
-        return f"{place} is not known here; check its spelling, or take it out."
-    message = first["msg"].removeprefix("Value error, ").rstrip(".")
-    if first["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]} (it is {reprlib.repr(first['input'])})".replace("tuple", "list")
-    return f"{place}: {message}." if place else f"{message}."

@@ -513,7 +513,7 @@ def test_a_refusal_of_the_worker_ends_the_evaluation(tmp_path: Path) -> None:
 @pytest.fixture
 def ray_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's workers find the fakes as a driver of its own would."""
-    monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
 @needs_ray
@@ -578,7 +578,8 @@ def test_ray_that_is_not_installed_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "evaluation.ray_workers", raising=False)
+    for name in ("ray_cluster", "ray_workers"):
+        monkeypatch.delitem(sys.modules, f"evaluation.{name}", raising=False)
     assert carry_out(parse([str(_write_plan(tmp_path)), "--host", HOST, "--ray", "auto"])) == 1
     assert "Error: --ray: Ray is not installed; run `pip install ray`" in capsys.readouterr().err
 
