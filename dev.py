@@ -289,14 +289,19 @@ def refresh_lock(cache: Path) -> None:
 
 
 def constraints(host: Path) -> str:
-    """The locked versions, without the packages of which the host itself names one version."""
+    """The locked versions, without the packages of which the host itself names one version, and without their parts."""
 
     def name(line: str) -> str:
         return re.sub(r"[-_.]+", "-", re.split(r"[\s=<>~!;\[]", line, maxsplit=1)[0]).lower()
 
     of_host = (host / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pinned = {name(line) for line in of_host if "==" in line}
-    return "".join(f"{line}\n" for line in LOCK.read_text(encoding="utf-8").splitlines() if name(line) not in pinned)
+
+    def is_the_hosts(package: str) -> bool:  # comfyui-workflow-templates-core goes with comfyui-workflow-templates
+        return any(f"{package}-".startswith(f"{other}-") for other in pinned)
+
+    lines = LOCK.read_text(encoding="utf-8").splitlines()
+    return "".join(f"{line}\n" for line in lines if not is_the_hosts(name(line)))
 
 
 def is_complete(environment: Path) -> bool:

@@ -311,9 +311,11 @@ def test_every_package_is_pinned_and_no_host_is_named(dev: ModuleType) -> None:
 
 def test_locked_versions_give_way_to_the_hosts_own(dev: ModuleType, tmp_path: Path) -> None:
     host = make_host(tmp_path / "host")
-    (host / "requirements.txt").write_text("comfyui_frontend.package==9.9\ntorch\nnumpy>=1.25\n")
+    own = "comfyui_frontend.package==9.9\ncomfyui-workflow-templates==9.9\n"
+    (host / "requirements.txt").write_text(own + "torch\nnumpy>=1.25\n")
     kept = {line.split("==")[0] for line in dev.constraints(host).splitlines()}
-    assert "comfyui-frontend-package" not in kept and {"torch", "numpy"} <= kept
+    assert "comfyui-frontend-package" not in kept and {"torch", "numpy", "comfyui-embedded-docs"} <= kept
+    assert not [name for name in kept if name.startswith("comfyui-workflow-templates")]  # nor its parts
 
 
 @scripts

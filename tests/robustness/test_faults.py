@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.samplers
 import comfy.utils
@@ -32,7 +33,7 @@ ERRORS = {
     "Ctrl-C": KeyboardInterrupt,
     "Cancel": CANCEL,
 }
-PLACES = ("model", "adapted module", "conds", "guidance of another pack", "progress")
+PLACES = ("model", "adapted module", "conds", "guidance of another pack", "sampler", "progress")
 QKV = "joint_blocks.1.x_block.attn.qkv"
 
 
@@ -63,6 +64,18 @@ class Runs:
     def guided_model(self) -> None:
         (model,) = self.node("RLGModel", base=self.base, tuned=self.tuned, scale=1.6)
         self.node("KSampler", model=model, **task(steps=STEPS))
+
+    def guider(self) -> None:
+        pair = {name: self.pair()[name] for name in ("base", "tuned", "positive", "negative", "cfg")}
+        sigmas = {"model": self.base, "scheduler": "normal", "steps": STEPS, "denoise": 1.0}
+        self.node(
+            "SamplerCustomAdvanced",
+            noise=self.node("RandomNoise", noise_seed=1)[0],
+            guider=self.node("RLGGuider", **pair, scale=1.6)[0],
+            sampler=self.node("KSamplerSelect", sampler_name="euler")[0],
+            sigmas=self.node("BasicScheduler", **sigmas)[0],
+            latent_image=self.pair()["latent_image"],
+        )
 
     def two_tuned_models(self) -> None:
         (model,) = self.node("RLGModel", base=self.base, tuned=self.tuned, scale=0.7)
@@ -111,6 +124,7 @@ RUNS: dict[str, Callable[[Runs], None]] = {
     "LoRA, two passes": lambda runs: runs.sample(batching="two passes"),
     "two checkpoints": lambda runs: runs.sample(tuned=runs.tuned_other),
     "RLG Model": Runs.guided_model,
+    "RLG Guider": Runs.guider,
     "two tuned models": Runs.two_tuned_models,
     "schedule": Runs.scheduled,
     "approximate": Runs.approximate,
@@ -153,6 +167,7 @@ def at_place(place: str, runs: Runs, fault: Fault) -> Iterator[None]:
         owner, name = {
             "conds": (type(runs.base.model), "extra_conds"),
             "guidance of another pack": (comfy.samplers, "cfg_function"),
+            "sampler": (comfy.k_diffusion.sampling, "to_d"),  # Euler's step, after the model's call
             "progress": (comfy.utils.ProgressBar, "update_absolute"),
         }.get(place, (None, ""))
         if owner is not None:
