@@ -40,6 +40,9 @@ import torch
 # The host's, as in its own start: its nodes.py later puts a folder in front of the path that has another `utils`.
 import utils.json_util  # noqa: F401
 
+# The host's too: pytest later puts the repository in front, where its name is no Python identifier (comfyui-rlg).
+import nodes as host_nodes  # isort: skip
+
 from pairs import load_checkpoint, write_lora, write_model
 
 # The models are tiny: a second thread costs more in waiting than it computes, above all on a busy machine.
@@ -84,8 +87,6 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def rlg(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The extension, taken in by the host's own loader from a folder with a hyphen in its name."""
-    import nodes as host_nodes
-
     extras = Path(_host) / "comfy_extras"
     for name in ("custom_sampler", "slg", "sd3", "model_advanced", "torch_compile", "primitive", "preview_any"):
         asyncio.run(host_nodes.load_custom_node(str(extras / f"nodes_{name}.py"), module_parent="comfy_extras"))
