@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 from evaluation import summary
 from evaluation.errors import EvaluationError
@@ -35,21 +36,21 @@ def evaluate(plan: Plan, make_workers: Callable[[], Workers]) -> str:
         if missing := store.missing():
             with closing(make_workers()) as workers:
                 _make(plan, prompts, store, missing, workers)
-        with _writing():
+        with _writing(plan.output):
             return _sum_up(plan, prompts, store)
 
 
 def _make(plan: Plan, prompts: Sequence[str], store: Store, missing: Sequence[Batch], workers: Workers) -> None:
     print("Starting ComfyUI ...", file=sys.stderr, flush=True)
     description = described(workers)
-    with _writing():
+    with _writing(plan.output):
         store.begin(description)
     per_prompt = len(plan.seeds) * len(plan.cells)
     total = len(plan.pairs) * len(prompts) * per_prompt
     to_do = sum(len(batch.prompts) for batch in missing) * per_prompt
     with closing(Progress(plan, total, total - to_do)) as progress:
         for batch, pictures in rendered(missing, workers):
-            with _writing():
+            with _writing(plan.output):
                 store.write(batch, pictures)
             progress.add(batch.pair, pictures)
 
@@ -69,10 +70,11 @@ def _sum_up(plan: Plan, prompts: Sequence[str], store: Store) -> str:
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
+def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise EvaluationError(
-            f"output: {error}; make room or give the right to write, and run this again: what is done is kept."
+            f"output: {folder} cannot be written ({error.strerror or error}); make room or give the right to write, "
+            "and run this again: what is done is kept."
         ) from None

@@ -56,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="N times as many faults, bad inputs and queued prompts as usual",
+        help="N times as many faults, bad inputs, queued prompts and kills as usual",
     )
 
 

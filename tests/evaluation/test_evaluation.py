@@ -412,13 +412,14 @@ def test_one_evaluation_at_a_time(tmp_path: Path) -> None:
 # --- What dies ------------------------------------------------------------------------------------------------
 
 
-def test_workers_that_die_at_random_change_nothing(tmp_path: Path) -> None:
-    expected = _undisturbed(tmp_path)
-    plan = _plan(tmp_path)
+def test_workers_that_die_at_random_change_nothing(tmp_path: Path, times: int) -> None:
+    lines = [f"prompt {n}" for n in range(7 * times)]
+    expected = _undisturbed(tmp_path, lines=lines)
+    plan = _plan(tmp_path, lines)
     killed = kill_at_random(
-        lambda: evaluate(plan, lambda: LocalWorker(fakes.job(plan, seconds=0.05))), plan, WORKER_KILLS
+        lambda: evaluate(plan, lambda: LocalWorker(fakes.job(plan, seconds=0.05))), plan, WORKER_KILLS * times
     )
-    assert killed >= 1
+    assert killed >= times
     assert _files(plan.output) == expected
 
 
@@ -460,10 +461,11 @@ def _descendants(pid: int, command: str) -> list[psutil.Process]:
     return found
 
 
-def test_a_driver_that_is_killed_goes_on_and_leaves_no_worker(tmp_path: Path) -> None:
-    expected = _undisturbed(tmp_path)
-    plan = _plan(tmp_path)
-    kill_drivers(tmp_path / "plan.yaml", plan, DRIVER_KILLS, actors=0)
+def test_a_driver_that_is_killed_goes_on_and_leaves_no_worker(tmp_path: Path, times: int) -> None:
+    lines = [f"prompt {n}" for n in range(7 * times)]
+    expected = _undisturbed(tmp_path, lines=lines)
+    plan = _plan(tmp_path, lines)
+    kill_drivers(tmp_path / "plan.yaml", plan, DRIVER_KILLS * times, actors=0)
     assert _files(plan.output) == expected
 
 
