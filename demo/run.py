@@ -31,7 +31,7 @@ from files.pictures import png, write_bytes
 from plots.figure import saved
 from plots.reward_curve import reward_curve
 
-WORKFLOW = REPO / "workflows" / "rlg_text_to_image.json"
+WORKFLOW = REPO / "workflows" / "RLG 01 - Text to image.json"
 PROMPT = "a red star to the left of a blue circle"
 PROMPT_SEED = 7
 """Of the held-out prompts."""

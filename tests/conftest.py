@@ -88,7 +88,16 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rlg(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The extension, taken in by the host's own loader from a folder with a hyphen in its name."""
     extras = Path(_host) / "comfy_extras"
-    for name in ("custom_sampler", "slg", "sd3", "model_advanced", "torch_compile", "primitive", "preview_any"):
+    for name in (
+        "custom_sampler",
+        "slg",
+        "sd3",
+        "model_advanced",
+        "torch_compile",
+        "primitive",
+        "preview_any",
+        "images",
+    ):
         asyncio.run(host_nodes.load_custom_node(str(extras / f"nodes_{name}.py"), module_parent="comfy_extras"))
     custom_nodes = tmp_path_factory.mktemp("custom_nodes")
     (custom_nodes / PACK).symlink_to(REPO, target_is_directory=True)

@@ -15,7 +15,7 @@ from browser.server import WORKFLOWS, Server
 
 pytestmark = pytest.mark.slow
 
-(SWEEP,) = [path for path in WORKFLOWS if path.stem == "scale_sweep"]
+(SWEEP,) = [path for path in WORKFLOWS if path.stem == "RLG 02 - Scale sweep"]
 SMALL = {"EmptySD3LatentImage": {"width": 64, "height": 64}, "RLGSweep": {"steps": 2, "scales": "0, 1, 2"}}
 LABELS = ["scale 0, seed 42", "scale 1, seed 42", "scale 2, seed 42"]
 TABLE = [f"switch {switch}, scale {scale}, seed 42" for switch in (0, 0.5) for scale in (1, 1.5, 2)]

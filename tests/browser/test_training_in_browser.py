@@ -11,7 +11,7 @@ from browser.test_workflows_in_browser import SMALL
 
 pytestmark = pytest.mark.slow
 
-(TRAIN,) = [path for path in WORKFLOWS if path.stem == "train_and_guide"]
+(TRAIN,) = [path for path in WORKFLOWS if path.stem == "RLG 10 - Train and guide"]
 
 
 def test_the_course_of_a_training_run_is_in_its_node(front_end: FrontEnd) -> None:

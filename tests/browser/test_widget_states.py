@@ -12,7 +12,7 @@ from browser.server import WORKFLOWS, is_ours
 
 pytestmark = pytest.mark.slow
 
-(TWO,) = [path for path in WORKFLOWS if path.stem == "two_rewards"]
+(TWO,) = [path for path in WORKFLOWS if path.stem == "RLG 06 - Two rewards"]
 SMALL = {"EmptySD3LatentImage": {"width": 64, "height": 64}, "KSampler": {"steps": 2}}
 
 WIDGET = """([type, name]) => {

@@ -25,10 +25,11 @@ SAMPLERS = ("KSampler", "RLGKSampler", "RLGSweep", "RLGBranch")
 SMALL = {
     "EmptySD3LatentImage": {"width": SIDE, "height": SIDE},
     **dict.fromkeys(SAMPLERS, {"steps": STEPS}),
+    "RLGLoadReward": {"name": "jpeg_compressibility"},  # needs no files
     "RLGTrainLora": {"width": SIDE, "height": SIDE, "iterations": 1, "preview_every": 1},
     "RLGFlowGRPO": {"steps": 3, "cfg": 1, "groups": 1, "group_size": 2, "window": 0},
 }
-(MAIN,) = [path for path in WORKFLOWS if path.stem == "rlg_text_to_image"]
+(MAIN,) = [path for path in WORKFLOWS if path.stem == "RLG 01 - Text to image"]
 
 
 def _load(front_end: FrontEnd, path: Path) -> None:
@@ -109,7 +110,7 @@ def test_a_saved_picture_dropped_back_restores_the_graph(front_end: FrontEnd, tm
     picture.write_bytes(front_end.view(file))
     assert _meaning(json.loads(Image.open(picture).info["workflow"])) == _meaning(as_run)
 
-    (other,) = [path for path in WORKFLOWS if path.stem == "scale_sweep"]
+    (other,) = [path for path in WORKFLOWS if path.stem == "RLG 02 - Scale sweep"]
     front_end.drop(other)
     assert _meaning(front_end.graph()) != _meaning(as_run)
     front_end.drop(picture)
@@ -119,7 +120,7 @@ def test_a_saved_picture_dropped_back_restores_the_graph(front_end: FrontEnd, tm
 
 def test_a_missing_node_and_a_missing_file_would_be_seen(front_end: FrontEnd, tmp_path: Path) -> None:
     """What the other tests find nothing of, is found where it is."""
-    (path,) = [path for path in WORKFLOWS if path.stem == "two_rewards"]
+    (path,) = [path for path in WORKFLOWS if path.stem == "RLG 06 - Two rewards"]
     workflow = json.loads(path.read_text(encoding="utf-8"))
     for node in workflow["nodes"]:
         if node["type"] == "CheckpointLoaderSimple":

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ import pytest
 from demo.ui_to_api import NOTES, WorkflowError, set_widget, to_prompt, widget_slots
 
 WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
-MAIN = "rlg_text_to_image"
+MAIN = "RLG 01 - Text to image"
+TITLE = 30
+"""Height of a node's title, which stands above its position."""
 
 
 @pytest.fixture
@@ -84,15 +89,96 @@ def test_a_bundled_workflow_comes_with_a_prompt(path: Path, object_info: dict[st
         assert text.strip()
 
 
+def test_the_names_say_whose_the_workflows_are_and_sort() -> None:
+    """The template browser shows the file's name as the title, and finds by it. ASCII: git quotes other names."""
+    names = [path.stem for path in WORKFLOWS]
+    assert all(re.fullmatch(r"RLG \d\d - [A-Z][A-Za-z ]+", name) for name in names)
+    assert [int(name[4:6]) for name in names] == list(range(1, len(names) + 1))
+    assert all(path.with_suffix(".jpg").is_file() for path in WORKFLOWS)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_the_front_end_knows_where_the_missing_files_of_a_workflow_are(path: Path) -> None:
+    """A checkpoint is named at its loader; a LoRA's folder at the root, as no file in a list has the folder's name."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    named = {("loras", model["name"].split("/")[0]) for model in workflow.get("models", [])}
+    named |= {("checkpoints", m["name"]) for node in workflow["nodes"] for m in node["properties"].get("models", [])}
+    needed = {
+        "RLGLoadModels": ["checkpoints", "loras"],
+        "RLGLoadLora": ["loras"],
+        "CheckpointLoaderSimple": ["checkpoints"],
+    }
+    nodes = [node for node in workflow["nodes"] if node["type"] in needed]
+    assert named == {pair for node in nodes for pair in zip(needed[node["type"]], node["widgets_values"], strict=False)}
+
+
+def _boxes(workflow: dict[str, Any]) -> dict[int, tuple[float, float, float, float]]:
+    """Left, top, right and bottom of each node with its title, on the canvas."""
+    return {
+        node["id"]: (x, y - TITLE, x + width, y + height)
+        for node in workflow["nodes"]
+        for (x, y), (width, height) in [(node["pos"], node["size"])]
+    }
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_nodes_of_a_bundled_workflow_do_not_overlap(path: Path) -> None:
-    workflow, title = json.loads(path.read_text(encoding="utf-8")), 30
-    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
-    for i, (x, y, w, h) in enumerate(boxes):
-        for other_x, other_y, other_w, other_h in boxes[:i]:
-            apart_across = x >= other_x + other_w or other_x >= x + w
-            apart_down = y - title >= other_y + other_h or other_y - title >= y + h
+    boxes = list(_boxes(json.loads(path.read_text(encoding="utf-8"))).values())
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        for other_left, other_top, other_right, other_bottom in boxes[:i]:
+            apart_across = left >= other_right or other_left >= right
+            apart_down = top >= other_bottom or other_top >= bottom
             assert apart_across or apart_down
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_bundled_workflow_opens_in_a_size_that_can_be_read(path: Path) -> None:
+    """All of it on the screen, beside the front end's bars: the first one's on a small screen."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    width, height = (1280, 800) if path.stem == MAIN else (1920, 1080)
+    view = workflow["extra"]["ds"]
+    groups = [(x, y, x + w, y + h) for x, y, w, h in (group["bounding"] for group in workflow["groups"])]
+    lefts, tops, rights, bottoms = zip(*_boxes(workflow).values(), *groups, strict=True)
+
+    def on_screen(x: float, y: float) -> tuple[float, float]:
+        return tuple(
+            round((value + offset) * view["scale"]) for value, offset in zip((x, y), view["offset"], strict=True)
+        )
+
+    assert view["scale"] >= 0.74
+    assert on_screen(min(lefts), min(tops)) >= (60, 90)
+    assert all(
+        value <= limit for value, limit in zip(on_screen(max(rights), max(bottoms)), (width, height), strict=True)
+    )
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_no_link_of_a_bundled_workflow_runs_backwards_or_behind_a_node(path: Path) -> None:
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    boxes, kinds = _boxes(workflow), {node["id"]: node["type"] for node in workflow["nodes"]}
+    for _, origin, out_slot, target, in_slot, name in workflow["links"]:
+        _, top, right, _ = boxes[origin]
+        left, target_top, _, _ = boxes[target]
+        start, end = (right, _socket(top, out_slot)), (left, _socket(target_top, in_slot))
+        words = f"{name} from {kinds[origin]} {origin} to {kinds[target]} {target}"
+        assert start[0] < end[0], words
+        for x, y in _curve(start, end):
+            behind = {i for i, box in boxes.items() if box[0] + 2 < x < box[2] - 2 and box[1] < y < box[3]}
+            assert behind <= {origin, target}, f"{words} runs behind {[kinds[i] for i in behind]}"
+
+
+def _socket(top: float, slot: int) -> float:
+    return top + TITLE + 20 * (slot + 0.7)
+
+
+def _curve(start: tuple[float, float], end: tuple[float, float]) -> Iterator[tuple[float, float]]:
+    """As the front end draws a link: a Bézier curve, level at both ends, with a quarter of the way as handles."""
+    handle = math.dist(start, end) / 4
+    (x0, y0), (x3, y3) = start, end
+    for i in range(101):
+        t = i / 100
+        a, b, c, d = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3
+        yield a * x0 + b * (x0 + handle) + c * (x3 - handle) + d * x3, (a + b) * y0 + (c + d) * y3
 
 
 def test_prompt_of_the_main_workflow(workflow: dict[str, Any], object_info: dict[str, Any]) -> None:

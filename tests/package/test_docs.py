@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -31,7 +32,7 @@ def links(text: str) -> Iterator[str]:
 
 def file_of(link: str, page: Path) -> tuple[Path, str] | None:
     """Where in the repository a link of `page` leads, and to which anchor; None: elsewhere."""
-    path, _, anchor = link.partition("#")
+    path, _, anchor = unquote(link).partition("#")
     if match := REPOSITORY.match(path):
         return REPO / path[match.end() :], anchor
     if ":" in path:

@@ -126,6 +126,7 @@ def test_every_bundled_workflow_runs(server: SimpleNamespace, path: Path) -> Non
         "RLGLoadModels": {"ckpt_name": CHECKPOINT, "lora_name": LORA},
         "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
         "RLGLoadLora": {"lora_name": LORA},
+        "RLGLoadReward": {"name": "jpeg_compressibility"},
         "EmptySD3LatentImage": {"width": SIZE, "height": SIZE},
         **dict.fromkeys(("KSampler", "RLGKSampler", "RLGSweep", "RLGBranch"), {"steps": STEPS}),
     }
