@@ -129,6 +129,8 @@ def test_every_bundled_workflow_runs(server: SimpleNamespace, path: Path) -> Non
         "RLGLoadReward": {"name": "jpeg_compressibility"},
         "EmptySD3LatentImage": {"width": SIZE, "height": SIZE},
         **dict.fromkeys(("KSampler", "RLGKSampler", "RLGSweep", "RLGBranch"), {"steps": STEPS}),
+        "RLGTrainLora": {"width": SIZE, "height": SIZE, "iterations": 1},
+        "RLGFlowGRPO": {"steps": 3, "cfg": 1, "groups": 1, "group_size": 2, "window": 0},
     }
     for node in workflow["nodes"]:
         for name, value in changes.get(node["type"], {}).items():
