@@ -78,7 +78,7 @@ def differentiable_blocks(model: torch.nn.Module, checkpointing: bool) -> Iterat
         checkpointing: keep the inputs of each block alone for the backward pass, which then computes it once more.
     """
     with ExitStack() as stack:
-        for block in _blocks(model):
+        for block in blocks_of(model):
             for norm in (child for child in block.children() if "Norm" in type(child).__name__):
                 stack.enter_context(_OnCopies(norm))
             stack.enter_context(_OnCopies(block))
@@ -108,14 +108,14 @@ def _copied(argument: Any) -> Any:
     return argument.clone() if is_tensor and argument.is_floating_point() else argument
 
 
-def _blocks(model: torch.nn.Module, inside: bool = False) -> Iterator[torch.nn.Module]:
+def blocks_of(model: torch.nn.Module, inside: bool = False) -> Iterator[torch.nn.Module]:
     """The outermost modules in lists of modules: what models are a repetition of."""
     for child in model.children():
         container = isinstance(child, _CONTAINERS)
         if inside and not container and next(child.children(), None) is not None:
             yield child
         else:
-            yield from _blocks(child, inside or container)
+            yield from blocks_of(child, inside or container)
 
 
 def _constant(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ computes CFG and cleans up. `run` takes the place of a sampler in it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
+from .activations import Kept, in_sentence, kept_for_backward
 from .gradients import differentiable_blocks, frozen
 from .policy import Policy
 from .prompts import Prompts
@@ -22,7 +24,21 @@ from .prompts import Prompts
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of the model for some latents; both (rows, channels, ...) float32.
+
+    Attributes:
+        x0: after CFG.
+        negative: x0 for the negative prompt; zeros where cfg 1 leaves it out.
+    """
+
+    x0: torch.Tensor
+    negative: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -38,11 +54,19 @@ class Run:
     sigmas: torch.Tensor
     sampling: Any
     device: torch.device
-    _x0: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    _predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Prediction]
 
     def x0(self, x: torch.Tensor, index: int) -> torch.Tensor:
         """The policy's prediction for latents x at σ_index, after CFG; float32."""
-        return self._x0(x, self.sigmas[index].expand(len(x)))
+        return self.predict(x, index).x0
+
+    def predict(self, x: torch.Tensor, index: int, negative: torch.Tensor | None = None) -> Prediction:
+        """The same with CFG's other side.
+
+        Args:
+            negative: what the present policy predicts for the negative prompt, where that is known already.
+        """
+        return self._predict(x, self.sigmas[index].expand(len(x)), negative)
 
     def start(self, noise: torch.Tensor, latents: torch.Tensor | None = None, index: int = 0) -> torch.Tensor:
         """Latents at σ_index: noise alone, or `latents` (as the model sees them) with that much noise."""
@@ -71,7 +95,7 @@ class HostModel:
         prompts: to train on.
         cfg: text guidance; 1 leaves the negative prompt out.
         sigmas: σ_0 … σ_n of sampling.
-        checkpointing: save memory in backward passes, for one more forward pass.
+        checkpointing: save memory in backward passes, for one more forward pass; None is as False until `fit` decides.
         through_negative: whether gradients pass through CFG's other side too.
     """
 
@@ -82,7 +106,7 @@ class HostModel:
         prompts: Prompts,
         cfg: float,
         sigmas: torch.Tensor,
-        checkpointing: bool,
+        checkpointing: bool | None,
         through_negative: bool = False,
     ) -> None:
         self.policy = policy
@@ -100,6 +124,20 @@ class HostModel:
             self._checkpointing,
             self._through_negative,
         )
+
+    def fit(self, shape: torch.Size, predictions: int) -> None:
+        """Decide on checkpointing by what a backward pass would keep and by the memory that the host has free.
+
+        Args:
+            shape: of the latents, with all rows that a call will have.
+            predictions: so many have a gradient at once.
+        """
+        if self._checkpointing is None:
+            one = torch.Size((1, *shape[1:]))
+            kept, free = self.run(0, one, lambda run: self._kept(run, one))
+            rows = predictions * shape[0]
+            self._checkpointing = rows * kept.whole > free
+            logger.info("RLG training: %s", in_sentence(kept, rows, free))
 
     def run(
         self, prompt: int, shape: torch.Size, body: Callable[[Run], Result], sigmas: torch.Tensor | None = None
@@ -125,8 +163,17 @@ class HostModel:
         with ExitStack() as stack:
             stack.enter_context(frozen(model))
             stack.enter_context(self.policy.attached(model))
-            stack.enter_context(differentiable_blocks(model.diffusion_model, self._checkpointing))
+            stack.enter_context(differentiable_blocks(model.diffusion_model, bool(self._checkpointing)))
             return body(run)
+
+    def _kept(self, run: Run, shape: torch.Size) -> tuple[Kept, int]:
+        """What the backward pass of one picture keeps, and the bytes that are free for it."""
+        x = run.start(torch.zeros(shape, device=run.device))
+        model = self._patcher.model
+        with torch.enable_grad():
+            kept = kept_for_backward(model.diffusion_model, lambda: run.x0(x, 0))
+        reserve = comfy.model_management.minimum_inference_memory()
+        return kept, comfy.model_management.get_free_memory(run.device) - reserve
 
 
 class _Body(comfy.samplers.Sampler):
@@ -134,6 +181,7 @@ class _Body(comfy.samplers.Sampler):
 
     def __init__(self, body: Callable[[Run], Any], through_negative: bool) -> None:
         self._body, self._through_negative = body, through_negative
+        self._negative: torch.Tensor | None = None
         self.result: Any = None
 
     def sample(
@@ -148,11 +196,13 @@ class _Body(comfy.samplers.Sampler):
     ) -> torch.Tensor:
         options = {**extra_args["model_options"], "sampler_calc_cond_batch_function": self._one_by_one}
 
-        def x0(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        def predict(x: torch.Tensor, sigma: torch.Tensor, negative: torch.Tensor | None) -> Prediction:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            return guider(x, sigma, model_options=options, seed=extra_args["seed"])
+            self._negative = negative
+            x0 = guider(x, sigma, model_options=options, seed=extra_args["seed"])
+            return Prediction(x0, self._negative)
 
-        self.result = self._body(Run(sigmas, guider.inner_model.model_sampling, noise.device, x0))
+        self.result = self._body(Run(sigmas, guider.inner_model.model_sampling, noise.device, predict))
         return noise
 
     def _one_by_one(self, call: dict[str, Any]) -> list[torch.Tensor]:
@@ -163,9 +213,9 @@ class _Body(comfy.samplers.Sampler):
         positive, negative = call["conds"]
         rest = call["input"], call["sigma"], call["model_options"]
         if negative is None:
-            other = torch.zeros_like(call["input"])
-        else:
+            self._negative = torch.zeros_like(call["input"])
+        elif self._negative is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._through_negative):
-                (other,) = comfy.samplers.calc_cond_batch(call["model"], [negative], *rest)
+                (self._negative,) = comfy.samplers.calc_cond_batch(call["model"], [negative], *rest)
         (own,) = comfy.samplers.calc_cond_batch(call["model"], [positive], *rest)
-        return [own, other]
+        return [own, self._negative]

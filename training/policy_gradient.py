@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -60,7 +61,7 @@ class PolicyLearner:
         shares = self._shares(iteration)
         for number, share in enumerate(shares):
             gradients = GradientSum(self._host.policy.parameters.values())
-            kl, clipped = self._update(share, drawn, advantages, gradients)
+            kl, clipped = self._update(share, drawn, advantages, gradients, unchanged=number == 0)
             own += torch.tensor([kl, clipped, self._near_images(iteration, number, gradients)], dtype=torch.float64)
             gradients.give(self._team)
             norms.append(step())
@@ -94,9 +95,13 @@ class PolicyLearner:
             drawn[number] = self._with_model(
                 pictures.prompt, len(rows), lambda run, p=pictures: self._draw(run, p, plan)
             )
-            images = self._task.decoded(drawn[number].end)
-            rewards[group, rows.start : rows.stop] = self._task.scores(images, [pictures.prompt] * len(rows)).cpu()
-            report(0.5 * len(drawn) / len(own))
+            report(0.4 * len(drawn) / len(own))
+        # After all of them: where memory is short the model gives way to the VAE and the reward once, not each time.
+        for done, (number, chunk) in enumerate(drawn.items(), 1):
+            group, rows = self._parts[number]
+            scores = self._task.scores(self._task.decoded(chunk.end), [chunk.prompt] * len(chunk))
+            rewards[group, rows.start : rows.stop] = scores.cpu()
+            report(0.4 + 0.1 * done / len(own))
         return drawn, self._team.total(rewards).flatten()
 
     def _draw(self, run: Run, pictures: Pictures, plan: Plan) -> Trajectories:
@@ -129,12 +134,14 @@ class PolicyLearner:
         drawn: dict[int, Trajectories],
         advantages: list[torch.Tensor],
         gradients: GradientSum,
+        unchanged: bool,
     ) -> tuple[float, float]:
         """Add the gradients of an update's pictures that are this worker's; what they add to mean KL and clipped share.
 
         Args:
             share: numbers of the update's parts, other workers' too.
             advantages: of all parts.
+            unchanged: whether the policy is still the one that drew them.
         """
         only_selected = self._method.compared_with == "branch"
         pictures = sum(int(advantages[n].count_nonzero()) if only_selected else len(advantages[n]) for n in share)
@@ -146,9 +153,8 @@ class PolicyLearner:
             if only_selected:
                 chunk, own = chunk.part(own != 0), own[own != 0]
             if own.any() or (len(own) and self._method.kl_weight):
-                sums = self._with_model(
-                    chunk.prompt, len(chunk), lambda run, c=chunk, a=own: self._gradients(run, c, a, pictures)
-                )
+                body = partial(self._gradients, drawn=chunk, advantages=own, pictures=pictures, unchanged=unchanged)
+                sums = self._with_model(chunk.prompt, len(chunk), body)
                 gradients.take()
                 kl, clipped = kl + sums[0], clipped + sums[1]
         return kl, clipped
@@ -174,23 +180,27 @@ class PolicyLearner:
             (self._method.image_weight / self._method.groups * loss).backward()
         return float(loss.detach())
 
-    def _gradients(self, run: Run, drawn: Trajectories, advantages: torch.Tensor, pictures: int) -> tuple[float, float]:
+    def _gradients(
+        self, run: Run, drawn: Trajectories, advantages: torch.Tensor, pictures: int, unchanged: bool
+    ) -> tuple[float, float]:
         method, kl, clipped = self._method, 0.0, 0.0
         advantages = advantages.to(run.device)
         weight = 1.0 / (pictures * len(drawn.steps))
         for index, step in drawn.steps.items():
             with torch.enable_grad():
-                ratio, divergence = self._compared_steps(run, index, step)
+                ratio, divergence = self._compared_steps(run, index, step, unchanged)
                 loss = clipped_policy_loss(ratio, advantages, method.clip_range) + method.kl_weight * divergence
                 (loss.sum() * weight).backward()
             kl += float(divergence.detach().sum()) * weight
             clipped += float(((ratio.detach() - 1.0).abs() > method.clip_range).sum()) * weight
         return kl, clipped
 
-    def _compared_steps(self, run: Run, index: int, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+    def _compared_steps(self, run: Run, index: int, drawn: Drawn, unchanged: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(rows,) each: density of what was drawn by that when it was drawn, and the distance to the base model."""
         x, device = drawn.x.to(run.device), run.device
-        now = stochastic_step(run.sampling, x, run.x0(x, index), run.sigmas, index, self._method.noise_level)
+        known = drawn.negative.to(device) if unchanged and not self._method.through_negative else None
+        x0 = run.predict(x, index, known).x0
+        now = stochastic_step(run.sampling, x, x0, run.sigmas, index, self._method.noise_level)
         ratio = (now.log_density(drawn.x_next.to(device)) - drawn.log_density.to(device)).exp()
         if drawn.base_mean is None:
             return ratio, torch.zeros_like(ratio)

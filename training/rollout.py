@@ -22,18 +22,20 @@ class Drawn:
         x: latents before it, (rows, channels, ...).
         x_next: latents after it.
         log_density: (rows,) of x_next under the policy that drew it.
+        negative: its x0 for the negative prompt.
         base_mean: the base model's mean of x_next; None where nothing asks for it.
     """
 
     x: torch.Tensor
     x_next: torch.Tensor
     log_density: torch.Tensor
+    negative: torch.Tensor
     base_mean: torch.Tensor | None
 
     def part(self, rows: torch.Tensor) -> Drawn:
         """As `Trajectories.part`."""
         base = None if self.base_mean is None else self.base_mean[rows]
-        return Drawn(self.x[rows], self.x_next[rows], self.log_density[rows], base)
+        return Drawn(self.x[rows], self.x_next[rows], self.log_density[rows], self.negative[rows], base)
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,12 @@ def draw(run: Run, policy: Policy, pictures: Pictures, plan: Plan, noise_level: 
         if index == fork:
             x = x.expand(len(own), *shape)
         noisy = index in plan.noisy
-        step = stochastic_step(run.sampling, x, run.x0(x, index), run.sigmas, index, noise_level if noisy else 0.0)
+        seen = run.predict(x, index)
+        step = stochastic_step(run.sampling, x, seen.x0, run.sigmas, index, noise_level if noisy else 0.0)
         x_next = step.drawn(draw_noise(index)) if noisy else step.mean
         if index in plan.trained:
             base = _base_mean(run, policy, x, index, noise_level).cpu() if with_base else None
-            steps[index] = Drawn(x.cpu(), x_next.cpu(), step.log_density(x_next).cpu(), base)
+            steps[index] = Drawn(x.cpu(), x_next.cpu(), step.log_density(x_next).cpu(), seen.negative.cpu(), base)
         x = x_next
     return Trajectories(pictures.prompt, steps, x.cpu())
 

@@ -47,7 +47,8 @@ class Settings:
         alpha: its strength is alpha / rank; None = 2 · rank, as Flow-GRPO trains.
         seed: of all that is random.
         batch_size: pictures per call of the model.
-        checkpointing: compute blocks twice, to keep less of them in memory.
+        checkpointing: compute blocks twice, to keep less of them in memory; None = where all would not fit. What is
+            learned is the same.
     """
 
     learning_rate: float = 3e-4
@@ -55,7 +56,7 @@ class Settings:
     alpha: float | None = None
     seed: int = 0
     batch_size: int = 4
-    checkpointing: bool = True
+    checkpointing: bool | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be trained with."""
@@ -130,6 +131,8 @@ class Trainer:
             report: told the finished share of the present iteration, 0 … 1.
         """
         try:
+            if len(self.history) < until:
+                self._fit()
             while len(self.history) < until:
                 yield self._iteration(report)
                 if time.monotonic() - self._written > _SECONDS_BETWEEN_CHECKPOINTS:
@@ -171,6 +174,13 @@ class Trainer:
         with training_mode(), chosen:
             numbers = range(len(prompts.texts))
             return torch.cat([host.run(n, size, lambda run, n=n: sampled(run, n)) for n in numbers])
+
+    def _fit(self) -> None:
+        """Look what a backward pass will take, and say so."""
+        predictions = self.method.gradient_steps if isinstance(self.method, RewardGradient) else 1
+        rows = min(self.settings.batch_size, self.method.group_size)
+        with training_mode():
+            self._host.fit(torch.Size((rows, *self.task.latent_shape)), predictions)
 
     def _iteration(self, report: Report) -> Iteration:
         start, before = time.perf_counter(), {name: t.detach().clone() for name, t in self._tensors().items()}
@@ -238,7 +248,8 @@ class Trainer:
         """All that would make another run of it, as text."""
         task = self.task
         of_task = {"reward": task.reward.name, "width": task.width, "height": task.height}
-        parts = {**of_task, **self._digest, **asdict(self.settings), "method": self.method.name, **asdict(self.method)}
+        settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpointing"}
+        parts = {**of_task, **self._digest, **settings, "method": self.method.name, **asdict(self.method)}
         return {name: str(value) for name, value in parts.items()}
 
     def _recipe(self) -> dict[str, str]:

@@ -130,6 +130,63 @@ def test_pictures_computed_in_parts_teach_the_same(make, drawn_iteration) -> Non
         assert (b.gradients[0][name] - gradient).abs().max() <= 1e-3 * gradient.abs().max(), name
 
 
+def test_checkpointing_changes_nothing_but_memory(make, drawn_iteration) -> None:
+    """So a run may go on where more or less memory is free, with the same result bit for bit."""
+    gradients = []
+    for checkpointing in (False, True):
+        trainer = make(settings={"checkpointing": checkpointing})
+        _random_up(trainer)
+        gradients.append(drawn_iteration(trainer).gradients)
+    for kept, again in zip(*gradients, strict=True):
+        assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@pytest.mark.parametrize(("updates", "again"), [(1, 0), (2, 3)])
+def test_nothing_is_evaluated_twice(make, loaded, monkeypatch, updates, again) -> None:
+    """Per chunk: each side of CFG once a step, the base's on trained steps; then the prompt's side with a gradient.
+
+    CFG's other side follows only once the policy is another than the one that drew the pictures.
+    """
+    trainer, calls = make(updates=updates), []
+    model = loaded[0].model
+    own = model.apply_model
+    monkeypatch.setattr(model, "apply_model", lambda *a, **k: calls.append(torch.is_grad_enabled()) or own(*a, **k))
+    next(trainer.iterate(1))
+    measured, chunks, steps, trained = 2, 2, 4, 3
+    assert calls.count(True) == chunks * trained + 1
+    assert calls.count(False) == chunks * 2 * (steps + trained) + again + measured - 1
+
+
+def test_what_a_backward_pass_keeps_is_known_before(make, training, loaded, caplog, monkeypatch) -> None:
+    """Where it does not fit into what the host has free, blocks are computed twice, and the log says so."""
+    trainer = make(groups=1, group_size=4)
+    host, shape = trainer._host, torch.Size((1, *trainer.task.latent_shape))
+
+    def really(run: Any) -> int:
+        saved: list[torch.Tensor] = []
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            out = run.x0(run.start(torch.zeros(shape)), 0)
+        weights = {p.untyped_storage().data_ptr() for p in loaded[0].model.parameters()}
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
+        assert out.requires_grad
+        return sum(size for address, size in storages.items() if address not in weights)
+
+    with caplog.at_level("INFO"):
+        next(trainer.iterate(1))
+    assert host._checkpointing is False and "a backward pass keeps" in caplog.text
+    with training.gradients.training_mode():
+        (kept, _), real = host.run(0, shape, lambda run: host._kept(run, shape)), host.run(0, shape, really)
+    assert real <= kept.whole <= 1.1 * real
+    assert kept.checkpointed < 0.8 * kept.whole
+
+    reserve = comfy.model_management.minimum_inference_memory()
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: reserve + 3 * kept.whole)
+    short = make(groups=1, group_size=4)
+    with caplog.at_level("INFO"):
+        next(short.iterate(1))
+    assert short._host._checkpointing is True and "blocks are computed twice" in caplog.text
+
+
 def _run(trainer: Any, until: int) -> dict[str, torch.Tensor]:
     for _ in trainer.iterate(until):
         pass
