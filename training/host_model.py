@@ -111,7 +111,8 @@ class HostModel:
     ) -> None:
         self.policy = policy
         self._patcher, self._prompts, self._cfg, self._sigmas = patcher, prompts, cfg, sigmas
-        self._checkpointing, self._through_negative = checkpointing, through_negative
+        self._wanted, self._checkpointing = checkpointing, bool(checkpointing)
+        self._through_negative = through_negative
 
     def on(self, prompts: Prompts) -> HostModel:
         """The same on other prompts."""
@@ -121,18 +122,20 @@ class HostModel:
             prompts,
             self._cfg,
             self._sigmas,
-            self._checkpointing,
+            self._wanted,
             self._through_negative,
         )
 
     def fit(self, shape: torch.Size, predictions: int) -> None:
-        """Decide on checkpointing by what a backward pass would keep and by the memory that the host has free.
+        """Decide on checkpointing, if that was left open, by what a backward pass would keep and what is free.
+
 
         Args:
             shape: of the latents, with all rows that a call will have.
             predictions: so many have a gradient at once.
         """
-        if self._checkpointing is None:
+        if self._wanted is None:
+            self._checkpointing = False
             one = torch.Size((1, *shape[1:]))
             kept, free = self.run(0, one, lambda run: self._kept(run, one))
             rows = predictions * shape[0]
@@ -163,7 +166,7 @@ class HostModel:
         with ExitStack() as stack:
             stack.enter_context(frozen(model))
             stack.enter_context(self.policy.attached(model))
-            stack.enter_context(differentiable_blocks(model.diffusion_model, bool(self._checkpointing)))
+            stack.enter_context(differentiable_blocks(model.diffusion_model, self._checkpointing))
             return body(run)
 
     def _kept(self, run: Run, shape: torch.Size) -> tuple[Kept, int]:

@@ -259,7 +259,8 @@ def test_srpo_recovers_the_picture_at_any_noise(training, models, family) -> Non
     generator = torch.Generator().manual_seed(2)
     clean, noise, error = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(3))
     for size in (0.0, 0.5):
-        run = training.host_model.Run(sigmas, sampling, clean.device, lambda x, sigma, e=size * error: clean + e)
+        predicted = training.host_model.Prediction(clean + size * error, clean)
+        run = training.host_model.Run(sigmas, sampling, clean.device, lambda x, sigma, negative, p=predicted: p)
         for start in (0, 2):
             found = training.direct_align._recovered(run, clean, noise, start)
             way = 1 - sigmas[1] / sigmas[start]
