@@ -129,7 +129,6 @@ class HostModel:
     def fit(self, shape: torch.Size, predictions: int) -> None:
         """Decide on checkpointing, if that was left open, by what a backward pass would keep and what is free.
 
-
         Args:
             shape: of the latents, with all rows that a call will have.
             predictions: so many have a gradient at once.
