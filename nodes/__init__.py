@@ -13,12 +13,13 @@ from .files import RLGLoadPrompts, RLGSaveSet
 from .guidance import RLGGuiderNode, RLGModel
 from .loaders import RLGLoadLora, RLGLoadModels
 from .policy_methods import RLGDDPO, RLGB2DiffuRL, RLGFlowGRPO
-from .reward_methods import RLGReFL
+from .reward_methods import RLGSRPO, RLGReFL
 from .sampling import RLGKSampler
 from .schedules import RLGCombinedGeneration, RLGKeyframes, RLGRamp, RLGScale
 from .scoring import RLGLoadReward, RLGPickBest, RLGScore
 from .sweep import RLGGrid, RLGSweep
 from .training import RLGTrainLora
+from .training_images import RLGLoadImages
 
 
 class RLGExtension(ComfyExtension):
@@ -53,5 +54,7 @@ class RLGExtension(ComfyExtension):
             RLGDDPO,
             RLGB2DiffuRL,
             RLGReFL,
+            RLGSRPO,
+            RLGLoadImages,
             RLGCombineRewards,
         ]

@@ -67,6 +67,15 @@ class RLGFlowGRPO(io.ComfyNode):
                     "PickScore; lower = more reward, less variety, and sooner tricks.",
                 ),
                 *_policy_inputs(clip_range=1e-4, largest_advantage=5.0),
+                io.Int.Input(
+                    "window_interval",
+                    default=0,
+                    min=0,
+                    max=10_000,
+                    optional=True,
+                    tooltip="0 = the window begins at a random step. 25 = at step 0, one step later every 25 "
+                    "iterations up to window_start, and from 0 again: MixGRPO.",
+                ),
             ],
             outputs=[training_inputs.method_output()],
         )
@@ -84,6 +93,7 @@ class RLGFlowGRPO(io.ComfyNode):
         kl_weight: float,
         clip_range: float,
         largest_advantage: float,
+        window_interval: int = 0,
     ) -> io.NodeOutput:
         method = replace(
             FLOW_GRPO,
@@ -94,6 +104,7 @@ class RLGFlowGRPO(io.ComfyNode):
             group_size=group_size,
             window=window,
             window_start=window_start if window else 0,
+            window_interval=window_interval if window else 0,
             kl_weight=kl_weight,
             clip_range=clip_range,
             largest_advantage=largest_advantage,

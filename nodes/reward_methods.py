@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..training.method import IMAGE_REFL, REFL, draft_k
+from ..training.method import IMAGE_REFL, REFL, SRPO, draft_k
 from . import training_inputs
 from .search import search_aliases
 
@@ -103,3 +103,89 @@ class RLGReFL(io.ComfyNode):
             method = replace(method, from_images=True, image_weight=image_weight)
         method = replace(method, cfg=cfg, reward_weight=reward_weight, groups=groups, group_size=group_size)
         return io.NodeOutput(training_inputs.ChosenMethod(method, images))
+
+
+class RLGSRPO(io.ComfyNode):
+    """SRPO: Direct-Align's gradient at any noise level, and a reward that compares two words."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGSRPO",
+            display_name="RLG SRPO",
+            category="RLG/training",
+            description="SRPO (arXiv 2509.06942): one picture gets noise that is known and is recovered after a single "
+            "step; the reward compares it under a wanted and an unwanted word. Needs a reward with a gradient.",
+            **search_aliases("rl method", "srpo", "direct-align", "direct align", "reward gradient"),
+            inputs=[
+                *training_inputs.sampling_inputs(steps=25, cfg=1.0),
+                training_inputs.groups_input(4),
+                io.String.Input(
+                    "wanted",
+                    default=", ".join(SRPO.wanted),
+                    tooltip="Words that the reward should prefer, separated by commas: the next one each iteration, "
+                    "put before the prompt. The defaults were chosen for hps_v2.1 and a photographic look.",
+                ),
+                io.String.Input(
+                    "unwanted",
+                    default=", ".join(SRPO.unwanted),
+                    tooltip="Words to get away from, in the same way. They hold the model where a KL would: the "
+                    "difference of both counts.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=SRPO.start_percent,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="The noisiest steps that are trained, as a share of sampling: 0.0 = noise alone, which "
+                    "spoils the composition.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=SRPO.end_percent,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="The last steps that are trained. Later ones learn colours and tricks sooner.",
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Real pictures, one per prompt in their order, in place of sampled ones: much faster. Not "
+                    "connected: each is sampled first.",
+                ),
+            ],
+            outputs=[training_inputs.method_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        steps: int,
+        cfg: float,
+        groups: int,
+        wanted: str,
+        unwanted: str,
+        start_percent: float,
+        end_percent: float,
+        images: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        method = replace(
+            SRPO,
+            steps=steps,
+            cfg=cfg,
+            groups=groups,
+            wanted=_words(wanted),
+            unwanted=_words(unwanted),
+            start_percent=start_percent,
+            end_percent=end_percent,
+            from_images=images is not None,
+        )
+        return io.NodeOutput(training_inputs.ChosenMethod(method, images))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())

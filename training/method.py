@@ -44,7 +44,9 @@ class PolicyGradient:
         group_size: pictures per prompt.
         window: so many steps in a row draw noise and are trained, the others are Euler's; 0 = all draw noise. The
             pictures of a group have everything before the window in common.
-        window_start: the steps a window may begin at: a random one of 0 … window_start.
+        window_start: the steps a window may begin at: 0 … window_start.
+        window_interval: iterations after which the window begins one step later, and after the last of these steps at 0
+            again (MixGRPO, arXiv 2507.21802: 25 iterations, 4 of 25 steps); 0 = at a random one of them each time.
         tail: (first, last): so many of the last steps are trained, more from iteration to iteration, and the pictures
             of a group have everything before them in common; None trains any steps.
         stages: iterations in which `tail` goes from its first number to its last.
@@ -72,6 +74,7 @@ class PolicyGradient:
     group_size: int = 24
     window: int = 0
     window_start: int = 0
+    window_interval: int = 0
     tail: tuple[int, int] | None = None
     stages: int = 100
     trained_steps: int = 0
@@ -112,7 +115,12 @@ class PolicyGradient:
         generator = stream(seed, "plan", iteration)
         fork, noisy, first = None, tuple(range(self.steps)), 0
         if self.window:
-            fork = first = int(torch.randint(self.window_start + 1, (1,), generator=generator))
+            starts = self.window_start + 1
+            if self.window_interval:
+                fork = iteration // self.window_interval % starts
+            else:
+                fork = int(torch.randint(starts, (1,), generator=generator))
+            first = fork
             noisy = noisy[fork : fork + self.window]
         elif self.tail:
             grown = (self.tail[1] - self.tail[0] + 1) * min(iteration, self.stages - 1) // self.stages

@@ -48,6 +48,7 @@ SAME_EVERYWHERE = {
     "RLG DDPO",
     "RLG B²-DiffuRL",
     "RLG ReFL",
+    "RLG SRPO",
     "RLG KSampler",
     "RLG Guider",
     "RLG Keyframes",

@@ -325,6 +325,23 @@ def test_b2_grows_backwards(training) -> None:
     assert method.plan(0, 0).trained == tuple(range(6, 19)) and method.plan(0, 0).noisy == tuple(range(20))
 
 
+def test_the_window_slides_as_mixgrpo_s(training) -> None:
+    """Tencent-Hunyuan/MixGRPO's grpo_states.py ("progressive", overlap 1, back to the start), 4 of 25 steps each 25
+    iterations; its windows beyond 0.6 of the steps are cut off, here the last one is whole."""
+    method = replace(training.method.FLOW_GRPO, steps=25, window=4, window_start=11, window_interval=25)
+    now, in_group, starts = 0, 0, []
+    for _ in range(700):
+        starts.append(now)
+        in_group += 1
+        if in_group >= 25:
+            now, in_group = now + 1, 0
+        if now + 4 > 0.6 * 25:
+            now = 0
+    plans = [method.plan(3, iteration) for iteration in range(700)]
+    assert [plan.fork for plan in plans] == starts
+    assert all(plan.noisy == plan.trained == tuple(range(plan.fork, plan.fork + 4)) for plan in plans)
+
+
 def test_branches_have_their_beginning_in_common(training, make) -> None:
     trainer = make(_methods(training)["B²-DiffuRL"])
     with training.gradients.training_mode():

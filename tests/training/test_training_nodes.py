@@ -133,6 +133,22 @@ def test_wrong_inputs_are_one_sentence_and_leave_nothing(train, output, changes,
     assert not list(output.rglob("*.*"))
 
 
+@pytest.mark.parametrize(
+    ("node", "preset"),
+    [
+        ("RLGFlowGRPO", "FLOW_GRPO"),
+        ("RLGDDPO", "DDPO"),
+        ("RLGB2DiffuRL", "B2_DIFFU_RL"),
+        ("RLGReFL", "REFL"),
+        ("RLGSRPO", "SRPO"),
+    ],
+)
+def test_a_method_s_node_starts_as_its_authors_settings(rlg, run_node, node, preset) -> None:
+    groups = rlg.nodes[node].INPUT_TYPES()
+    widgets = {n: options["default"] for g in groups.values() for n, (_, options) in g.items() if "default" in options}
+    assert run_node(node, **widgets)[0].method == getattr(rlg.module("training.method"), preset)
+
+
 def test_names_are_checked_before_anything_runs(rlg) -> None:
     node = rlg.nodes["RLGTrainLora"]
     assert node.validate_inputs(name="my lora 2") is True

@@ -1,0 +1,87 @@
+"""A folder of pictures with captions: as trainers of LoRAs keep one, or as RLG Save Set writes one.
+
+cat.png, cat.txt                          a text beside each picture
+00000.png, 00001.png, …, metadata.csv     or one table for all, see pictures.py
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .pictures import METADATA
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture file and what it shows, as one line."""
+
+    path: Path
+    caption: str
+
+    def pixels(self, width: int, height: int) -> np.ndarray:
+        """The middle of the picture at a size of that shape, (height, width, 3) uint8.
+
+        Raises:
+            ValueError: the file is damaged or no picture.
+        """
+        try:
+            with Image.open(self.path) as picture:
+                upright = ImageOps.exif_transpose(picture).convert("RGB")
+                return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
+        # Pillow has no class of its own for damaged files.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"folder: {self.path.name} cannot be read as a picture ({error}); replace it or take it out."
+            ) from None
+
+
+def captioned(folder: Path) -> list[Captioned]:
+    """The pictures of a folder, in the order of their names.
+
+    Raises:
+        ValueError: there is none, or one without a caption; the message is one sentence.
+    """
+    root = folder.resolve()
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    # Links are followed to their file, but not out of the folder.
+    files = [path for path in files if path.resolve().is_relative_to(root)]
+    if not files:
+        raise ValueError(f"folder: there is no picture in {folder}; put some there ({', '.join(PICTURES)}).")
+    table = _table(folder / METADATA) if (folder / METADATA).exists() else None
+    found = [Captioned(path, " ".join(_caption(path, table).split())) for path in files]
+    if without := [one.path.name for one in found if not one.caption]:
+        beside = "metadata.csv has no line for it" if table is not None else f"write {Path(without[0]).stem}.txt"
+        raise ValueError(
+            f"folder: {len(without)} of {len(files)} pictures have no caption, such as {without[0]}: {beside}."
+        )
+    return found
+
+
+def _caption(picture: Path, table: dict[str, str] | None) -> str:
+    if table is not None:
+        return table.get(picture.name, "")
+    text = picture.with_suffix(".txt")
+    return _read(text) if text.is_file() else ""
+
+
+def _table(path: Path) -> dict[str, str]:
+    rows = csv.DictReader(_read(path).splitlines(keepends=True))
+    if not {"image_path", "prompt"} <= set(rows.fieldnames or ()):
+        raise ValueError(
+            f"folder: {path} has no columns image_path and prompt; correct it, or delete it for .txt files."
+        )
+    return {row["image_path"]: row["prompt"] or "" for row in rows}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"folder: {path.name} cannot be read as UTF-8 text ({error}); save it as UTF-8.") from None

@@ -1,0 +1,92 @@
+"""Real pictures to train on, with what they show as prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import numpy as np
+from comfy_api.v0_0_2 import io
+
+from ..files.captioned import captioned
+from ..rewards.pixels import to_image
+from ..rlg_sampler.messages import shown
+from .host_folders import inside
+from .search import search_aliases
+
+
+class RLGLoadImages(io.ComfyNode):
+    """The pictures of a folder as one batch, with their captions."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLGLoadImages",
+            display_name="RLG Load Images",
+            category="RLG/training",
+            description="The pictures of a folder with their captions, for training methods that learn from real "
+            "pictures: images for RLG ReFL, RLG SRPO or RLG DDPO, prompts for RLG Train LoRA.",
+            **search_aliases("image folder", "dataset", "captions", "load images from folder", "imagerefl"),
+            inputs=[
+                io.String.Input(
+                    "folder",
+                    default="pictures",
+                    tooltip="A folder in ComfyUI's input folder, with a .txt of the same name beside each picture, or "
+                    "a folder of RLG Save Set.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=512,
+                    min=16,
+                    max=4096,
+                    step=8,
+                    tooltip="Of the pictures, in pixels: as in RLG Train LoRA. What is wider is cut off at both sides.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=512,
+                    min=16,
+                    max=4096,
+                    step=8,
+                    tooltip="Of the pictures, in pixels: as in RLG Train LoRA. What is higher is cut off at both ends.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="All pictures, in the order of their names."),
+                io.String.Output(
+                    display_name="prompts", is_output_list=True, tooltip="Their captions, in the same order."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
+        """Are the pictures there? Asked before anything runs; what another node gives is None then."""
+        if folder is not None:
+            try:
+                captioned(_folder(folder))
+            except ValueError as error:
+                return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, **_: Any) -> Any:
+        files = ((path.name, path.stat()) for path in _folder(folder).iterdir())
+        return sorted((name, status.st_mtime_ns, status.st_size) for name, status in files)
+
+    @classmethod
+    def execute(cls, folder: str, width: int, height: int) -> io.NodeOutput:
+        found = captioned(_folder(folder))
+        images = to_image(np.stack([one.pixels(width, height) for one in found]))
+        return io.NodeOutput(images, [one.caption for one in found])
+
+
+def _folder(name: str) -> Path:
+    root = folder_paths.get_input_directory()
+    path = inside(root, name.strip())
+    if path is None or not path.is_dir():
+        raise ValueError(
+            f"folder: there is no '{shown(name)}' in {root}; put a folder of pictures there and write its name."
+        )
+    return path

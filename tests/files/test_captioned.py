@@ -1,0 +1,124 @@
+"""Folders of pictures with captions: what is read, in which order, and what is said of a folder that is not one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import folder_paths
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two pictures with captions, in the host's input folder."""
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(folder / "b.png")
+    Image.new("RGB", (16, 48), (0, 0, 255)).save(folder / "a.JPG", "JPEG", quality=100, subsampling=0)
+    (folder / "b.txt").write_text("\ufeffa red\nrug \n", encoding="utf-8")
+    (folder / "a.txt").write_text("a blue door", encoding="utf-8")
+    (folder / "notes.md").write_text("no picture")
+    return folder
+
+
+def test_pictures_and_captions_are_in_the_order_of_names(pictures, run_node) -> None:
+    images, prompts = run_node("RLGLoadImages", folder="pictures", width=32, height=16)
+    assert prompts == ["a blue door", "a red rug"] and images.shape == (2, 16, 32, 3)
+    assert torch.allclose(images[1], torch.tensor([1.0, 0.0, 0.0]).expand(16, 32, 3))
+    assert torch.allclose(images[0], torch.tensor([0.0, 0.0, 1.0]).expand(16, 32, 3), atol=0.02)
+
+
+def test_the_middle_is_kept_and_a_turned_picture_is_upright(pictures, rlg) -> None:
+    """A stripe in the middle of a photo that a camera saved on its side (EXIF orientation 6)."""
+    pixels = np.zeros((60, 20, 3), np.uint8)
+    pixels[20:40] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(pixels)).save(pictures / "b.png", exif=exif)
+    found = rlg.module("files.captioned").captioned(pictures)[1].pixels(20, 20)
+    assert found.shape == (20, 20, 3) and found.min() > 250
+
+
+def test_a_folder_of_save_set_is_read_too(pictures, run_node, monkeypatch) -> None:
+    monkeypatch.setattr(folder_paths, "get_output_directory", folder_paths.get_input_directory)
+    made = torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(1))
+    run_node(
+        "RLGSaveSet", images=[made], prompt=["one, two", "three\nfour"], folder=["set"], seed=[1], scale=[1.6],
+        model=[""], lora=[""],
+    )  # fmt: skip
+    images, prompts = run_node("RLGLoadImages", folder="set/scale_1.6", width=16, height=16)
+    assert prompts == ["one, two", "three four"]
+    assert torch.allclose(images, (made * 255).int() / 255)
+
+
+def _no_caption(folder: Path) -> None:
+    (folder / "b.txt").write_text(" \n")
+
+
+def _no_line(folder: Path) -> None:
+    (folder / "metadata.csv").write_text("image_path,prompt\na.JPG,a door\n")
+
+
+def _no_columns(folder: Path) -> None:
+    (folder / "metadata.csv").write_text("file,text\na.JPG,a door\n")
+
+
+def _not_text(folder: Path) -> None:
+    (folder / "b.txt").write_bytes(b"\xff\xfe\x00")
+
+
+def _no_picture(folder: Path) -> None:
+    for name in ("a.JPG", "b.png"):
+        (folder / name).unlink()
+
+
+def _damaged(folder: Path) -> None:
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:50])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence", "known_before"),
+    [
+        (_no_caption, r"1 of 2 pictures have no caption, such as b\.png: write b\.txt", True),
+        (_no_line, r"1 of 2 pictures have no caption, such as b\.png: metadata\.csv has no line", True),
+        (_no_columns, r".*metadata\.csv has no columns image_path and prompt", True),
+        (_not_text, r"b\.txt cannot be read as UTF-8 text", True),
+        (_no_picture, r"there is no picture in", True),
+        (_damaged, r"b\.png cannot be read as a picture", False),
+    ],
+)
+def test_a_wrong_folder_is_one_sentence(pictures, run_node, rlg, spoil, sentence, known_before) -> None:
+    """Before anything runs, where no picture has to be opened for it."""
+    spoil(pictures)
+    with pytest.raises(ValueError, match=rf"^folder: {sentence}.*\.$") as error:
+        run_node("RLGLoadImages", folder="pictures", width=32, height=16)
+    assert "\n" not in str(error.value)
+    assert (rlg.nodes["RLGLoadImages"].validate_inputs(folder="pictures") is True) != known_before
+
+
+@pytest.mark.parametrize("name", ["nowhere", "..", "/etc", "x\0", "pictures/b.png"])
+def test_a_folder_that_is_not_there_is_said_before_anything_runs(pictures, rlg, name) -> None:
+    said = rlg.nodes["RLGLoadImages"].validate_inputs(folder=name)
+    assert said.startswith("folder: there is no ") and "\n" not in said
+    assert rlg.nodes["RLGLoadImages"].validate_inputs(folder=None) is True
+
+
+def test_links_out_of_the_folder_are_not_followed(pictures: Path, rlg: SimpleNamespace, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (pictures / "c.png").symlink_to(tmp_path / "secret.png")
+    read: Callable = rlg.module("files.captioned").captioned
+    assert [one.path.name for one in read(pictures)] == ["a.JPG", "b.png"]
+
+
+def test_another_picture_is_seen(pictures: Path, rlg: SimpleNamespace) -> None:
+    node = rlg.nodes["RLGLoadImages"]
+    before = node.fingerprint_inputs(folder="pictures")
+    assert node.fingerprint_inputs(folder="pictures") == before
+    (pictures / "b.txt").write_text("a red carpet")
+    assert node.fingerprint_inputs(folder="pictures") != before
