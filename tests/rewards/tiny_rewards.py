@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -171,13 +172,14 @@ def write_mps(file: Path, from_open_clip: Callable[[StateDict], StateDict]) -> N
         inside.register_buffer(name, value)
     published.register_buffer("pos_emb", torch.ones(3), persistent=False)
     torch.save(published.half(), file)
-    for where in ("trainer.models.clip_model", "trainer.models.cross_modeling"):
+    for where in ("trainer", "trainer.models", "trainer.models.clip_model", "trainer.models.cross_modeling"):
         del sys.modules[where]
 
 
 def _module(where: str, name: str) -> torch.nn.Module:
     """An instance of a class that can be pickled but, once its Python module is gone, not be found again."""
-    sys.modules[where] = ModuleType(where)
+    for module in itertools.accumulate(where.split("."), "{}.{}".format):  # pickle imports the packages as well
+        sys.modules.setdefault(module, ModuleType(module))
     setattr(sys.modules[where], name, type(name, (torch.nn.Module,), {"__module__": where}))
     return getattr(sys.modules[where], name)()
 
