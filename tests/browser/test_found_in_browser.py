@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, TimeoutError, expect
@@ -126,3 +127,24 @@ def test_nodes_speak_the_language_of_the_user(in_another_language: FrontEnd) -> 
     names = {name: text["name"] for name, text in texts["inputs"].items()}
     assert shown["inputs"] == names
     assert {name: label for name, label in shown["widgets"].items() if name in names}.items() <= names.items()
+
+
+def test_help_fits_its_panel_and_is_found_at_once(front_end: FrontEnd, artefacts: Path) -> None:
+    """At once: a page that the front end asked for in vain would be an error of ours in its console."""
+    front_end.add_alone("RLGKSampler")
+    page = front_end.page
+    page.evaluate("() => app.canvas.selectItems([app.graph.nodes[0]])")
+    page.get_by_test_id("info-button").click()
+    entry = page.locator("li", has_text="base model, 1 = tuned model").first
+    expect(entry).to_be_visible()
+    expect(page.get_by_role("heading", name="Inputs").first).to_be_visible()
+    left, right, panel_right = entry.evaluate(
+        """entry => {
+            let panel = entry.parentElement;
+            while (panel.scrollHeight <= panel.clientHeight) panel = panel.parentElement;
+            const {left, right} = entry.getBoundingClientRect();
+            return [left, right, panel.getBoundingClientRect().right];
+        }"""
+    )
+    assert left < right <= panel_right
+    page.screenshot(path=artefacts / "help.png")

@@ -29,17 +29,15 @@ def _nodes(rlg: SimpleNamespace) -> dict[str, Any]:
     return {node_id: node for node_id, node in rlg.nodes.items() if node_id.startswith("RLG")}
 
 
-def _table(text: str, header: str) -> list[list[str]]:
-    """The cells of each row of the table with this header, without the backticks of the first."""
-    _, _, after = text.partition(f"{header}\n")
-    assert after, f"there is no table {header}"
-    rows = []
-    for line in after.splitlines()[1:]:
-        if not line.startswith("|"):
-            break
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        rows.append([cells[0].strip("`"), *cells[1:]])
-    return rows
+def _list(text: str, heading: str) -> list[tuple[str, str, str]]:
+    """Name, what stands in brackets, and words of each entry of the list under a heading.
+
+    Lists, as the help panel is narrower than a table of this many columns.
+    """
+    _, _, after = text.partition(f"## {heading}\n\n")
+    assert after, f"there is no heading {heading}"
+    entries, _, _ = after.partition("\n\n")
+    return [re.fullmatch(r"- \*\*(.+?)\*\* \((.+?)\): (.+)", line).groups() for line in entries.splitlines()]
 
 
 def _number(value: float) -> str:
@@ -50,13 +48,22 @@ def _default(kind: str, required: bool, options: dict[str, Any]) -> str:
     if kind not in WIDGETS or options.get("forceInput"):
         return "required" if required else "optional"
     if "default" not in options:
-        return "first of the list"
+        return ""  # the first of the list
     value = options["default"]
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return f"`{value}`" if value else "empty"
     return _number(value)
+
+
+def _brackets(name: str, kind: str, required: bool, options: dict[str, Any]) -> str:
+    """Default and range of an input."""
+    values = _range(name, kind, options)
+    default = _default(kind, required, options)
+    if default in ("required", "optional"):
+        return f"{values}, {default}"
+    return f"{default}; {values}" if default else values
 
 
 def _range(name: str, kind: str, options: dict[str, Any]) -> str:
@@ -72,25 +79,28 @@ def test_every_node_has_a_page_and_every_page_a_node(rlg: SimpleNamespace) -> No
     assert {page.stem for page in PAGES} == set(_nodes(rlg))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_page_lies_where_the_front_end_looks_first(page: Path) -> None:
+    """It asks for <node>/<language>.md, then for <node>.md; a miss is an error in its console."""
+    copy = page.with_suffix("") / "en.md"
+    assert copy.is_file() and copy.read_bytes() == page.read_bytes(), f"copy {page.name} to {page.stem}/en.md"
+
+
 def test_the_pages_know_every_input_with_its_default_and_range(rlg: SimpleNamespace) -> None:
     for node_id, node in _nodes(rlg).items():
         expected = []
         for group, inputs in node.INPUT_TYPES().items():
             if group in ("required", "optional"):
                 for name, (kind, options) in inputs.items():
-                    required = group == "required"
-                    expected.append([name, _default(kind, required, options), _range(name, kind, options)])
-        found = _table(_text(node_id), "| input | default | range | effect |")
-        assert [row[:3] for row in found] == expected, node_id
-        assert all(row[3] for row in found), node_id
+                    expected.append((name, _brackets(name, kind, group == "required", options)))
+        assert [entry[:2] for entry in _list(_text(node_id), "Inputs")] == expected, node_id
 
 
 def test_the_pages_know_every_output(rlg: SimpleNamespace) -> None:
     for node_id, node in _nodes(rlg).items():
         names = [output.display_name for output in node.GET_SCHEMA().outputs]
-        found = _table(_text(node_id), "| output | type | what it is |")
-        expected = [list(pair) for pair in zip(names, node.RETURN_TYPES, strict=True)]
-        assert [row[:2] for row in found] == expected, node_id
+        found = [entry[:2] for entry in _list(_text(node_id), "Outputs")]
+        assert found == list(zip(names, node.RETURN_TYPES, strict=True)), node_id
 
 
 def test_the_pages_are_called_like_their_nodes(rlg: SimpleNamespace) -> None:
@@ -120,6 +130,7 @@ def test_every_picture_and_link_leads_somewhere(page: Path) -> None:
 def test_every_page_has_a_picture_and_related_nodes(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "](images/" in text and "## Related\n" in text and "## Pitfalls\n" in text
+    assert "\n|---" not in text, "a table does not fit in the help panel"
 
 
 def test_no_picture_is_there_for_nothing_and_all_are_small() -> None:

@@ -17,7 +17,9 @@ from PIL import Image
 from packed import REPO, packed_files, repository_files
 
 README = REPO / "README.md"
-PAGES = [path for path in repository_files() if path.suffix == ".md"]
+HELP = Path("web", "docs")
+# Without the copies of help pages, whose pictures the front end takes from the folder above.
+PAGES = [path for path in repository_files() if path.suffix == ".md" and path.parent.parent != HELP]
 REPOSITORY = re.compile(
     r"https://(?:github\.com/comfyui-rlg/comfyui-rlg/(?:blob|tree)|raw\.githubusercontent\.com/comfyui-rlg/comfyui-rlg)/main/"
 )
