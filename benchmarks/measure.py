@@ -7,8 +7,10 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import psutil
+import torch
 
 from evaluation.host import Extension
 
@@ -54,51 +56,44 @@ class Result:
     magnitude: float
 
 
+_ON_ONE_COPY = {PLAIN, OURS, ONE_BATCH, TWO_PASSES}
 # The others, by what they load beside the base model, and that as a part of its size.
 _OTHERS = {(TWO_LOADED, OUR_CHECKPOINTS): 1.0, (HOOKS,): 0.5, (DIFFUSERS,): 1.0}
-
-
-EVERYTHING = {name for names in _OTHERS for name in names}
+EVERYTHING = _ON_ONE_COPY.union(*_OTHERS)
 
 
 def groups_that_fit(files: models.Files) -> list[set[str]]:
-    """The methods to be measured beside ours: all together where main memory allows, else in groups that do fit."""
+    """The methods to be measured side by side: all where main memory allows, else ours with what then fits."""
     # The host on a CPU, and diffusers, widen what they load to float32, which the files are in.
     one = files.base.stat().st_size
     free = psutil.virtual_memory().available / 1.1
     if (1 + sum(_OTHERS.values())) * one < free:
         return [EVERYTHING]
-    return [set(names) for names, more in _OTHERS.items() if (1 + more) * one < free] or [set()]
+    return [_ON_ONE_COPY.union(names) for names, more in _OTHERS.items() if (1 + more) * one < free] or [_ON_ONE_COPY]
 
 
-def load_methods(files: models.Files, extension: Extension, others: Collection[str]) -> dict[str, Method]:
-    """Load the models of plain CFG, of ours on one copy, and of `others`, to stay loaded."""
-    base = models.load_model(files.base)
-    tuned = models.load_tuned(base, files.adapter, extension)
-    methods_of = {
-        PLAIN: methods.plain_cfg(base),
-        OURS: methods.rlg_guider(base, tuned, extension),
-        ONE_BATCH: methods.rlg_guider(base, tuned, extension, "one batch"),
-        TWO_PASSES: methods.rlg_guider(base, tuned, extension, "two passes"),
+def load_methods(
+    files: models.Files, extension: Extension, wanted: Collection[str], dtype: torch.dtype | None = None
+) -> dict[str, Method]:
+    """Load what the `wanted` methods need, to stay loaded; the host holds weights in `dtype`, None leaves it to it."""
+    base = cache(lambda: models.load_model(files.base, dtype))
+    tuned = cache(lambda: models.load_tuned(base(), files.adapter, extension))
+    merged = cache(lambda: models.load_model(files.merged, dtype))
+    makers: dict[str, Callable[[], Method]] = {
+        PLAIN: lambda: methods.plain_cfg(base()),
+        OURS: lambda: methods.rlg_guider(base(), tuned(), extension),
+        ONE_BATCH: lambda: methods.rlg_guider(base(), tuned(), extension, "one batch"),
+        TWO_PASSES: lambda: methods.rlg_guider(base(), tuned(), extension, "two passes"),
+        OUR_CHECKPOINTS: lambda: methods.rlg_guider(base(), merged(), extension),
+        TWO_LOADED: lambda: methods.two_stock_guiders(base(), merged()),
+        HOOKS: lambda: methods.core_hooks(base(), models.lora_weights(files.adapter, extension)),
+        DIFFUSERS: lambda: diffusers_loop.diffusers_peft(diffusers_loop.load_transformer(files.base, files.adapter)),
     }
-    if TWO_LOADED in others:
-        merged = models.load_model(files.merged)
-        methods_of[OUR_CHECKPOINTS] = methods.rlg_guider(base, merged, extension)
-        methods_of[TWO_LOADED] = methods.two_stock_guiders(base, merged)
-    if HOOKS in others:
-        methods_of[HOOKS] = methods.core_hooks(base, models.lora_weights(files.adapter, extension))
-    if DIFFUSERS in others:
-        transformer = diffusers_loop.load_transformer(files.base, files.adapter)
-        methods_of[DIFFUSERS] = diffusers_loop.diffusers_peft(transformer)
-    return methods_of
+    return {name: make() for name, make in makers.items() if name in wanted}
 
 
 def measure_cell(
-    cell: Cell,
-    compared: Mapping[str, Method],
-    rounds: int,
-    budget: float,
-    progress: Callable[[str], None],
+    cell: Cell, compared: Mapping[str, Method], rounds: int, budget: float, progress: Callable[[str], None]
 ) -> Result:
     """Time methods on one size and compare what they return.
 

@@ -17,11 +17,10 @@ import torch
 
 from evaluation.host import Extension, device, open_host
 
-from . import diffusers_loop, methods, models
 from .evaluations import at_evaluations
 from .machine import host_options
-from .models import Files
-from .names import DIFFUSERS, HOOKS, OURS, PLAIN, TWO_PASSES
+from .measure import load_methods
+from .models import Files, add_lora_folder
 from .task import make_task
 
 _STEPS = 2
@@ -45,7 +44,7 @@ def measure_memory(name: str, host: Path, on_cpu: bool, files: Files, latent: in
     """`Memory` of one method, from a fresh process.
 
     Args:
-        name: `PLAIN`, `OURS`, `TWO_PASSES`, `TWO_LOADED`, `HOOKS` or `DIFFUSERS`.
+        name: of the method.
         host: its folder.
         on_cpu: leave a GPU alone.
         latent: side of the latents.
@@ -58,25 +57,12 @@ def measure_memory(name: str, host: Path, on_cpu: bool, files: Files, latent: in
 
 def _measure_here(name: str, files: Files, latent: int, dtype: torch.dtype) -> Memory:
     extension = Extension()
-    models.add_lora_folder(files.adapter.parent)
+    add_lora_folder(files.adapter.parent)
     task = make_task(latent, 1, _STEPS)
     with torch.inference_mode():
         before = _storages(gc.get_objects()).keys()
         used_before = _used()
-        if name == DIFFUSERS:
-            transformer = diffusers_loop.load_transformer(files.base, files.adapter)
-            method = diffusers_loop.diffusers_peft(transformer)
-        else:
-            base = models.load_model(files.base, dtype)
-            if name == PLAIN:
-                method = methods.plain_cfg(base)
-            elif name in (OURS, TWO_PASSES):
-                tuned = models.load_tuned(base, files.adapter, extension)
-                method = methods.rlg_guider(base, tuned, extension, "auto" if name == OURS else "two passes")
-            elif name == HOOKS:
-                method = methods.core_hooks(base, models.lora_weights(files.adapter, extension))
-            else:
-                method = methods.two_stock_guiders(base, models.load_model(files.merged, dtype))
+        method = load_methods(files, extension, [name], dtype)[name]
         held = []
 
         def note(inputs: Sequence[torch.Tensor]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import json
 import re
@@ -68,22 +67,23 @@ class Session:
         with torch.inference_mode(), tempfile.TemporaryDirectory(prefix="rlg-bench-") as folder:
             extension = Extension()
             _settle_allocator()
+
+            def files(depth: int, dtype: torch.dtype = torch.float32) -> Files:
+                self._progress(f"writing the models of depth {depth}")
+                return write_files(Path(folder), depth, extension, dtype)
+
+            depths = sorted(self._arguments.depth)
             if self._arguments.memory:
-                self._progress(f"writing the models of depth {max(self._arguments.depth)} in bfloat16")
-                depth = max(self._arguments.depth)
-                self._compare_memory(depth, write_files(Path(folder), depth, extension, torch.bfloat16), torch.bfloat16)
+                self._compare_memory(depths[-1], files(depths[-1], torch.bfloat16), torch.bfloat16)
                 return
             if self._arguments.approximate:
-                self._compare_approximations(
-                    write_files(Path(folder), min(self._arguments.depth), extension), extension
-                )
+                self._compare_approximations(files(depths[0]), extension)
                 return
-            for depth in sorted(self._arguments.depth):
-                self._progress(f"writing the models of depth {depth}")
-                self._compare_at(depth, write_files(Path(folder), depth, extension), extension)
-            self._compare_sweeps(write_files(Path(folder), _SWEEP_DEPTH, extension), extension)
+            for depth in depths:
+                self._compare_at(depth, files(depth), extension)
+            self._compare_sweeps(files(_SWEEP_DEPTH), extension)
         self._show(report.summary_section(self._results))
-        self._values["cells"] = [report.values_of(result) for result in self._results]
+        self._values["cells"] = [asdict(result) for result in self._results]
 
     def write(self, folder: Path) -> None:
         """Record what `run` showed, under a name that a later run on the same machine replaces."""
@@ -103,9 +103,9 @@ class Session:
         together = groups == [EVERYTHING]
         if together and depth == max(self._arguments.depth) and not self._arguments.quick:
             self._compare_memory(depth, files, torch.float32)
-        for others in groups:
-            self._progress(f"loading the models of depth {depth} for {', '.join(sorted(others)) or 'ours alone'}")
-            methods = load_methods(files, extension, others)
+        for wanted in groups:
+            self._progress(f"loading the models of depth {depth} for {', '.join(sorted(wanted))}")
+            methods = load_methods(files, extension, wanted)
             if together and depth == min(self._arguments.depth):
                 self._progress("timing the code around networks that do nothing")
                 overhead = measure_overhead(methods)
@@ -117,13 +117,13 @@ class Session:
 
     def _measure_cells(self, depth: int, methods: dict[str, Method], part: float) -> None:
         """Measure the cells of `depth`; `methods` are this `part` of what is to be measured of each."""
-        arguments = self._arguments
         for cell in [cell for cell in self._cells if cell.depth == depth]:
             start = time.perf_counter()
             # Cells come cheapest first, and what they leave of their share goes to the dear ones.
             share = self._budget * part / self._cells_left
-            note = functools.partial(self._note, cell)
-            result = measure_cell(cell, methods, arguments.rounds, share, note)
+            result = measure_cell(
+                cell, methods, self._arguments.rounds, share, lambda text, cell=cell: self._progress(f"{cell}: {text}")
+            )
             self._budget -= time.perf_counter() - start
             self._cells_left -= part
             self._results.append(result)
@@ -131,9 +131,6 @@ class Session:
 
     def _progress(self, text: str) -> None:
         self._status.set_description_str(text)
-
-    def _note(self, cell: Cell, text: str) -> None:
-        self._progress(f"{cell}: {text}")
 
     def _compare_memory(self, depth: int, files: Files, dtype: torch.dtype) -> None:
         memory = self._memory

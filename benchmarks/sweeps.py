@@ -12,14 +12,17 @@ import torch
 
 from evaluation.host import Extension
 
-from .evaluations import Inputs, at_evaluations
-from .methods import rlg_guider
+from .evaluations import at_evaluations
+from .methods import plain_cfg
 from .models import Files, load_model, load_tuned
-from .task import CFG, Task, make_task
+from .task import CFG, make_task
 
 _STEPS, _LATENT = 10, 16
-_SCALES = "0, 0.5, 1, 1.6, 2, 3, 4"
-_SWITCHED_SCALES, _SWITCHES = "0.5, 1, 1.6, 2, 3", "0.1, 0.3, 0.5, 0.7, 0.9"
+_SWEEPS = {
+    "7 scales": ([0, 0.5, 1, 1.6, 2, 3, 4], []),
+    "5 switch points × 5 scales": ([0.5, 1, 1.6, 2, 3], [0.1, 0.3, 0.5, 0.7, 0.9]),
+}
+"""Name → scales and switch points."""
 
 
 @dataclass(frozen=True)
@@ -43,66 +46,45 @@ class SweepResult:
 def measure_sweeps(
     files: Files, extension: Extension, rounds: int, progress: Callable[[str], None]
 ) -> list[SweepResult]:
-    """Seven scales, and five scales at five switch points."""
+    """Each sweep, and one run per picture of it."""
     comfy.utils.set_progress_bar_enabled(False)
     base = load_model(files.base)
-    tuned = load_tuned(base, files.adapter, extension)
     task = make_task(_LATENT, 1, _STEPS)
-    return [
-        _measure(name, scales, switches, base, tuned, task, extension, rounds, progress)
-        for name, scales, switches in (
-            ("7 scales", _SCALES, ""),
-            ("5 switch points × 5 scales", _SWITCHED_SCALES, _SWITCHES),
-        )
-    ]
-
-
-def _measure(
-    name: str, scales: str, switches: str, base: Any, tuned: Any, task: Task, extension: Extension, rounds: int,
-    progress: Callable[[str], None],
-) -> SweepResult:  # fmt: skip
     inputs = {
-        "base": base, "tuned": tuned, "seed": 7, "steps": _STEPS, "cfg": CFG, "sampler_name": "euler",
-        "scheduler": "normal", "positive": task.conditioning(task.positive),
-        "negative": task.conditioning(task.negative), "latent_image": {"samples": torch.zeros_like(task.noise)},
-        "denoise": 1.0,
+        "base": base, "tuned": load_tuned(base, files.adapter, extension), "seed": 7, "steps": _STEPS, "cfg": CFG,
+        "sampler_name": "euler", "scheduler": "normal", "positive": task.conditioning(task.positive),
+        "negative": task.conditioning(task.negative), "denoise": 1.0,
     }  # fmt: skip
+    network = plain_cfg(base)
 
-    def together() -> torch.Tensor:
-        return extension.run_node("RLGSweep", **inputs, scales=scales, switch_percents=switches)[0]["samples"]
+    def sampled(node: str, **more: Any) -> torch.Tensor:
+        latent = {"samples": torch.zeros_like(task.noise)}  # another each time: a sweep keeps the cells of the same one
+        return extension.run_node(node, **inputs, latent_image=latent, **more)[0]["samples"]
 
-    def apart() -> torch.Tensor:
-        pictures = []
-        for switch in _numbers(switches) or [None]:
-            for scale in _numbers(scales):
-                schedule = {}
-                if switch is not None:
-                    node = {"switch_percent": switch, "scale": scale}
-                    schedule = {"schedule": extension.run_node("RLGCombinedGeneration", **node)[0]}
-                pictures.append(extension.run_node("RLGKSampler", **inputs, scale=scale, **schedule)[0]["samples"])
-        return torch.cat(pictures)
-
-    network = rlg_guider(base, tuned, extension)
-    counts, latents = [], []
-    for run in (together, apart):
+    def measured(name: str, scales: list[float], switches: list[float]) -> SweepResult:
+        # As the sweep has them: a row for each switch point.
+        schedules = [
+            {"schedule": extension.run_node("RLGCombinedGeneration", switch_percent=switch, scale=scale)[0]}
+            for switch in switches for scale in scales
+        ]  # fmt: skip
+        cells = schedules or [{"scale": scale} for scale in scales]
+        texts = {"scales": str(scales)[1:-1], "switch_percents": str(switches)[1:-1]}
+        runs = (
+            lambda: sampled("RLGSweep", **texts),
+            lambda: torch.cat([sampled("RLGKSampler", **{"scale": 1.0, **cell}) for cell in cells]),
+        )
+        rows, latents, seconds = ([], []), [], ([], [])
         progress(f"sweeps: {name}, counting")
-        rows: list[int] = []
+        for run, counted in zip(runs, rows, strict=True):
+            with at_evaluations(network, lambda tensors, counted=counted: counted.append(tensors[0].shape[0])):
+                latents.append(run())
+        for number in range(rounds):
+            progress(f"sweeps: {name}, round {number + 1} of {rounds}")
+            for run, timed in zip(runs, seconds, strict=True):
+                start = time.perf_counter()
+                run()
+                timed.append(time.perf_counter() - start)
+        difference = (latents[0] - latents[1]).abs().max().item()
+        return SweepResult(name, *map(sum, rows), *seconds, difference)
 
-        def note(inputs: Inputs, rows: list[int] = rows) -> None:
-            rows.append(inputs[0].shape[0])
-
-        with at_evaluations(network, note):
-            latents.append(run())
-        counts.append(sum(rows))
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds):
-        progress(f"sweeps: {name}, round {number + 1} of {rounds}")
-        for run, measured in zip((together, apart), seconds, strict=True):
-            start = time.perf_counter()
-            run()
-            measured.append(time.perf_counter() - start)
-    return SweepResult(name, *counts, *seconds, (latents[0] - latents[1]).abs().max().item())
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",") if part.strip()]
+    return [measured(name, *axes) for name, axes in _SWEEPS.items()]
