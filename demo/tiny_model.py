@@ -10,16 +10,15 @@ and an adapter folder as PEFT saves it. This module does not need ComfyUI.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -242,20 +241,24 @@ def write_peft_adapter(
         w[f"{name}.lora_A.weight"] = w.randn(f"{module}.A", r, config.hidden) / math.sqrt(config.hidden)
         w[f"{name}.lora_B.weight"] = w.randn(f"{module}.B", config.hidden, r) / math.sqrt(r)
         w[f"{name}.lora_B.weight"] *= torch.as_tensor(size).reshape(-1, 1)
-    adapter_config = _PEFT_DEFAULTS | {
-        "r": rank,
-        "lora_alpha": alpha,
-        "use_rslora": use_rslora,
-        "rank_pattern": rank_pattern,
-        "alpha_pattern": dict(alpha_pattern or {}),
-        "target_modules": list(LORA_TARGETS),
-    }
-
+    adapter_config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        use_rslora=use_rslora,
+        rank_pattern=rank_pattern,
+        alpha_pattern=dict(alpha_pattern or {}),
+        target_modules=list(LORA_TARGETS),
+        init_lora_weights="gaussian",
+        inference_mode=True,
+        auto_mapping={
+            "base_model_class": "SD3Transformer2DModel",
+            "parent_library": "diffusers.models.transformers.transformer_sd3",
+        },
+    )
     folder = Path(folder)
     with replacing(folder / "adapter_model.safetensors") as temporary:
         save_file(dict(w), temporary, metadata={"format": "pt"})
-    with replacing(folder / "adapter_config.json") as temporary:
-        temporary.write_text(json.dumps(adapter_config, indent=2, sort_keys=True), encoding="utf-8")
+    adapter_config.save_pretrained(str(folder))
     return folder
 
 
@@ -265,23 +268,3 @@ def lora_modules(config: TinySD3) -> Iterator[str]:
         for target in LORA_TARGETS:
             if target != "attn.to_add_out" or index < config.depth - 1:
                 yield f"transformer_blocks.{index}.{target}"
-
-
-# The fields that PEFT 0.10 writes; newer versions write more and do without them.
-_PEFT_DEFAULTS: dict[str, Any] = {
-    "auto_mapping": {
-        "base_model_class": "SD3Transformer2DModel",
-        "parent_library": "diffusers.models.transformers.transformer_sd3",
-    },
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "inference_mode": True,
-    "init_lora_weights": "gaussian",
-    "loftq_config": {},
-    "lora_dropout": 0.0,
-    "megatron_core": "megatron.core",
-    "peft_type": "LORA",
-    "use_dora": False,
-    **dict.fromkeys(("base_model_name_or_path", "layer_replication", "layers_pattern", "layers_to_transform")),
-    **dict.fromkeys(("megatron_config", "modules_to_save", "revision", "task_type")),
-}
