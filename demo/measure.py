@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,11 @@ from tqdm import tqdm
 from demo.client import ComfyClient
 from demo.graphs import Setting, sweep_prompt
 from demo.picture import opened, sheet
-from demo.rewards import REWARDS
+from demo.rewards import REWARDS, composition
 from demo.scenes import Prompt
+from evaluation.summary import aligned
 from rewards.curve import Curve, curve
+from rewards.intervals import student
 from rewards.pixels import pixel_distances
 
 
@@ -31,14 +33,7 @@ class Measured:
     @property
     def rewards(self) -> np.ndarray:
         """(S, P, N): what the LoRA was trained for: the composition's score, or minus the kB of a JPEG."""
-        reward = REWARDS[self.lora]
-        return np.array(
-            [
-                [[reward(picture, prompt) for picture in row] for prompt, row in zip(self.prompts, rows, strict=True)]
-                for rows in self.pictures
-            ],
-            dtype=float,
-        )
+        return self._each(REWARDS[self.lora])
 
     @property
     def diversity(self) -> np.ndarray:
@@ -56,6 +51,22 @@ class Measured:
                     texts.append(prompt.text)
         return curve("scale", places, self.rewards.ravel().tolist(), self.diversity.ravel().tolist(), texts)
 
+    def table(self) -> str:
+        """For a console: means with 95 % intervals over prompts; differences are of the same prompts and noise."""
+        rewards = self.rewards
+        columns = {"reward": rewards}
+        for name, model in (("base", Setting(0.0)), ("tuned", Setting(1.0))):
+            if model in self.settings:
+                columns[f"above the {name}"] = rewards - rewards[self.settings.index(model)]
+        if self.lora == "composition":
+            columns["all is right"] = self._each(lambda picture, prompt: composition(picture, prompt).correct)
+        columns["diversity"] = self.diversity
+        rows = [
+            [str(setting), *(str(student(values[index].mean(axis=1))) for values in columns.values())]
+            for index, setting in enumerate(self.settings)
+        ]
+        return aligned([["", *columns], *rows])
+
     def sheet(self, rows: int) -> Image.Image:
         """The first picture of the first `rows` prompts at every constant scale."""
         count = min(rows, len(self.prompts))
@@ -64,6 +75,16 @@ class Measured:
             [[Image.fromarray(self.pictures[index, row, 0]) for index in shown] for row in range(count)],
             [str(self.settings[index]) for index in shown],
             [prompt.text for prompt in self.prompts[:count]],
+        )
+
+    def _each(self, value: Callable[[np.ndarray, Prompt], float]) -> np.ndarray:
+        """(S, P, N): of each picture and what it should show."""
+        return np.array(
+            [
+                [[value(picture, prompt) for picture in row] for prompt, row in zip(self.prompts, rows, strict=True)]
+                for rows in self.pictures
+            ],
+            dtype=float,
         )
 
 
@@ -77,12 +98,3 @@ def measure(
         pictures = [[np.array(opened(png)) for png in found[f"save{number}"]] for number in range(len(settings))]
         rows.append(np.stack(pictures))
     return Measured(lora, tuple(settings), tuple(prompts), np.stack(rows, axis=1))
-
-
-def table(found: Curve) -> str:
-    """The points of one LoRA, for a console: means with 95 % confidence intervals."""
-    lines = [f"{'':<24}{'reward':<26}{'above the base':<26}diversity"]
-    for point in found.points:
-        name = point.series or str(Setting(point.x))
-        lines.append(f"{name:<24}{point.reward!s:<26}{point.above_base or ''!s:<26}{point.diversity}")
-    return "\n".join(lines)
