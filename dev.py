@@ -418,6 +418,11 @@ def try_lock(file: int) -> bool:
 
 # --- Processes ------------------------------------------------------------------------------------------------
 
+# Options of Popen: in a group of its own a process does not get our Ctrl-C; we end it, and all it started, in order.
+OWN_GROUP: dict[str, object] = (
+    {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+)
+
 
 def run_installer(command: list[str], task: str, cache: Path) -> None:
     """Run an installer to its end, with its words in a log and the last of them on the screen.
@@ -427,12 +432,10 @@ def run_installer(command: list[str], task: str, cache: Path) -> None:
     """
     log = cache / "logs" / f"{task.replace(' ', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    # In its own group it does not get our Ctrl-C, so that we end it, and all that it started, in order.
-    group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     with log.open("wb") as output:
         # Not in the repository, whose pyproject.toml says nothing about the environment.
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-        child = subprocess.Popen(command, cwd=cache, **streams, **group)
+        child = subprocess.Popen(command, cwd=cache, **streams, **OWN_GROUP)
         try:
             show_progress(child, log)
         finally:
@@ -463,13 +466,19 @@ def show_progress(child: subprocess.Popen, log: Path) -> None:
 def stop(child: subprocess.Popen) -> None:
     """End an installer and whatever it started."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the clean-up is left: a second Ctrl-C must not cut it short
+    if os.name != "nt":
+        os.killpg(child.pid, signal.SIGINT)  # pip removes its temporary files, gigabytes of them
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=5)
+    kill_group(child)
+
+
+def kill_group(child: subprocess.Popen) -> None:
+    """End a process that was started in a group of its own, and whatever it started, on the spot."""
     if os.name == "nt":
         command = ["taskkill", "/F", "/T", "/PID", str(child.pid)]
         subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     else:
-        os.killpg(child.pid, signal.SIGINT)  # pip removes its temporary files, gigabytes of them
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=5)
         # macOS answers EPERM for a group that has only a process which has ended and was not waited for.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)

@@ -12,8 +12,9 @@ Models too large to be loaded all at once (--depth 24) are measured in turn, eac
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from evaluation.command_line import at_least
 
 HERE = Path(__file__).resolve().parent
 
@@ -24,15 +25,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="depth 4 and 32 × 32 latents only")
     parser.add_argument("--memory", action="store_true", help="only measure memory, at depth 24 in bfloat16")
     parser.add_argument("--approximate", action="store_true", help="only time and error of the approximate modes")
-    parser.add_argument("--depth", type=_count, nargs="+", help="blocks of the model; its width is 64 × depth (4 12)")
-    parser.add_argument("--latent", type=_count, nargs="+", help="sides of the latents (32 64)")
+    parser.add_argument("--depth", type=at_least(1), nargs="+", help="blocks of the model, 64 × as wide (4 12)")
+    parser.add_argument("--latent", type=at_least(1), nargs="+", help="sides of the latents (32 64)")
     parser.add_argument(
-        "--batch", type=_count, nargs="+", help="images a run (1; by default 2, 4, 8 for the smallest, too)"
+        "--batch", type=at_least(1), nargs="+", help="images a run (1; by default 2, 4, 8 for the smallest, too)"
     )
     parser.add_argument("--cpu", action="store_true", help="run on the processor even where there is a GPU")
-    parser.add_argument("--rounds", type=_count, default=11, help="rounds of each cell at most (11)")
+    parser.add_argument("--rounds", type=at_least(1), default=11, help="rounds of each cell at most (11)")
     parser.add_argument("--minutes", type=float, help="time for all rounds together (4; with --quick 0.5)")
-    parser.add_argument("--threads", type=_count, help="torch's threads (its own choice)")
+    parser.add_argument("--threads", type=at_least(1), help="torch's threads (its own choice)")
     arguments = parser.parse_args()
     chosen = {name: getattr(arguments, name) for name in ("depth", "latent", "batch")}
     arguments.sizes = [f"{name} {' '.join(map(str, values))}" for name, values in chosen.items() if values]
@@ -45,15 +46,8 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def main() -> None:
     arguments = parse_arguments()
-    sys.path.insert(0, str(HERE.parent))
     from benchmarks.machine import host_options
     from evaluation.host import open_host
 

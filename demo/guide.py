@@ -10,27 +10,16 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import signal
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 from demo.client import PromptError
-from demo.figures import (
-    OPEN_PROMPT,
-    OTHER_REWARD,
-    Figure,
-    by_noise,
-    by_prompt,
-    ramp,
-    scales,
-    with_cfg,
-)
+from demo.figures import OPEN_PROMPT, OTHER_REWARD, Figure, by_noise, by_prompt, ramp, scales, with_cfg
 from demo.graphs import Setting, combined
 from demo.run import demo_models
 from demo.server import REPO, ServerError, comfy_server
 from dev import cache_folder
+from evaluation.command_line import carried_out
 from files.pictures import write_bytes
 
 GUIDE, HELP = REPO / "docs" / "guide", REPO / "web" / "docs" / "images"
@@ -66,28 +55,18 @@ def main() -> int:
     for path, draw in FIGURES.items():
         if arguments.only is None or path.stem in arguments.only:
             of_figure.setdefault(draw, []).append(path)
-    # As in the demo: a kill would end Python on the spot and leave the server behind.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        log = cache_folder(os.environ) / "logs" / "guide_server.log"
-        with comfy_server(arguments.host, demo_models(), log) as client:
-            for draw, paths in of_figure.items():
-                picture = draw(client)
-                for path in paths:
-                    print(f"{path.relative_to(REPO)}: {_write(path, picture) / 1000:.0f} kB", flush=True)
-    except (ServerError, PromptError, ValueError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return carried_out(lambda: _render(arguments.host, of_figure), ServerError, PromptError, ValueError, OSError)
 
 
-def _write(path: Path, picture: Image.Image) -> int:
-    """Replace a file as a whole; its size in bytes."""
-    options = {"quality": QUALITY} if path.suffix == ".jpg" else {}
-    file = io.BytesIO()
-    picture.save(file, "JPEG" if path.suffix == ".jpg" else "PNG", optimize=True, **options)
-    write_bytes(path, file.getvalue())
-    return len(file.getvalue())
+def _render(host: Path, of_figure: dict[Figure, list[Path]]) -> None:
+    log = cache_folder(os.environ) / "logs" / "guide_server.log"
+    with comfy_server(host, demo_models(), log) as client:
+        for draw, paths in of_figure.items():
+            file = io.BytesIO()
+            draw(client).save(file, "JPEG", optimize=True, quality=QUALITY)
+            for path in paths:
+                write_bytes(path, file.getvalue())
+                print(f"{path.relative_to(REPO)}: {len(file.getvalue()) / 1000:.0f} kB", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

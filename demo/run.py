@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -21,12 +20,13 @@ from tqdm import tqdm
 
 from demo.client import ComfyClient, Json, PromptError
 from demo.graphs import CFG, STEPS, Setting, combined
-from demo.measure import Measured, measure, table
+from demo.measure import measure
 from demo.scenes import SIDE, prompts
 from demo.server import REPO, ServerError, comfy_server
 from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models
 from demo.ui_to_api import WorkflowError, node_info, set_widget, to_prompt
 from dev import cache_folder
+from evaluation.command_line import at_least, carried_out
 from files.pictures import png, write_bytes
 from plots.figure import saved
 from plots.reward_curve import reward_curve
@@ -41,25 +41,11 @@ REWARD_NAMES = {
     "composition": "composition reward (share of the prompt that is right)",
     "compressibility": "compressibility reward (minus kB as JPEG)",
 }
-INTERRUPTED = 130
-"""The exit code that shells give a program ended by Ctrl-C."""
 
 
 def main() -> int:
     arguments = _parser().parse_args()
-    # A kill or a closed terminal would end Python on the spot and leave the server behind.
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
-    try:
-        run(arguments)
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return INTERRUPTED
-    except (ServerError, PromptError, WorkflowError, OSError) as error:
-        print(f"\nError: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return carried_out(lambda: run(arguments), ServerError, PromptError, WorkflowError, OSError)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -70,7 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
         version = client.system_stats()["system"].get("comfyui_version", "of unknown version")
         print(f"ComfyUI {version} is ready after {time.monotonic() - started:.0f} s.\n", flush=True)
         picture = run_workflow(client)
-        measured = [run_measurement(client, lora, arguments) for lora in LORAS]
+        asked = prompts(PROMPT_SEED, arguments.prompts, held_out=True)
+        settings = [*map(Setting, arguments.scales), *(combined(at, 1.0) for at in arguments.switches)]
+        measured = [measure(client, lora, settings, asked, arguments.seeds) for lora in LORAS]
     print("\nDrop rlg_text_to_image.png on ComfyUI to get its workflow; the others show what was measured:")
     _write(arguments.output / "rlg_text_to_image.png", picture)
     pictures = arguments.prompts * arguments.seeds
@@ -80,10 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
         _write(arguments.output / f"rlg_sweep_{one.lora}.png", png(np.array(one.sheet(ROWS))))
         _write(arguments.output / f"rlg_measured_{one.lora}.png", saved(figure, "png"))
         _write(arguments.output / f"rlg_measured_{one.lora}.csv", curve.csv().encode())
-        print(
-            f"\n{one.lora} LoRA, {arguments.prompts} held-out prompts x {arguments.seeds} seeds, mean [95 % interval]"
-        )
-        print(table(curve))
+        print(f"\n{title}, mean [95 % interval]")
+        print(one.table())
 
 
 def run_workflow(client: ComfyClient) -> bytes:
@@ -101,12 +87,6 @@ def run_workflow(client: ComfyClient) -> bytes:
             to_prompt(workflow, object_info), workflow, lambda step, steps: bar.update(step - bar.n)
         )
     return picture
-
-
-def run_measurement(client: ComfyClient, lora: str, arguments: argparse.Namespace) -> Measured:
-    asked = prompts(PROMPT_SEED, arguments.prompts, held_out=True)
-    settings = [*map(Setting, arguments.scales), *(combined(at, 1.0) for at in arguments.switches)]
-    return measure(client, lora, settings, asked, arguments.seeds)
 
 
 def changed(workflow: Json, object_info: Json, changes: dict[str, Json]) -> Json:
@@ -164,15 +144,6 @@ def _numbers(low: float, high: float, always: tuple[float, ...] = ()) -> Callabl
     return parse
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {least}")
-        return int(text)
-
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--host", type=Path, required=True, metavar="PATH", help="folder of a ComfyUI, 0.3.75 or newer")
@@ -188,8 +159,8 @@ def _parser() -> argparse.ArgumentParser:
         "--switches", type=_numbers(0, 1), default="0.5,0.7", metavar="P,P,...",
         help="combined generation: base model first, tuned one from this part of the steps (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--prompts", type=_at_least(2), default=12, help="held-out prompts (default: 12)")
-    parser.add_argument("--seeds", type=_at_least(2), default=4, help="pictures of a prompt (default: 4)")
+    parser.add_argument("--prompts", type=at_least(2), default=12, help="held-out prompts (default: 12)")
+    parser.add_argument("--seeds", type=at_least(2), default=4, help="pictures of a prompt (default: 4)")
     return parser
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from demo.client import ComfyClient, ConnectionLost
+from dev import OWN_GROUP, kill_group
 
 REPO = Path(__file__).resolve().parent.parent
 PACK = "comfyui-rlg"
@@ -100,31 +100,17 @@ def _arguments(base: Path, models: Path, port: int) -> list[str]:
 
 @contextlib.contextmanager
 def _process(command: list[str], cwd: Path, output: IO[str]) -> Iterator[subprocess.Popen]:
-    """A process in a group of its own, killed with everything in that group when the block ends."""
-    # In its own group it does not get our Ctrl-C, so that we end it, in order, and always.
-    group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+    """A process, killed with everything that it started when the block ends: the server has nothing to put in order."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     process = None
     try:
         process = subprocess.Popen(
-            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **group
+            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **OWN_GROUP
         )
         yield process
     finally:
         if process is not None:
-            _kill_group(process)
-
-
-def _kill_group(process: subprocess.Popen) -> None:
-    # Nothing of the server outlives the block, so there is nothing that it would have to put in order.
-    if os.name == "nt":
-        command = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    else:
-        # macOS answers EPERM for a group that has only a process which has ended and was not waited for.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+            kill_group(process)
 
 
 def _wait_until_ready(client: ComfyClient, process: subprocess.Popen, log: Path) -> None:

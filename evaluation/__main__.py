@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from evaluation.command_line import at_least, carried_out
 from evaluation.errors import EvaluationError
 from evaluation.host import REPO, HostSettings, check_host
 from evaluation.local import LocalWorker
@@ -21,9 +21,6 @@ from evaluation.plan import load_plan
 from evaluation.run import evaluate
 from evaluation.worker import Job, comfy_renderer
 from evaluation.workers import Workers
-
-INTERRUPTED = 130
-"""The exit code that shells give a program ended by Ctrl-C."""
 
 
 def main() -> int:
@@ -40,22 +37,12 @@ def parse(arguments: Sequence[str], default_plan: Path | None = None) -> argpars
 
 def carry_out(options: argparse.Namespace) -> int:
     """Evaluate, and say in one line what kept it from that; the result is an exit code."""
-    # A closed terminal or a scheduler would end Python on the spot and leave workers behind.
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
-    try:
-        print(run(options))
-    except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from here.", file=sys.stderr)
-        return INTERRUPTED
-    except (EvaluationError, OSError) as error:
-        print(f"\nError: {error}", file=sys.stderr)
-        return 1
-    return 0
+    stopped = "Stopped; the same command goes on from here."
+    return carried_out(lambda: run(options), EvaluationError, OSError, stopped=stopped)
 
 
-def run(options: argparse.Namespace) -> str:
+def run(options: argparse.Namespace) -> None:
+    """Evaluate, and print the summary."""
     plan = load_plan(options.plan)
     models = tuple(Path(folder).resolve() for folder in options.models)
     if absent := [folder for folder in models if not folder.is_dir()]:
@@ -72,7 +59,7 @@ def run(options: argparse.Namespace) -> str:
 
         return RayWorkers(job, options.ray, options.workers)
 
-    return f"{evaluate(plan, workers)}\nEverything is in {plan.output.resolve()}"
+    print(f"{evaluate(plan, workers)}\nEverything is in {plan.output.resolve()}")
 
 
 def default_host() -> Path | None:
@@ -104,16 +91,10 @@ def _parser(default_plan: Path | None) -> argparse.ArgumentParser:
         help="work on a Ray cluster: its address, auto for the one that this machine belongs to, or local",
     )  # fmt: skip
     result.add_argument(
-        "--workers", type=_count, metavar="N",
+        "--workers", type=at_least(1), metavar="N",
         help="workers on the Ray cluster (default: one for each GPU, or else as many as the plan's threads allow)",
     )  # fmt: skip
     return result
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
-    return int(text)
 
 
 if __name__ == "__main__":

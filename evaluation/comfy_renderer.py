@@ -14,8 +14,8 @@ import torch
 
 from evaluation.errors import EvaluationError
 from evaluation.host import Extension, HostSettings, host_arguments, host_version, start_host
-from evaluation.pictures import Picture
 from evaluation.plan import Batch, Pair, Plan
+from evaluation.worker import Picture
 from files.pictures import png
 
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16

@@ -13,9 +13,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from evaluation import worker
-from evaluation.pictures import Picture
 from evaluation.plan import Batch
-from evaluation.worker import Job
+from evaluation.worker import Job, Picture
 from evaluation.workers import WorkerLost
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.pictures import Picture
 from evaluation.plan import Plan
+from evaluation.worker import Picture
 
 SUMMARY_EVERY = 60.0
 """Seconds."""

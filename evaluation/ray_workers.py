@@ -11,10 +11,9 @@ from typing import Any
 
 from evaluation import worker
 from evaluation.errors import EvaluationError
-from evaluation.pictures import Picture
 from evaluation.plan import Batch
 from evaluation.ray_cluster import LOST, PATIENCE, connect, ray, result, room
-from evaluation.worker import Job
+from evaluation.worker import Job, Picture
 from evaluation.workers import WorkerLost
 
 logger = logging.getLogger(__name__)

@@ -24,9 +24,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from evaluation.errors import EvaluationError
-from evaluation.pictures import Picture
 from evaluation.plan import Batch, Plan
-from evaluation.worker import difference
+from evaluation.worker import Picture, difference
 from files.pictures import COLUMNS, METADATA, Entry, image_name, write_bytes, write_csv
 from files.replacing import replacing
 

@@ -8,8 +8,28 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evaluation.host import HostSettings
-from evaluation.pictures import Picture
 from evaluation.plan import Batch, Plan
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture and what it is worth.
+
+    Attributes:
+        prompt: number of its prompt in the whole list.
+        seed: index into the plan's seeds.
+        cell: index into the plan's cells.
+        png: the file.
+        scores: one for each of the plan's rewards.
+        diversity: of the pictures that differ from this one by their seed alone, and this; None with one seed.
+    """
+
+    prompt: int
+    seed: int
+    cell: int
+    png: bytes
+    scores: tuple[float, ...]
+    diversity: float | None
 
 
 class Renderer(Protocol):

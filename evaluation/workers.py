@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from evaluation.errors import EvaluationError
-from evaluation.pictures import Picture
 from evaluation.plan import Batch
+from evaluation.worker import Picture
 
 logger = logging.getLogger(__name__)
 

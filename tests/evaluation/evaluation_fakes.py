@@ -14,10 +14,9 @@ import numpy as np
 from evaluation.errors import EvaluationError
 from evaluation.host import HostSettings
 from evaluation.local import LocalWorker
-from evaluation.pictures import Picture
 from evaluation.plan import Batch, Plan, load_plan
 from evaluation.run import evaluate
-from evaluation.worker import Job, Renderer
+from evaluation.worker import Job, Picture, Renderer
 from files.pictures import png
 
 

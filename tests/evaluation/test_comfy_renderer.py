@@ -19,8 +19,8 @@ from PIL import Image
 from demo.tiny_model import TinySD3, write_checkpoint, write_peft_adapter
 from evaluation.comfy_renderer import ComfyRenderer
 from evaluation.errors import EvaluationError
-from evaluation.pictures import Picture
 from evaluation.plan import Batch, Plan, load_plan
+from evaluation.worker import Picture
 
 pytestmark = pytest.mark.slow
 

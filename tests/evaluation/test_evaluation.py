@@ -34,10 +34,10 @@ from evaluation import summary, workers
 from evaluation.__main__ import carry_out, parse
 from evaluation.errors import EvaluationError
 from evaluation.local import LocalWorker
-from evaluation.pictures import Picture
 from evaluation.plan import Batch, Plan, load_plan
 from evaluation.run import evaluate
 from evaluation.store import Store
+from evaluation.worker import Picture
 from evaluation.workers import Workers
 
 REPO = Path(__file__).resolve().parents[2]
