@@ -122,15 +122,9 @@ class ScheduleChoice(Part):
         return self
 
     def schedule(self) -> schedules.Schedule:
-        if self.range:
-            r = self.range
-            return schedules.in_range(r.scale, r.start_percent, r.end_percent, r.outside)
-        if self.combined_generation:
-            c = self.combined_generation
-            return schedules.combined_generation(c.switch_percent, c.scale)
-        if self.ramp:
-            return schedules.ramp(self.ramp.start_scale, self.ramp.end_scale, self.ramp.curve, self.ramp.power)
-        return schedules.keyframes(self.keyframes.keyframes, self.keyframes.interpolation)
+        ((name, inputs),) = ((name, inputs) for name, inputs in self if inputs is not None)
+        make = schedules.in_range if name == "range" else getattr(schedules, name)
+        return make(**dict(inputs))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 from comfy_api.v0_0_2 import io, ui
@@ -25,9 +26,8 @@ def _output() -> io.Output:
 class _ScheduleNode(io.ComfyNode):
     """Makes a schedule from widgets, and shows it."""
 
-    @classmethod
-    def schedule(cls, **widgets: Any) -> schedules.Schedule:
-        raise NotImplementedError
+    schedule: ClassVar[Callable[..., schedules.Schedule]]
+    """Widgets → schedule."""
 
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:
@@ -42,6 +42,8 @@ class _ScheduleNode(io.ComfyNode):
 
 class RLGScale(_ScheduleNode):
     """A constant scale in a range of steps: interval guidance."""
+
+    schedule = staticmethod(schedules.in_range)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -73,13 +75,11 @@ class RLGScale(_ScheduleNode):
             outputs=[_output()],
         )
 
-    @classmethod
-    def schedule(cls, scale: float, start_percent: float, end_percent: float, outside: float) -> schedules.Schedule:
-        return schedules.in_range(scale, start_percent, end_percent, outside)
-
 
 class RLGCombinedGeneration(_ScheduleNode):
     """The base model first, the tuned one for the rest (ImageReFL, arXiv 2505.22569)."""
+
+    schedule = staticmethod(schedules.combined_generation)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -102,13 +102,11 @@ class RLGCombinedGeneration(_ScheduleNode):
             outputs=[_output()],
         )
 
-    @classmethod
-    def schedule(cls, switch_percent: float, scale: float) -> schedules.Schedule:
-        return schedules.combined_generation(switch_percent, scale)
-
 
 class RLGRamp(_ScheduleNode):
     """A scale that rises or falls over the run; 0, 1, power is ImageReFL's annealed guidance."""
+
+    schedule = staticmethod(schedules.ramp)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -143,13 +141,11 @@ class RLGRamp(_ScheduleNode):
             outputs=[_output()],
         )
 
-    @classmethod
-    def schedule(cls, start_scale: float, end_scale: float, curve: str, power: float) -> schedules.Schedule:
-        return schedules.ramp(start_scale, end_scale, curve, power)
-
 
 class RLGKeyframes(_ScheduleNode):
     """A scale written down as positions and values."""
+
+    schedule = staticmethod(schedules.keyframes)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -175,10 +171,6 @@ class RLGKeyframes(_ScheduleNode):
             ],
             outputs=[_output()],
         )
-
-    @classmethod
-    def schedule(cls, keyframes: str, interpolation: str) -> schedules.Schedule:
-        return schedules.keyframes(keyframes, interpolation)
 
 
 NODES: dict[str, type[_ScheduleNode]] = {

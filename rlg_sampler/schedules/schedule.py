@@ -101,31 +101,30 @@ def constant(scale: float) -> Schedule:
     return _steps([(0.0, check_scale(scale))])
 
 
-def in_range(scale: float, start: float, end: float, outside: float) -> Schedule:
+def in_range(scale: float, start_percent: float, end_percent: float, outside: float) -> Schedule:
     """`scale` where start ≤ p < end (an end of 1 includes the last step), `outside` elsewhere: interval guidance.
 
     Raises:
         ValueError: a scale cannot be used, or the range is none.
     """
     check_scale(scale), check_scale(outside, "outside")
-    check_position(start, "start_percent"), check_position(end, "end_percent")
+    start, end = check_position(start_percent, "start_percent"), check_position(end_percent, "end_percent")
     if start > end:
         raise ValueError(
             f"start_percent: {exact(start)} lies after end_percent {exact(end)}; swap the two, or lower start_percent."
         )
-    points = [(0.0, outside), (start, scale), (end, outside)] if end > start else [(0.0, outside)]
-    return _steps(points)
+    return _steps([(0.0, outside), (start, scale), (end, outside)])
 
 
-def combined_generation(switch: float, scale: float = 1.0) -> Schedule:
-    """The base model before the progress `switch`, `scale` from it on (arXiv 2505.22569, section 4).
+def combined_generation(switch_percent: float, scale: float = 1.0) -> Schedule:
+    """The base model before the progress `switch_percent`, `scale` from it on (arXiv 2505.22569, section 4).
 
     Raises:
-        ValueError: the scale cannot be used, or `switch` is not from 0 to 1.
+        ValueError: the scale cannot be used, or `switch_percent` is not from 0 to 1.
     """
     check_scale(scale)
-    check_position(switch, "switch_percent")
-    return _steps([(0.0, 0.0), (switch, scale)])
+    check_position(switch_percent, "switch_percent")
+    return _steps([(0.0, 0.0), (switch_percent, scale)])
 
 
 def ramp(start_scale: float, end_scale: float, curve: str, power: float = 2.0) -> Schedule:
@@ -145,20 +144,20 @@ def ramp(start_scale: float, end_scale: float, curve: str, power: float = 2.0) -
     return Schedule(curve, tuple(ends), power if curve == "power" else 1.0)
 
 
-def keyframes(text: str, interpolation: str = "step") -> Schedule:
+def keyframes(keyframes: str, interpolation: str = "step") -> Schedule:
     """A schedule from pairs such as "0:0, 0.5:1, 0.8:2": progress and the scale from there on.
 
     Before the first position its scale holds too.
 
     Args:
-        text: pairs separated by commas or line ends, positions rising from 0 to 1.
+        keyframes: pairs separated by commas or line ends, positions rising from 0 to 1.
         interpolation: "step" holds each scale until the next position, "linear" goes straight to it.
 
     Raises:
         ValueError: the text does not say that; the message shows the part it is about.
     """
     points: list[Point] = []
-    for pair in (part.strip() for part in text.replace("\n", ",").split(",")):
+    for pair in (part.strip() for part in keyframes.replace("\n", ",").split(",")):
         if not pair:
             continue
         point = _parse_pair(pair)
