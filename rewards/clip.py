@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,28 +18,6 @@ if TYPE_CHECKING:
 
 _TOKENS = 77
 _BEGIN, _END = 49406, 49407
-
-# open_clip's names and transformers'.
-_TOWERS = {"visual.": "vision_model.", "": "text_model."}
-_PARTS = {
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.ln_pre.": "vision_model.pre_layrnorm.",  # as transformers spells it
-    "visual.ln_post.": "vision_model.post_layernorm.",
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.": "text_model.final_layer_norm.",
-}
-_PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
-_BLOCK = re.compile(r"^(?P<tower>visual\.|)transformer\.resblocks\.(?P<number>\d+)\.(?P<rest>.+)$")
-_IN_BLOCK = {
-    "ln_1.": "layer_norm1.",
-    "ln_2.": "layer_norm2.",
-    "attn.out_proj.": "self_attn.out_proj.",
-    "mlp.c_fc.": "mlp.fc1.",
-    "mlp.c_proj.": "mlp.fc2.",
-}
 
 
 class Clip:
@@ -112,26 +89,9 @@ def from_open_clip(state: StateDict) -> StateDict:
     """Weights under transformers' names; those that have them already are left alone."""
     if "visual.conv1.weight" not in state:
         return state
-    renamed: StateDict = {}
-    for key, value in state.items():
-        if block := _BLOCK.match(key):
-            prefix = f"{_TOWERS[block['tower']]}encoder.layers.{block['number']}."
-            if block["rest"].startswith("attn.in_proj_"):
-                kind = block["rest"].removeprefix("attn.in_proj_")
-                for name, third in zip("qkv", value.chunk(3), strict=True):
-                    renamed[f"{prefix}self_attn.{name}_proj.{kind}"] = third
-            else:
-                renamed[prefix + _renamed(block["rest"], _IN_BLOCK)] = value
-        elif key in _PROJECTIONS:
-            renamed[_PROJECTIONS[key]] = value.T
-        elif key != "attn_mask":
-            renamed[_renamed(key, _PARTS)] = value
+    renamed = host.clip_in_transformers_names(dict(state))
+    renamed.pop("attn_mask", None)  # a constant
     return renamed
-
-
-def _renamed(key: str, names: dict[str, str]) -> str:
-    old = next((name for name in names if key == name or (name.endswith(".") and key.startswith(name))), None)
-    return key if old is None else names[old] + key.removeprefix(old)
 
 
 def config_of(state: StateDict, path: Path) -> CLIPConfig:

@@ -1,4 +1,4 @@
-"""All that rewards take from ComfyUI: where weights lie, CLIP's vocabulary, and devices."""
+"""All that rewards take from ComfyUI: where weights lie, CLIP's vocabulary and names, and devices."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import comfy.clip_vision
 import comfy.model_management
 import comfy.model_patcher
+import comfy.utils
 import folder_paths
 import torch
 from torch import nn
@@ -47,6 +49,12 @@ def folder() -> str:
 def clip_vocabulary() -> Path:
     """The folder with the tokenizer that all of OpenAI's and LAION's CLIPs share; it comes with ComfyUI."""
     return Path(comfy.model_management.__file__).with_name("sd1_tokenizer")
+
+
+def clip_in_transformers_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a CLIP of open_clip, image and text, as transformers calls and cuts them."""
+    state = comfy.clip_vision.convert_to_transformers(state, "visual.")
+    return comfy.utils.clip_text_transformers_convert(state, "", "")
 
 
 class RewardModel(nn.Module):
