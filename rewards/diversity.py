@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +17,10 @@ from .clip import Clip
 from .dino import Dino
 from .lpips_distance import LpipsDistance
 from .pixels import cropped, pictures, pixel_distances
-from .published import CLIP_L, Published
+from .published import CLIP_L, Kind, Published
 
 Measure = Callable[[torch.Tensor], torch.Tensor]
 """IMAGE (pictures, height, width, 3) of one prompt, two or more → (pictures,) float32 on the CPU."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How to make a measure.
-
-    Attributes:
-        make: called with the path of its weights, or with nothing where it has none.
-        weights: how they are published.
-    """
-
-    make: Callable[..., Measure]
-    weights: Published | None = None
 
 
 _DINO = Published("the folder dinov2-base", "facebook/dinov2-base (Hugging Face)", "*dino*")
@@ -55,16 +41,14 @@ def measure(name: str, file: str | None) -> Measure:
         FileNotFoundError: the weights are not there; the message says where they come from and belong.
     """
     path = weights_of(name, file)
-    make = MEASURES[name].make
-    return make() if path is None else make(path)
+    return MEASURES[name].made(path)
 
 
 def weights_of(name: str, file: str | None) -> Path | None:
     """Where the weights of a measure lie; None where it has none. Arguments and errors are those of `measure`."""
     if name not in MEASURES:
         raise ValueError(f"measure: there is no '{name}'; choose one of {', '.join(MEASURES)}.")
-    published = MEASURES[name].weights
-    return None if published is None else published.find(f"the measure {name}", file)
+    return MEASURES[name].path(f"the measure {name}", file)
 
 
 def diversity(of: Measure, images: Sequence[torch.Tensor], groups: Sequence[object]) -> list[float]:
@@ -146,7 +130,7 @@ def _mean_of_others(distances: torch.Tensor) -> torch.Tensor:
     return (others.sum(1) / (len(distances) - 1)).float()
 
 
-MEASURES: Mapping[str, Kind] = {
+MEASURES: Mapping[str, Kind[Measure]] = {
     "pixels": Kind(_pixels),
     "clip": Kind(functools.partial(_cosine_distance, _clip), CLIP_L),
     "dino": Kind(functools.partial(_cosine_distance, _dino), _DINO),

@@ -1,12 +1,16 @@
-"""Weights as their authors publish them: how they are called, and where to get them."""
+"""Weights as their authors publish them: how they are called, where to get them, and what is made of them."""
 
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from . import host
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,34 @@ class Published:
                 f"{self.repository}, put it there, press R, and run again."
             )
         return path
+
+
+@dataclass(frozen=True)
+class Kind(Generic[Made]):
+    """How to make a reward or a measure.
+
+    Attributes:
+        make: called with the path of its weights, or with nothing where it has none.
+        weights: how they are published.
+        beside: finds what else it takes, by the path of its weights; raises FileNotFoundError where that is not.
+    """
+
+    make: Callable[..., Made]
+    weights: Published | None = None
+    beside: Callable[[Path], Path] | None = None
+
+    def path(self, user: str, file: str | None) -> Path | None:
+        """Where the weights lie, with all that belongs to them; None where it has none. See `Published.find`."""
+        if self.weights is None:
+            return None
+        path = self.weights.find(user, file)
+        if self.beside is not None:
+            self.beside(path)
+        return path
+
+    def made(self, path: Path | None) -> Made:
+        """One of it, from weights at `path`, which is None where there are none."""
+        return self.make() if path is None else self.make(path)
 
 
 CLIP_L = Published(

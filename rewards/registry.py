@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,26 +14,10 @@ from .image_reward import ImageReward, vocabulary_of
 from .jpeg import JpegCompressibility, JpegIncompressibility
 from .mps import Mps
 from .protocol import Reward
-from .published import CLIP_L, Published
+from .published import CLIP_L, Kind, Published
 from .text_rendering import TextRendering
 
-
-@dataclass(frozen=True)
-class Kind:
-    """How to make a reward.
-
-    Attributes:
-        reward: its class, which also says unit, range and source.
-        weights: what its class is made from, as a path; None where it has none and is made from nothing.
-        beside: finds what else its class takes, by the path of its weights; raises FileNotFoundError where it is not.
-    """
-
-    reward: Callable[..., Reward]
-    weights: Published | None = None
-    beside: Callable[[Path], Path] | None = None
-
-
-KINDS: Mapping[str, Kind] = {
+KINDS: Mapping[str, Kind[Reward]] = {
     PickScore.name: Kind(
         PickScore, Published("the folder PickScore_v1", "yuvalkirstain/PickScore_v1 (Hugging Face)", "*pickscore*")
     ),
@@ -89,8 +72,7 @@ def load(name: str, file: str | None) -> Reward:
         FileNotFoundError: the weights are not there; the message says where they come from and belong.
     """
     path = weights_of(name, file)
-    make = KINDS[name].reward
-    return make() if path is None else make(path)
+    return KINDS[name].made(path)
 
 
 def weights_of(name: str, file: str | None) -> Path | None:
@@ -100,10 +82,4 @@ def weights_of(name: str, file: str | None) -> Path | None:
     """
     if name not in KINDS:
         raise ValueError(f"reward: there is no '{name}'; choose one of {', '.join(KINDS)}.")
-    kind = KINDS[name]
-    if kind.weights is None:
-        return None
-    path = kind.weights.find(name, file)
-    if kind.beside is not None:
-        kind.beside(path)
-    return path
+    return KINDS[name].path(name, file)
