@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from evaluation.host import Extension
 from .evaluations import at_evaluations
 from .methods import plain_cfg
 from .models import Files, load_model, load_tuned
-from .task import CFG, make_task
+from .task import CFG, Method, make_task
 
 _STEPS, _LATENT = 10, 16
 _SWEEPS = {
@@ -68,23 +68,34 @@ def measure_sweeps(
             for switch in switches for scale in scales
         ]  # fmt: skip
         cells = schedules or [{"scale": scale} for scale in scales]
-        texts = {"scales": str(scales)[1:-1], "switch_percents": str(switches)[1:-1]}
+        texts = {"scales": ", ".join(map(str, scales)), "switch_percents": ", ".join(map(str, switches))}
         runs = (
             lambda: sampled("RLGSweep", **texts),
             lambda: torch.cat([sampled("RLGKSampler", **{"scale": 1.0, **cell}) for cell in cells]),
         )
-        rows, latents, seconds = ([], []), [], ([], [])
-        progress(f"sweeps: {name}, counting")
-        for run, counted in zip(runs, rows, strict=True):
-            with at_evaluations(network, lambda tensors, counted=counted: counted.append(tensors[0].shape[0])):
-                latents.append(run())
-        for number in range(rounds):
-            progress(f"sweeps: {name}, round {number + 1} of {rounds}")
-            for run, timed in zip(runs, seconds, strict=True):
-                start = time.perf_counter()
-                run()
-                timed.append(time.perf_counter() - start)
-        difference = (latents[0] - latents[1]).abs().max().item()
-        return SweepResult(name, *map(sum, rows), *seconds, difference)
+        return _compared(name, runs, network, rounds, progress)
 
     return [measured(name, *axes) for name, axes in _SWEEPS.items()]
+
+
+def _compared(
+    name: str,
+    runs: Sequence[Callable[[], torch.Tensor]],
+    network: Method,
+    rounds: int,
+    progress: Callable[[str], None],
+) -> SweepResult:
+    """A sweep and its pictures one by one: rows through the network, latents, and seconds round by round."""
+    rows, latents, seconds = ([], []), [], ([], [])
+    progress(f"sweeps: {name}, counting")
+    for run, counted in zip(runs, rows, strict=True):
+        with at_evaluations(network, lambda tensors, counted=counted: counted.append(tensors[0].shape[0])):
+            latents.append(run())
+    for number in range(rounds):
+        progress(f"sweeps: {name}, round {number + 1} of {rounds}")
+        for run, timed in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            run()
+            timed.append(time.perf_counter() - start)
+    difference = (latents[0] - latents[1]).abs().max().item()
+    return SweepResult(name, *map(sum, rows), *seconds, difference)
