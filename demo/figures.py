@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -25,14 +24,6 @@ OPEN_PROMPT = "a green circle"
 """Leaves place, size and background open, so that pictures of it may differ."""
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """Pictures of one graph: of each setting a batch, and the curve that its schedule node shows."""
-
-    pictures: list[list[Image.Image]]
-    curves: list[Image.Image | None]
-
-
 Figure = Callable[[ComfyClient], Image.Image]
 
 
@@ -51,13 +42,10 @@ def with_cfg(cfg: float, tuned_cfg: float, scale: float) -> Setting:
 
 def render(
     client: ComfyClient, settings: Sequence[Setting], text: str, seed: int, batch: int = 1, lora: str = ONE_REWARD
-) -> Rendered:
-    """Every setting from the same noise."""
+) -> dict[str, list[Image.Image]]:
+    """Every setting from the same noise: the pictures of each node of `sweep_prompt`."""
     pngs = client.outputs(sweep_prompt(lora, settings, text, batch, seed))
-    found = {name: [opened(png) for png in of_node] for name, of_node in pngs.items()}
-    numbers = range(len(settings))
-    curves = [found.get(f"curve{number}") for number in numbers]
-    return Rendered([found[f"save{number}"] for number in numbers], [curve and curve[0] for curve in curves])
+    return {name: [opened(png) for png in of_node] for name, of_node in pngs.items()}
 
 
 # Figures
@@ -71,10 +59,11 @@ def by_prompt(
     def draw(client: ComfyClient) -> Image.Image:
         chosen = chosen_prompts(client, right, wrong)
         rendered = [render(client, settings, prompt.text, seed, lora=lora) for prompt, seed in chosen]
-        pictures = [[batch[0] for batch in row.pictures] for row in rendered]
+        numbers = range(len(settings))
+        pictures = [[row[f"save{number}"][0] for number in numbers] for row in rendered]
         labels = [prompt.text for prompt, _ in chosen]
         if curves:
-            pictures.insert(0, [_on_paper(curve) for curve in rendered[0].curves])
+            pictures.insert(0, [_on_paper(rendered[0][f"curve{number}"][0]) for number in numbers])
             labels.insert(0, "scale over the steps")
         return sheet(pictures, [str(setting) for setting in settings], labels)
 
@@ -97,7 +86,7 @@ def chosen_prompts(client: ComfyClient, right: int, wrong: int) -> list[tuple[Pr
 
 @functools.cache
 def _base_picture(client: ComfyClient, text: str, seed: int) -> Image.Image:
-    return render(client, [Setting(0.0)], text, seed).pictures[0][0]
+    return render(client, [Setting(0.0)], text, seed)["save0"][0]
 
 
 def by_noise(settings: Sequence[Setting], text: str, pictures: int) -> Figure:
@@ -105,9 +94,8 @@ def by_noise(settings: Sequence[Setting], text: str, pictures: int) -> Figure:
 
     def draw(client: ComfyClient) -> Image.Image:
         rendered = render(client, settings, text, FIRST_SEED, pictures)
-        return sheet(
-            rendered.pictures, [f"noise {n + 1}" for n in range(pictures)], [str(setting) for setting in settings]
-        )
+        rows = [rendered[f"save{number}"] for number in range(len(settings))]
+        return sheet(rows, [f"noise {n + 1}" for n in range(pictures)], [str(setting) for setting in settings])
 
     return draw
 
