@@ -86,7 +86,7 @@ def load_methods(
         TWO_PASSES: lambda: methods.rlg_guider(base(), tuned(), extension, "two passes"),
         OUR_CHECKPOINTS: lambda: methods.rlg_guider(base(), merged(), extension),
         TWO_LOADED: lambda: methods.two_stock_guiders(base(), merged()),
-        HOOKS: lambda: methods.core_hooks(base(), models.lora_weights(files.adapter, extension)),
+        HOOKS: lambda: methods.core_hooks(base(), models.lora_weights(files.adapter)),
         DIFFUSERS: lambda: diffusers_loop.diffusers_peft(diffusers_loop.load_transformer(files.base, files.adapter)),
     }
     return {name: make() for name, make in makers.items() if name in wanted}

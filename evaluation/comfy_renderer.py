@@ -1,39 +1,39 @@
-"""Pictures by ComfyUI, scored by the reward models: what a worker of a real evaluation does."""
+"""Pictures by ComfyUI, scored by the reward models: what a worker of a real evaluation does.
+
+To be imported once the host is open. The rooms are here as packages of the repository; the host has them once more, as
+parts of the extension, whose nodes are run.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import comfy.samplers
+import folder_paths
 import numpy as np
 import torch
 
 from evaluation.errors import EvaluationError
-from evaluation.host import Extension, HostSettings, host_arguments, host_version, start_host
+from evaluation.host import Extension, device, host_arguments, host_version
 from evaluation.plan import Batch, Pair, Plan
 from evaluation.worker import Picture
 from files.pictures import png
+from rewards import diversity, registry
+from rewards.pixels import to_bytes, to_image
+from rewards.protocol import Reward
+from rlg_sampler.guidance.guided_model import Guidance, guided_model
+from rlg_sampler.guidance.settings import GuidanceSettings
+from rlg_sampler.ksampler_inputs import KSamplerInputs
+from rlg_sampler.schedules.schedule import constant
+from rlg_sampler.sweeps.sweep import Cell, sweep
+from rlg_sampler.weights.peft_config import CONFIG_NAME
 
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16
 """Of a file, for its fingerprint."""
-
-
-def make_renderer(plan: Plan, settings: HostSettings) -> ComfyRenderer:
-    """Start ComfyUI in this process.
-
-    Raises:
-        EvaluationError: the host does not have what the plan asks for.
-    """
-    torch.set_num_threads(plan.threads)
-    extension = start_host(settings)
-    import comfy.utils
-
-    comfy.utils.set_progress_bar_enabled(False)
-    return ComfyRenderer(plan, extension)
 
 
 class ComfyRenderer:
@@ -50,33 +50,20 @@ class ComfyRenderer:
 
     def __init__(self, plan: Plan, extension: Extension) -> None:
         self._plan, self._extension = plan, extension
-        self._sweep, self._guided_model, self._settings, self._ksampler_inputs = (
-            extension.module(f"rlg_sampler.{name}")
-            for name in ("sweeps.sweep", "guidance.guided_model", "guidance.settings", "ksampler_inputs")
-        )
-        self._registry, self._measures, self._pixels = (
-            extension.module(f"rewards.{name}") for name in ("registry", "diversity", "pixels")
-        )
         self._check()
-        # The extension's own classes, not those of the plan's package.
-        schedules = extension.module("rlg_sampler.schedules.schedule")
-        self._constant = schedules.constant
-        self._cells = [
-            self._sweep.Cell(schedules.Schedule(**dataclasses.asdict(cell.schedule)), str(cell)) for cell in plan.cells
-        ]
+        self._cells = [Cell(cell.schedule, str(cell)) for cell in plan.cells]
         self._rewards = [self._reward(index) for index in range(len(plan.rewards))]
-        self._diversity = self._measure()
+        with _refusing("diversity", ValueError, OSError, ImportError):
+            self._measure = diversity.measure(plan.diversity.name, plan.diversity.file)
         self._loaded: tuple[int, tuple[Any, Any, Any, Any]] | None = None
 
     def describe(self) -> dict[str, Any]:
-        import comfy.model_management
-
-        device = comfy.model_management.get_torch_device()
+        where = device()
         return {
             "ComfyUI": host_version(),
             "arguments of ComfyUI": host_arguments(),
             "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
             "files": {name: _fingerprint(path) for name, path in self._files().items()},
         }
 
@@ -90,7 +77,7 @@ class ComfyRenderer:
             images = np.stack([self._sampled(model, vae, positive, negative, seed) for seed in self._plan.seeds])
             scores = np.stack([self._scores(of_seed, prompt) for of_seed in images])
             for cell in range(len(self._cells)):
-                apart = self._diversity(images[:, cell]) if len(images) > 1 else None
+                apart = float(self._measure(to_image(images[:, cell])).mean()) if len(images) > 1 else None
                 for seed in range(len(images)):
                     values = tuple(scores[seed, :, cell].tolist())
                     pictures.append(Picture(number, seed, cell, png(images[seed, cell]), values, apart))
@@ -100,13 +87,13 @@ class ComfyRenderer:
         """(cells, height, width, 3) uint8"""
         plan = self._plan
         (latent,) = self._extension.run_node("EmptyLatentImage", width=plan.width, height=plan.height, batch_size=1)
-        inputs = self._ksampler_inputs.KSamplerInputs(
+        inputs = KSamplerInputs(
             seed, plan.steps, plan.cfg, plan.sampler, plan.scheduler, positive, negative, latent, 1.0
         )
-        latent = self._sweep.sweep(model, self._cells, inputs, lambda total: lambda *progress: None)
+        latent = sweep(model, self._cells, inputs, lambda total: lambda *progress: None)
         # One by one: how many the VAE takes at a time depends on the free memory.
         decoded = [vae.decode(samples[None]) for samples in latent["samples"]]
-        return np.stack([self._pixels.to_bytes(images[0]) for images in decoded])
+        return np.stack([to_bytes(images[0]) for images in decoded])
 
     def _scores(self, images: np.ndarray, prompt: str) -> np.ndarray:
         """(rewards, cells) of pictures, (cells, height, width, 3) uint8, as they are in their files."""
@@ -114,7 +101,7 @@ class ComfyRenderer:
         for index, reward in enumerate(self._rewards):
             with _refusing(f"rewards[{index}]", ValueError):
                 # One by one, for the same reason as in decoding.
-                scores[index] = [reward.score(self._pixels.to_image(image[None]), [prompt]).item() for image in images]
+                scores[index] = [reward.score(to_image(image[None]), [prompt]).item() for image in images]
             if not np.isfinite(scores[index]).all():
                 raise EvaluationError(f"rewards[{index}]: {reward.name} gives no finite number; check its weights.")
         return scores
@@ -134,17 +121,14 @@ class ComfyRenderer:
                 else:
                     tuned, *_ = run_node("CheckpointLoaderSimple", ckpt_name=pair.tuned_checkpoint)
                 # Any schedule that needs guidance: the cells bring their own.
-                settings = self._settings.GuidanceSettings(self._constant(1.0), self._plan.tuned_cfg)
-                model = self._guided_model.guided_model(base, tuned, settings)
-                self._guided_model.Guidance.on(model).tuned[-1].pair.check_differs()
+                model = guided_model(base, tuned, GuidanceSettings(constant(1.0), self._plan.tuned_cfg))
+                Guidance.on(model).tuned[-1].pair.check_differs()
             (negative,) = run_node("CLIPTextEncode", clip=clip, text=self._plan.negative)
             self._loaded = index, (model, clip, vae, negative)
         return self._loaded[1]
 
     def _check(self) -> None:
         """Everything that can be known before the first picture."""
-        import comfy.samplers
-
         self._files()
         for name, known in (
             ("sampler", comfy.samplers.KSampler.SAMPLERS),
@@ -165,17 +149,14 @@ class ComfyRenderer:
                 found |= self._files_of(pair)
         for index, reward in enumerate(self._plan.rewards):
             with _refusing(f"rewards[{index}]", ValueError, OSError):
-                found[reward.name] = self._registry.weights_of(reward.name, reward.file)
+                found[reward.name] = registry.weights_of(reward.name, reward.file)
         with _refusing("diversity", ValueError, OSError):
-            found[self._plan.diversity.name] = self._measures.weights_of(
-                self._plan.diversity.name, self._plan.diversity.file
-            )
+            measure = self._plan.diversity
+            found[measure.name] = diversity.weights_of(measure.name, measure.file)
         return {name: path for name, path in found.items() if path is not None}
 
     def _files_of(self, pair: Pair) -> dict[str, Path]:
         """Raises ValueError: one is not there."""
-        import folder_paths
-
         found = {}
         for name in ("checkpoint", "tuned_checkpoint"):
             if file := getattr(pair, name):
@@ -186,22 +167,15 @@ class ComfyRenderer:
                 found[file] = Path(path)
         if pair.lora is not None:
             found[pair.lora] = path = self._extension.module("nodes.loaders").lora_path(pair.lora)
-            config = path.with_name(self._extension.module("rlg_sampler.weights.peft_config").CONFIG_NAME)
+            config = path.with_name(CONFIG_NAME)
             if config.is_file():
                 found[f"{pair.lora}, {config.name}"] = config
         return found
 
-    def _measure(self) -> Callable[[np.ndarray], float]:
-        """Pictures of one prompt, (seeds, height, width, 3) uint8 → how different they are."""
-        wanted = self._plan.diversity
-        with _refusing("diversity", ValueError, OSError, ImportError):
-            of = self._measures.measure(wanted.name, wanted.file)
-        return lambda pictures: float(of(self._pixels.to_image(pictures)).mean())
-
-    def _reward(self, index: int) -> Any:
+    def _reward(self, index: int) -> Reward:
         reward = self._plan.rewards[index]
         with _refusing(f"rewards[{index}]", ValueError, OSError, ImportError):
-            return self._registry.load(reward.name, reward.file)
+            return registry.load(reward.name, reward.file)
 
 
 @contextmanager

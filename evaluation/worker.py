@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from evaluation.host import HostSettings
+from evaluation.host import HostSettings, start_host
 from evaluation.plan import Batch, Plan
 
 
@@ -54,10 +54,21 @@ class Job:
 
 
 def comfy_renderer(plan: Plan, host: HostSettings) -> Renderer:
-    """ComfyUI in this process; only here anything of it, or of torch, is imported."""
-    from evaluation.comfy_renderer import make_renderer
+    """Start ComfyUI in this process; only here anything of it, or of torch, is imported.
 
-    return make_renderer(plan, host)
+    Raises:
+        EvaluationError: it does not have what the plan asks for.
+    """
+    import torch
+
+    torch.set_num_threads(plan.threads)
+    extension = start_host(host)
+    import comfy.utils
+
+    comfy.utils.set_progress_bar_enabled(False)
+    from evaluation.comfy_renderer import ComfyRenderer
+
+    return ComfyRenderer(plan, extension)
 
 
 def describe(job: Job) -> dict[str, Any]:
