@@ -1,11 +1,15 @@
-"""Two ways to evaluate less that change the picture a little. A run is exact unless it is given one.
+"""Fewer evaluations for a picture that is a little different. A run is exact unless it is asked for this.
 
-Both lean on one model of the mix x0 = Σ_m c_m · x0_m, c_base = 1 − Σ_k s_k: the lead, whose weight is the largest. What
-is approximated is how the others differ from it, and errors in that count with their weights alone: with |1 − s| where
-one tuned model leads at s > 1/2, not with s as they would if it were always the base.
+An exact step evaluates every model of the mix x0 = Σ_m c_m · x0_m, where c_k = s_k for a tuned model and c_base is
+1 − Σ_k s_k, each with and without the prompt. Two things may be left out:
 
-- Direction reuse: at some steps only the lead is evaluated; the others keep the distance that they had from it.
-- Shared uncond: only the lead is evaluated without the prompt; CFG of the others starts from its x0 too.
+- Direction reuse: how far the models are from each other changes slowly over the steps. It is computed at one step of n
+  and kept in between, where one model alone is evaluated.
+- Shared uncond: without the prompt the models are much alike. One of them is evaluated, and CFG of all starts from its
+  x0.
+
+That one model is the lead, the one of the largest |c_m|: its own x0 is exact, so errors are in the others alone and
+count with their weights. For one tuned model at s > 1/2 that is |1 − s|; if the base always led, it would be s.
 """
 
 from __future__ import annotations
@@ -84,7 +88,7 @@ class Directions:
         self._step = 0
 
     def known_at(self, step: int, models: Sequence[int]) -> bool:
-        """Whether, at that step, one of `models` is enough to tell the others."""
+        """Whether one of `models` is enough at that step: how far they are apart is known, and not too old."""
         return self._known.keys() >= set(models) and 0 <= step - self._step < self._every
 
     def learn(self, step: int, predictions: Mapping[int, Prediction]) -> None:

@@ -1,7 +1,12 @@
-"""The negative and the positive of a branch as one cond with twice the rows.
+"""The negative and the positive cond of a branch as one cond with twice the rows, joined once per run.
 
-The host prepares every cond anew at every step, which for the second branch of a pair would cost as much again. Joined
-once per run, the two conds of a branch are one to the host, and a step of two branches has as many conds as plain CFG.
+A step of plain CFG has two conds, a step of two branches has four. The host prepares each of them anew at every step
+(cuts it to the area, repeats it for the batch, puts it next to the others), though none of that changes in a run.
+So the two of a branch are made one beforehand: the rows of the negative, then those of the positive, for latents that
+are given twice. A step of two branches then has as many conds to prepare as plain CFG, and what they become is kept.
+
+Conds with a treatment of their own stay apart (`JoinedConds.of` gives None), and so do kinds that the host cannot put
+side by side.
 """
 
 from __future__ import annotations
@@ -23,6 +28,14 @@ _OWN_TREATMENT = (
 
 @dataclass(frozen=True)
 class _Joined:
+    """What is known of a branch.
+
+    Attributes:
+        sources: the parts of its two conds; other objects (after a hook, say) are other conds.
+        rows: of the latents.
+        cond: the two as one; None where they cannot be joined.
+    """
+
     sources: tuple[Any, ...]
     rows: int
     cond: Cond | None
@@ -58,7 +71,11 @@ class JoinedConds:
 
 
 class _ConcatOnce(CONDRegular):
-    """A joined cond that copies its rows next to others' once per run, where the host does it at every step."""
+    """A part of a joined cond (its text, say) that is put next to those of other branches once per run.
+
+    The host does that at every step. It is done again where there are other neighbours, or where a patch has written
+    into the result.
+    """
 
     def __init__(self, whole: CONDRegular) -> None:
         super().__init__(whole.cond)
@@ -86,6 +103,7 @@ class _ConcatOnce(CONDRegular):
 
 
 def _joined(first: Cond, second: Cond, rows: int) -> Cond | None:
+    """Both as one cond, each repeated to `rows` rows; None where the host could not put them side by side."""
     if first["model_conds"].keys() != second["model_conds"].keys():
         return None
     model_conds = {}
