@@ -12,7 +12,7 @@ from ..rewards import diversity as diversities
 from ..rewards.curve import curve
 from ..rewards.pixels import to_image
 from ..rlg_sampler.sweeps.labels import places, settings
-from .lists import as_list, only, per_image
+from .lists import as_list, check_number, only, per_image
 from .provenance import hidden_inputs, reward_of, title_of
 from .scoring import AUTO, file_input
 from .search import search_aliases
@@ -78,11 +78,7 @@ class RLGDiversity(io.ComfyNode):
         batches = as_list(images)
         pictures = [picture for batch in batches for picture in batch]
         of_settings = settings(as_list(labels))
-        if len(of_settings) != len(pictures):
-            raise ValueError(
-                f"labels: there are {len(of_settings)} of them for {len(pictures)} images; connect images and labels "
-                "of one sweep."
-            )
+        check_number("labels", of_settings, len(pictures))
         of_prompts = per_image(prompts or "", batches)
         groups = [", ".join(filter(None, both)) for both in zip(of_prompts, of_settings, strict=True)]
         name, file = only(measure), only(file)

@@ -22,7 +22,7 @@ from ..rlg_sampler.schedules.schedule import Schedule, constant
 from ..rlg_sampler.sweeps.labels import schedule_and_seed
 from . import inputs
 from .host_folders import inside
-from .lists import spread
+from .lists import check_number, spread
 from .search import search_aliases
 
 
@@ -155,7 +155,7 @@ class RLGSaveSet(io.ComfyNode):
             seeds = spread("seed", seed, sizes)
             schedules = spread("schedule", schedule or [constant(value) for value in scale], sizes)
         else:
-            _check_number(labels, len(pictures))
+            check_number("labels", labels, len(pictures))
             schedules, seeds = zip(*(schedule_and_seed(label) for label in labels), strict=True)
         of_each = (spread(name, values, sizes) for name, values in (("model", model), ("lora", lora)))
         entries = [
@@ -222,8 +222,3 @@ def _set_folder(name: str, entries: Sequence[Entry]) -> Path:
             f"folder: '{shown(name)}' leads out of ComfyUI's output folder; give a short name without .. and /."
         )
     return root
-
-
-def _check_number(labels: Sequence[str], pictures: int) -> None:
-    if len(labels) != pictures:
-        raise ValueError(f"labels: there are {len(labels)} of them for {pictures} images; connect both from one sweep.")

@@ -19,6 +19,14 @@ def as_list(value: T | list[T]) -> list[T]:
     return value if isinstance(value, list) else [value]
 
 
+def check_number(name: str, values: Sequence[object], images: int) -> None:
+    """Raises ValueError: the input `name` has other than one value per image."""
+    if len(values) != images:
+        raise ValueError(
+            f"{name}: there are {len(values)} of them for {images} images; connect what belongs to the same images."
+        )
+
+
 def per_image(prompts: str | list[str], batches: Sequence[torch.Tensor]) -> list[str]:
     """A prompt for each image of all batches: one for all of them, one per batch, or one per image.
 

@@ -7,7 +7,7 @@ from comfy_api.v0_0_2 import io
 
 from ..rewards import host, pick, registry
 from ..rewards.protocol import Reward
-from .lists import as_list, only, per_image
+from .lists import as_list, check_number, only, per_image
 from .search import search_aliases
 
 RewardType = io.Custom("RLG_REWARD")
@@ -184,11 +184,7 @@ class RLGPickBest(io.ComfyNode):
         given = [(scores, weight), (scores_2, weight_2), (scores_3, weight_3)]
         rewards = [(as_list(values), only(factor)) for values, factor in given if values is not None]
         for what, values in [("labels", names), *(("scores", values) for values, _ in rewards)]:
-            if len(values) != len(pictures):
-                raise ValueError(
-                    f"{what}: there are {len(values)} of them for {len(pictures)} images; connect what belongs to the "
-                    "same images."
-                )
+            check_number(what, values, len(pictures))
         best = pick.best(rewards, only(count))
         if len({pictures[index].shape for index in best}) > 1:
             raise ValueError("images: the best have different sizes; make them equal before (Upscale Image).")
