@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from evaluation.errors import EvaluationError
 from evaluation.plan_file import Part, read_plan
@@ -80,6 +80,10 @@ class ModelFile(Part):
 
     name: Text
     file: Text | None = None
+
+
+Named = Annotated[ModelFile, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
+"""The name alone will do."""
 
 
 class InRange(Part):
@@ -176,22 +180,12 @@ class Plan(Part):
     width: Pixels = 512
     height: Pixels = 512
     negative: str = ""
-    rewards: tuple[ModelFile, ...] = ()
-    diversity: ModelFile = ModelFile(name="pixels")
+    rewards: tuple[Named, ...] = ()
+    diversity: Named = ModelFile(name="pixels")
     batch: Positive = 4
     """Prompts in a batch."""
     threads: Positive = 1
     """CPU threads of a worker. Part of the plan because the last bits of a sum depend on it."""
-
-    @field_validator("rewards", mode="before")
-    @classmethod
-    def _rewards_by_name(cls, values: Any) -> Any:
-        return [_by_name(value) for value in values] if isinstance(values, list) else values
-
-    @field_validator("diversity", mode="before")
-    @classmethod
-    def _measure_by_name(cls, value: Any) -> Any:
-        return _by_name(value)
 
     @field_validator("scales")
     @classmethod
@@ -236,10 +230,6 @@ class Plan(Part):
         for pair in range(len(self.pairs)):
             for first in range(0, len(prompts), self.batch):
                 yield Batch(pair, first, tuple(prompts[first : first + self.batch]))
-
-
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
 
 
 def load_plan(file: Path) -> Plan:
