@@ -58,8 +58,7 @@ class Measured:
         for name, model in (("base", Setting(0.0)), ("tuned", Setting(1.0))):
             if model in self.settings:
                 columns[f"above the {name}"] = rewards - rewards[self.settings.index(model)]
-        if self.lora == "composition":
-            columns["all is right"] = self._each(lambda picture, prompt: composition(picture, prompt).correct)
+        columns["all is right"] = self._each(lambda picture, prompt: composition(picture, prompt).correct)
         columns["diversity"] = self.diversity
         rows = [
             [str(setting), *(str(student(values[index].mean(axis=1))) for values in columns.values())]
