@@ -17,9 +17,9 @@ from test_evaluation import InProcess, _descendants, _files, _plan, _run, _table
 
 from evaluation.errors import EvaluationError
 from evaluation.local import LocalWorker
-from evaluation.pictures import Picture
 from evaluation.plan import Batch
 from evaluation.run import evaluate
+from evaluation.worker import Picture
 
 PAGE = 4096
 """What a file takes at least of this disk."""
