@@ -20,9 +20,8 @@ from evaluation.host import Extension
 from rewards.intervals import Estimate, bootstrap
 from rewards.pixels import to_bytes
 
-from .methods import plain_cfg, rlg_guider
+from .methods import OURS, PLAIN, plain_cfg, rlg_guider
 from .models import Files, load_model, load_tuned
-from .names import OURS, PLAIN
 from .task import SCALE, make_task
 from .timing import Timings, interleaved
 

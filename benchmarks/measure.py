@@ -16,7 +16,7 @@ from evaluation.host import Extension
 
 from . import diffusers_loop, methods, models
 from .evaluations import counted, idle
-from .names import DIFFUSERS, HOOKS, ONE_BATCH, OUR_CHECKPOINTS, OURS, PLAIN, TWO_LOADED, TWO_PASSES
+from .methods import DIFFUSERS, HOOKS, ONE_BATCH, OUR_CHECKPOINTS, OURS, PLAIN, TWO_LOADED, TWO_PASSES
 from .task import Method, Task, make_task
 from .timing import Timings, interleaved
 

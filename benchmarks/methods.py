@@ -14,6 +14,16 @@ from evaluation.host import Extension
 
 from .task import CFG, SCALE, Elapsed, Method, Sample, Task
 
+# What the tables call them.
+PLAIN = "plain CFG, base alone"
+OURS = "RLG, as the pair chooses"
+ONE_BATCH = "RLG, one batch"
+TWO_PASSES = "RLG, two passes"
+OUR_CHECKPOINTS = "RLG, two checkpoints"
+TWO_LOADED = "two stock guiders"
+HOOKS = "core LoRA hooks"
+DIFFUSERS = "diffusers + PEFT"
+
 
 def plain_cfg(base: Any) -> Method:
     """The stock guider on the base model alone."""

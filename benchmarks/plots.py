@@ -9,7 +9,7 @@ from plots.figure import THEMES, new_figure, saved
 
 from .measure import Result
 from .memory import Memory
-from .names import PLAIN
+from .methods import PLAIN
 from .report import MIB
 from .timing import ratio
 

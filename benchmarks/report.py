@@ -9,7 +9,7 @@ from evaluation.summary import aligned
 from .approximations import Error
 from .measure import Cell, Result
 from .memory import Memory
-from .names import DIFFUSERS, HOOKS, ONE_BATCH, OURS, PLAIN, TWO_LOADED, TWO_PASSES
+from .methods import DIFFUSERS, HOOKS, ONE_BATCH, OURS, PLAIN, TWO_LOADED, TWO_PASSES
 from .sweeps import SweepResult
 from .timing import Seconds, Spread, Timings, ratio
 

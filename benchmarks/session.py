@@ -24,8 +24,8 @@ from .approximations import measure_errors, measure_times
 from .machine import describe_machine
 from .measure import EVERYTHING, Cell, Result, groups_that_fit, load_methods, measure_cell, measure_overhead
 from .memory import Memory, measure_memory
+from .methods import DIFFUSERS, HOOKS, OURS, PLAIN, TWO_LOADED, TWO_PASSES
 from .models import Files, write_files
-from .names import DIFFUSERS, HOOKS, OURS, PLAIN, TWO_LOADED, TWO_PASSES
 from .plots import draw
 from .sweeps import measure_sweeps
 from .task import CFG, SCALE, TEXT_TOKENS, Method
