@@ -58,7 +58,8 @@ class RLGExtractLora(io.ComfyNode):
     @classmethod
     def execute(cls, base: io.Model.Type, tuned: io.Model.Type, rank: int, filename_prefix: str) -> io.NodeOutput:
         output = folder_paths.get_output_directory()
-        if inside(output, filename_prefix) is None:  # the host says so too, but only after the work
+        nameless = not Path(filename_prefix).name.strip(". ")  # would be a hidden file
+        if nameless or inside(output, filename_prefix) is None:  # the host says so too, but only after the work
             raise ValueError(
                 f"filename_prefix: '{shown(filename_prefix)}' is no file inside ComfyUI's output folder; give a short "
                 "name, such as loras/my_lora, without .. and drives."

@@ -13,7 +13,7 @@ def inside(folder: str | Path, name: str) -> Path | None:
     """The path that `name` means in `folder`, with links followed.
 
     Returns:
-        None where it leads out of the folder, or can be no path.
+        None where it leads out of the folder, can be no path, or has a control character, such as a line break.
     """
     root = Path(folder).resolve()
     try:
@@ -21,4 +21,4 @@ def inside(folder: str | Path, name: str) -> Path | None:
         too_long = any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.relative_to(root).parts)
     except (OSError, RuntimeError, ValueError):  # links in a circle; a NUL, half a character, a way out
         return None
-    return None if too_long else path
+    return None if too_long or any(character < " " for character in name) else path

@@ -14,6 +14,7 @@ from ..plots.figure import picture
 from ..plots.training_curve import training_curve
 from ..rewards.pixels import to_image
 from ..rewards.protocol import Reward
+from ..rlg_sampler.messages import shown as one_line
 from ..rlg_sampler.weights.lora_file import load_lora
 from ..training.progress import outcome
 from ..training.prompts import Prompts
@@ -26,6 +27,8 @@ from .search import search_aliases
 from .training_inputs import ChosenMethod, MethodType
 
 _NAME = re.compile(r"\w[\w .+-]*")
+_LONGEST_NAME = 200
+"""Bytes: a letter may take four, and file systems take 255 with what is added."""
 _MOST_PREVIEWS = 4
 
 
@@ -204,9 +207,9 @@ def _folder(name: str) -> Path:
     Raises:
         ValueError: it is no name for a folder.
     """
-    if not _NAME.fullmatch(name) or len(name) > 100:
+    if not _NAME.fullmatch(name) or len(name) > 100 or len(name.encode()) > _LONGEST_NAME:
         raise ValueError(
-            f"name: '{name[:100]}' cannot be a folder's name; use up to 100 letters, digits, spaces and _ - + ."
+            f"name: '{one_line(name)}' cannot be a folder's name; use up to 50 letters, digits, spaces and _ - + ."
         )
     return Path(folder_paths.get_output_directory()) / "loras" / name
 

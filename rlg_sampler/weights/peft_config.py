@@ -111,6 +111,10 @@ def decoded(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("its brackets are nested too deep") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python's limit, with advice for programmers
+        raise ValueError("a number in it has thousands of digits") from None
 
 
 def _patterns(values: Any, checked: Callable[[Any], Value]) -> NamePatterns[Value]:

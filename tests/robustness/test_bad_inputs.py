@@ -51,6 +51,7 @@ NUMBERS: list[Any] = [
 NAMES = [
     "", ".", "..", "../../etc/passwd", "/etc/passwd", "C:\\windows\\win.ini", "\\\\server\\share", "a\0b", "x" * 400,
     "é" * 150, "CON", "a/../../b", "~root", "$HOME", "%APPDATA%", "\ud800", "a\nb", "-rf", "a" * 90 + "/" + "b" * 400,
+    "日" * 90,
 ]  # fmt: skip
 
 
@@ -185,10 +186,14 @@ def test_names(
             run_node("RLGLoadLora", model=base, lora_name=name, strength=1.0)
         with one_sentence(("filename_prefix:", "tuned:")):
             run_node("RLGExtractLora", base=base, tuned=base, rank=4, filename_prefix=name)
+        with one_sentence("name:"):
+            assert rlg.module("nodes.training")._folder(name).parent == tmp_path / "output" / "loras"
         of_set = {"prompt": ["a"], "folder": [name], "seed": [1], "scale": [1.0], "model": ["m"], "lora": ["l"]}
         with one_sentence(("folder:", "prompt:")):
             run_node("RLGSaveSet", images=[picture], **of_set)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["input", "output"]
+    made = [path.name for path in tmp_path.rglob("*")]
+    assert not [name for name in made if name.startswith(".") or min(name) < " "]
 
 
 def test_prompt_files(tmp_path: Path, times: int) -> None:
