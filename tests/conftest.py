@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ hypothesis.settings.load_profile("default")
 
 import comfy.cli_args  # parses sys.argv once, here
 import comfy.utils
+import comfyui_version
 import folder_paths
 import torch
 
@@ -58,6 +60,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="N times as many faults, bad inputs, queued prompts and kills as usual",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _versions(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """What the tests ran on, in the file of `--junitxml`."""
+    record_testsuite_property("ComfyUI", comfyui_version.__version__)
+    record_testsuite_property("system", platform.system())
+    record_testsuite_property("Python", platform.python_version())
+    record_testsuite_property("PyTorch", torch.__version__)
 
 
 @pytest.fixture(scope="session")
