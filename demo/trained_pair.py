@@ -36,13 +36,18 @@ def write_models(models: Path, pair: Path = PAIR) -> None:
         shutil.copytree(pair / reward, models / "loras" / name, ignore=shutil.ignore_patterns("*.md", "*.csv"))
 
 
+def part(pair: Path, file: str) -> Path:
+    """A file of `pair`, or the demo's own where that has none."""
+    return pair / file if (pair / file).exists() else PAIR / file
+
+
 def checkpoint(pair: Path = PAIR) -> dict[str, Tensor]:
     """The base model for CheckpointLoaderSimple: MMDiT-X, CLIP-L and VAE, fp16."""
-    weights = load_file(pair / "base" / "mmdit.safetensors")
+    weights = load_file(part(pair, "base/mmdit.safetensors"))
     for name, inputs in _WIDENED.items():
         weights[name] = _filled_up(weights[name], (len(weights[name]), inputs))
     weights |= clip_l_in_checkpoint()
-    trained = load_file(pair / "vae" / "vae.safetensors")
+    trained = load_file(part(pair, "vae/vae.safetensors"))
     for name, whole in vae_state_dict().items():
         # The scalars undo what the host does to SD3 latents; they are not trained.
         weights[f"first_stage_model.{name}"] = _filled_up(trained[name], whole.shape) if name in trained else whole

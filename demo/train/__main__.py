@@ -8,43 +8,34 @@ again.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny, SD3Transformer2DModel
-from peft import PeftModel, get_peft_model_state_dict
+from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.rewards import REWARDS
 from demo.scenes import prompts
-from demo.train import base, vae
+from demo.train import base, lora, vae
 from demo.train.export import host_state_dict
-from demo.train.flow_grpo import SAMPLING_STEPS, Task, train_lora
-from demo.train.text import encoded
-from demo.trained_pair import PAIR
+from demo.trained_pair import PAIR, checkpoint, part
 from dev import cache_folder
+from evaluation.host import Extension, open_host
 from files.replacing import replacing
 
 PROMPTS = 512
 """Different prompts that a LoRA is trained on."""
 
+_SMALL = {"cfg": 1.0, "groups": 6, "group_size": 12, "clip_range": 1e-3}
 # A KL weight that is felt keeps the LoRA near the base, and most of all what of it is mere noise: at 0.04 composition
 # gained as much by giving up all variety, and no scale above 1 added to it.
-TASKS = {
-    "composition": Task(
-        "composition", REWARDS["composition"],
-        iterations=120, kl_weight=2.0, learning_rate=1e-3, noisy_steps=5,
-    ),
-    "compressibility": Task(
-        "compressibility", REWARDS["compressibility"],
-        iterations=100, kl_weight=0.04, learning_rate=1e-3, noisy_steps=SAMPLING_STEPS,
-    ),
-}  # fmt: skip
+LORAS = {
+    "composition": lora.Recipe(iterations=120, method={**_SMALL, "window": 5, "kl_weight": 2.0}),
+    "compressibility": lora.Recipe(iterations=100, method={**_SMALL, "trained_steps": 5, "kl_weight": 0.04}),
+}
+"""Reward → how its LoRA is trained."""
 
 
 def main() -> int:
@@ -74,45 +65,26 @@ def _train_base(arguments: argparse.Namespace) -> None:
 
 
 def _train_lora(arguments: argparse.Namespace) -> None:
-    task = TASKS[arguments.stage]
+    name, recipe = arguments.stage, LORAS[arguments.stage]
     asked = prompts(arguments.seed, PROMPTS, held_out=False)
-    text = encoded([prompt.text for prompt in asked], arguments.work, arguments.host)
-    network, pictures = _base(arguments.output), _vae(arguments.output)
-    model, history = train_lora(task, network, pictures, asked, text, arguments.work, arguments.seed)
-    folder = arguments.output / task.name
-    _write_adapter(model, folder)
-    with open(folder / "curve.csv", "w", newline="", encoding="utf-8") as file:
-        rows = csv.DictWriter(file, ["iteration", *history[0]])
-        rows.writeheader()
-        rows.writerows({"iteration": index, **_rounded(entry)} for index, entry in enumerate(history))
+    open_host(arguments.host)
+    state = arguments.work / f"{name}_{arguments.seed}.safetensors"
+    print(f"Encoding {PROMPTS} prompts ...", flush=True)
+    trainer = lora.flow_grpo(
+        Extension().module, lora.load(checkpoint(arguments.output)), recipe, name, asked, arguments.seed, state
+    )
+    lora.train(trainer, recipe.iterations)
+    lora.write(trainer, arguments.output / name)
 
 
-STAGES = {"vae": _train_vae, "base": _train_base, **dict.fromkeys(TASKS, _train_lora)}
+STAGES = {"vae": _train_vae, "base": _train_base, **dict.fromkeys(LORAS, _train_lora)}
 
 
 def _vae(output: Path) -> AutoencoderTiny:
     model = vae.build()
-    weights = load_file(_earlier(output, "vae/vae.safetensors"))
+    weights = load_file(part(output, "vae/vae.safetensors"))
     model.load_state_dict({name: weights[vae.host_name(name)] for name in model.state_dict()})
     return model.eval()
-
-
-def _base(output: Path) -> SD3Transformer2DModel:
-    with tempfile.TemporaryDirectory() as folder:
-        base.build().save_config(folder)
-        file = str(_earlier(output, "base/mmdit.safetensors"))
-        return SD3Transformer2DModel.from_single_file(file, config=folder, local_files_only=True).float().eval()
-
-
-def _earlier(output: Path, file: str) -> Path:
-    return output / file if (output / file).exists() else PAIR / file
-
-
-def _write_adapter(model: PeftModel, folder: Path) -> None:
-    _write(get_peft_model_state_dict(model), folder / "adapter_model.safetensors")
-    config = model.peft_config["default"]
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
 
 
 def _write(weights: dict[str, Tensor], path: Path) -> None:
@@ -122,17 +94,17 @@ def _write(weights: dict[str, Tensor], path: Path) -> None:
     print(f"Wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 
-def _rounded(entry: dict[str, float]) -> dict[str, float]:
-    return {key: float(f"{value:.5g}") for key, value in entry.items()}
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
-        "--host", type=Path, required=True, metavar="PATH", help="folder of a ComfyUI, for its tokenizer"
+        "--host",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder of a ComfyUI: its tokenizer for the base model, all of it for the LoRAs",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0, as the files in demo/pair)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU cores to use (default: all)")

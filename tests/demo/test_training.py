@@ -1,19 +1,23 @@
-"""The demo's training: the steps of Flow-GRPO against theory, files against diffusers, and a run that goes on."""
+"""The demo's training: files against diffusers and PEFT, and runs that go on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
-from hypothesis import given
-from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors import safe_open
 
-from demo.train import base, flow_grpo, loop
+from demo.scenes import prompts
+from demo.train import base, loop, lora
+from demo.train.__main__ import LORAS
 from demo.train.export import host_state_dict
+from demo.trained_pair import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -21,95 +25,6 @@ def _gradients(_inference_mode: None) -> Iterator[None]:
     """Training is not done in the mode that the host runs nodes in."""
     with torch.inference_mode(False):
         yield
-
-
-def _sigmas(steps: int) -> torch.Tensor:
-    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    return 3 * t / (1 + 2 * t)
-
-
-def _exact_velocity(x: torch.Tensor, sigma: torch.Tensor, size: float) -> torch.Tensor:
-    """E[ε − x0 | x] for x0 ~ N(0, size²): linear regression on x = (1 − σ) x0 + σ ε."""
-    return x * (sigma - (1 - sigma) * size**2) / ((1 - sigma) ** 2 * size**2 + sigma**2)
-
-
-def _run(noise_level: float, steps: int, size: float, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    monkeypatch.setattr(flow_grpo, "NOISE_LEVEL", noise_level)
-    generator = torch.Generator().manual_seed(0)
-    sigmas = _sigmas(steps)
-    x = torch.randn(50_000, 1, 1, 1, generator=generator, dtype=torch.float64)
-    for index in range(steps):
-        step = flow_grpo.sde_step(x, _exact_velocity(x, sigmas[index], size), sigmas, index)
-        x = step.mean + step.std * torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    return x
-
-
-@pytest.mark.parametrize("size", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("noise_level", [0.3, 0.7])
-def test_noisy_sampling_ends_in_the_same_distribution(
-    size: float, noise_level: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Flow-GRPO's SDE has the marginals of the flow's ODE: data of size `size` come out, whatever the noise level."""
-    found = _run(noise_level, steps=300, size=size, monkeypatch=monkeypatch)
-    assert float(found.std()) == pytest.approx(size, rel=0.02)
-    assert float(found.mean()) == pytest.approx(0, abs=0.02 * size)
-
-
-def test_without_noise_a_step_is_eulers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow_grpo, "NOISE_LEVEL", 0.0)
-    x, predicted = torch.randn(2, 3, 16, 4, 4, generator=torch.Generator().manual_seed(1)).unbind()
-    sigmas = _sigmas(10)
-    for index in range(10):
-        step = flow_grpo.sde_step(x, predicted, sigmas, index)
-        assert step.std == 0
-        torch.testing.assert_close(step.mean, x + predicted * float(sigmas[index + 1] - sigmas[index]))
-
-
-@pytest.mark.parametrize("noisy_steps", [0, 3, 10])
-def test_only_the_first_steps_are_noisy(noisy_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After them every step is Euler's on the flow's ODE, and has no density to train on."""
-    sigmas = _sigmas(10).float()
-    monkeypatch.setattr(flow_grpo, "velocity", lambda model, x, sigma, text: _exact_velocity(x, sigma[0], 0.5))
-    text = SimpleNamespace(pooled=torch.zeros(4, 1))
-    path, densities = flow_grpo.sample(None, text, sigmas, noisy_steps, torch.Generator().manual_seed(3))
-    assert len(path) == 11 and len(densities) == noisy_steps
-    for index, (x, after) in enumerate(zip(path, path[1:], strict=False)):
-        euler = x + (sigmas[index + 1] - sigmas[index]) * _exact_velocity(x, sigmas[index], 0.5)
-        assert torch.allclose(after, euler, atol=1e-5) == (index >= noisy_steps)
-
-
-def test_log_densities_differ_as_the_normal_distributions_do() -> None:
-    generator = torch.Generator().manual_seed(2)
-    mean, one, two = torch.randn(3, 5, 16, 4, 4, generator=generator).unbind()
-    step = flow_grpo.Step(mean, std=0.3, diffusion=1.0)
-    normal = torch.distributions.Normal(mean, 0.3)
-    expected = (normal.log_prob(one) - normal.log_prob(two)).mean(dim=(1, 2, 3))
-    torch.testing.assert_close(step.log_density(one) - step.log_density(two), expected)
-
-
-@given(st.integers(0, 1000), st.floats(-50, 50), st.floats(0.1, 50))
-def test_advantages_are_about_the_group_alone(seed: int, shift: float, scale: float) -> None:
-    """An easy prompt earns no advantage for all its pictures, nor does the unit of the reward matter."""
-    rewards = torch.randn(4 * flow_grpo.GROUP, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    advantages = flow_grpo.group_advantages(rewards)
-    assert torch.allclose(advantages.reshape(4, -1).mean(dim=1), torch.zeros(4, dtype=torch.float64), atol=1e-6)
-    torch.testing.assert_close(flow_grpo.group_advantages(scale * rewards + shift), advantages, rtol=5e-3, atol=5e-3)
-    of_group = rewards.reshape(4, -1)
-    order = advantages.reshape(4, -1).argsort(dim=1)
-    assert torch.equal(order, of_group.argsort(dim=1))
-
-
-def test_equal_rewards_teach_nothing() -> None:
-    assert flow_grpo.group_advantages(torch.full((2 * flow_grpo.GROUP,), 0.7)).abs().max() < 1e-2
-
-
-@pytest.mark.parametrize(("advantage", "ratio", "flat"), [
-    (1.0, 1.01, True), (1.0, 0.99, False), (-1.0, 0.99, True), (-1.0, 1.01, False), (1.0, 1.0, False),
-])  # fmt: skip
-def test_nothing_is_won_beyond_the_clip_range(advantage: float, ratio: float, flat: bool) -> None:
-    ratios = torch.tensor([ratio], requires_grad=True)
-    flow_grpo.clipped_gain(ratios, torch.tensor([advantage])).backward()
-    assert float(ratios.grad) == (0 if flat else advantage)
 
 
 def test_files_read_back_by_diffusers_are_the_trained_weights() -> None:
@@ -163,3 +78,32 @@ def test_a_checkpoint_of_another_seed_is_not_continued(tmp_path: Path) -> None:
     _toy(tmp_path, steps=2)
     with pytest.raises(ValueError, match="seed 5, not 6"):
         _toy(tmp_path, steps=2, seed=6)
+
+
+def test_the_stages_are_recipes_that_the_trainer_takes(rlg: SimpleNamespace) -> None:
+    for recipe in LORAS.values():
+        replace(rlg.module("training.method").FLOW_GRPO, **recipe.method)
+
+
+def test_a_lora_is_made_by_the_packs_trainer_and_goes_on(rlg: SimpleNamespace, tmp_path: Path) -> None:
+    """On the demo's own base, in the files that the demo has: an adapter that PEFT reads, and the course of the run."""
+    method = {"cfg": 1.0, "groups": 1, "group_size": 2, "steps": 2}
+    recipe, asked = lora.Recipe(2, method=method, rank=4), prompts(0, 1, held_out=False)
+    loaded = lora.load(checkpoint())
+    for iterations in (1, 2):
+        trainer = lora.flow_grpo(rlg.module, loaded, recipe, "compressibility", asked, 0, tmp_path / "state")
+        assert len(trainer.history) == iterations - 1
+        lora.train(trainer, iterations)
+        lora.write(trainer, tmp_path / "adapter")
+    adapter = PeftModel.from_pretrained(base.build(), str(tmp_path / "adapter"))
+    read = {name: parameter for name, parameter in adapter.named_parameters() if "lora_" in name}
+    assert len(read) == len(trainer.policy.parameters)
+    assert any(parameter.abs().max() > 0 for name, parameter in read.items() if "lora_B" in name)
+    with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata()["iterations"] == "2"
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118 (no mapping)
+    header, *rows = (tmp_path / "adapter" / "curve.csv").read_text().splitlines()
+    assert header == "iteration,reward,spread,kl,clipped" and [row.split(",")[0] for row in rows] == ["1", "2"]
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "curve.csv",
+    ]  # fmt: skip

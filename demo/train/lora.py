@@ -1,0 +1,126 @@
+"""The demo's LoRAs: the pack's own trainer on the demo's base model, in a ComfyUI in this process."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from demo.rewards import REWARDS
+from demo.scenes import SIDE, Prompt
+from files.replacing import replacing
+from rewards.pixels import to_bytes
+from rewards.protocol import WithoutGradient
+
+Module = Callable[[str], ModuleType]
+"""A module of the pack as the host loaded it, by its name."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a LoRA is trained with Flow-GRPO.
+
+    Attributes:
+        method: the settings in which it differs from Flow-GRPO's own.
+    """
+
+    iterations: int
+    learning_rate: float = 1e-3
+    rank: int = 16
+    batch_size: int = 12
+    method: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Loaded(NamedTuple):
+    """MODEL, CLIP and VAE."""
+
+    model: Any
+    clip: Any
+    vae: Any
+
+
+class SceneReward(WithoutGradient):
+    """One of the demo's rewards, as the trainer takes one.
+
+    Args:
+        name: one of REWARDS.
+        asked: the prompts that it may meet.
+    """
+
+    unit, range, source = "", (-math.inf, math.inf), "demo/rewards.py"
+
+    def __init__(self, name: str, asked: Sequence[Prompt]) -> None:
+        self.name = name
+        self._asked = {prompt.text: prompt for prompt in asked}
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """See `Reward.score`."""
+        pairs = zip(to_bytes(images), prompts, strict=True)
+        return torch.tensor([REWARDS[self.name](picture, self._asked[text]) for picture, text in pairs])
+
+
+def load(checkpoint: dict[str, Tensor]) -> Loaded:
+    """What a loader node makes of a checkpoint."""
+    import comfy.sd  # which is there once a host has been opened
+
+    with torch.inference_mode():
+        model, clip, vae, *_ = comfy.sd.load_state_dict_guess_config(checkpoint, output_vae=True, output_clip=True)
+    return Loaded(model, clip, vae)
+
+
+def flow_grpo(
+    module: Module, loaded: Loaded, recipe: Recipe, reward: str, asked: Sequence[Prompt], seed: int, checkpoint: Path
+) -> Any:
+    """The pack's `Trainer` for a recipe, which goes on from its checkpoint.
+
+    Args:
+        reward: one of REWARDS.
+        asked: the prompts to train on.
+    """
+    prompts = module("training.prompts").Prompts.encode(loaded.clip, [prompt.text for prompt in asked])
+    of = SceneReward(reward, asked)
+    task = module("training.task").Task(loaded.model, loaded.vae, prompts, of, SIDE, SIDE)
+    method = replace(module("training.method").FLOW_GRPO, **recipe.method)
+    trainer = module("training.trainer")
+    settings = trainer.Settings(recipe.learning_rate, recipe.rank, seed=seed, batch_size=recipe.batch_size)
+    return trainer.Trainer(task, method, settings, checkpoint)
+
+
+def train(trainer: Any, iterations: int) -> None:
+    """Make the iterations that are missing, and say how far it is."""
+    if trainer.history:
+        print(f"Going on after iteration {len(trainer.history)} of {iterations}", flush=True)
+    for entry in trainer.iterate(iterations):
+        left = (iterations - entry.number) * entry.seconds / 60
+        print(
+            f"iteration {entry.number}/{iterations}  reward {entry.reward:.4g}  KL {entry.kl:.3g}  "
+            f"{entry.seconds:.0f} s each, {left:.0f} min left",
+            flush=True,
+        )
+
+
+def write(trainer: Any, folder: Path) -> None:
+    """The averaged LoRA as a PEFT folder in fp16, with the course of the run in `curve.csv`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        whole = trainer.save(Path(temporary))
+        with safe_open(whole, "pt") as file, replacing(folder / whole.name) as smaller:
+            half = {name: file.get_tensor(name).half() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            save_file(half, smaller, metadata=file.metadata())
+        shutil.copy(Path(temporary) / "adapter_config.json", folder)
+    names = ("number", "reward", "spread", "kl", "clipped")
+    with replacing(folder / "curve.csv") as file, open(file, "w", newline="", encoding="utf-8") as text:
+        rows = csv.writer(text)
+        rows.writerow(["iteration", *names[1:]])
+        rows.writerows([f"{getattr(entry, name):.5g}" for name in names] for entry in trainer.history)
+    print(f"Wrote {folder}")
