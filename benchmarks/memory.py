@@ -61,7 +61,7 @@ def _measure_here(name: str, files: Files, latent: int, dtype: torch.dtype) -> M
     task = make_task(latent, 1, _STEPS)
     with torch.inference_mode():
         before = _storages(gc.get_objects()).keys()
-        used_before = _used()
+        used_before = used()
         method = load_methods(files, extension, [name], dtype)[name]
         held = []
 
@@ -71,9 +71,9 @@ def _measure_here(name: str, files: Files, latent: int, dtype: torch.dtype) -> M
 
         with at_evaluations(method, note):
             method.sample(task)
-        with _peak() as peak:
+        with peak() as highest:
             method.sample(task)
-    return Memory(max(held), peak.bytes - used_before)
+    return Memory(max(held), highest.bytes - used_before)
 
 
 def _storages(objects: Sequence[object]) -> dict[int, int]:
@@ -85,7 +85,7 @@ def _storages(objects: Sequence[object]) -> dict[int, int]:
     return {s.data_ptr(): s.nbytes() for s in storages}
 
 
-def _used() -> int:
+def used() -> int:
     """Bytes in use now: of the GPU, or of main memory by this process."""
     if device().type == "cuda":
         return torch.cuda.memory_allocated()
@@ -93,23 +93,23 @@ def _used() -> int:
 
 
 @contextmanager
-def _peak() -> Iterator[SimpleNamespace]:
-    """Watch `_used`; `bytes` of the result is its peak inside the block."""
-    peak, stop = SimpleNamespace(bytes=0), threading.Event()
+def peak() -> Iterator[SimpleNamespace]:
+    """Watch `used`; `bytes` of the result is its peak inside the block."""
+    highest, stop = SimpleNamespace(bytes=0), threading.Event()
     if device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        yield peak
-        peak.bytes = torch.cuda.max_memory_allocated()
+        yield highest
+        highest.bytes = torch.cuda.max_memory_allocated()
         return
 
     def watch() -> None:
         while not stop.wait(_SAMPLING_INTERVAL):
-            peak.bytes = max(peak.bytes, _used())
+            highest.bytes = max(highest.bytes, used())
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield peak
+        yield highest
     finally:
         stop.set()
         thread.join()

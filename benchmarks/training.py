@@ -1,0 +1,151 @@
+"""An iteration of Flow-GRPO by the pack's trainer, beside the same by the research code's way on diffusers and PEFT.
+
+Both draw, score and learn from as many pictures, in the same batches, over the same steps, without checkpointing.
+Pictures are three channels of the latents: to decode them would cost both the same. Each is measured in a process of
+its own, in turn: seconds of the processor, so that what else the machine does counts for neither, and the peak.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from evaluation.host import Extension, open_host
+from evaluation.summary import aligned
+from files.pictures import write_bytes
+
+from . import diffusers_loop, models
+from .machine import describe_machine, host_options
+from .memory import peak, used
+from .models import Files
+from .task import CFG, make_task
+from .training_reference import CLIP_RANGE, KL_WEIGHT, NOISE_LEVEL, Reference
+
+RESULTS = Path(__file__).resolve().parent / "results"
+OURS, REFERENCE = "RLG", "diffusers + PEFT"
+LATENT, STEPS, GROUPS, GROUP_SIZE, UPDATES = 32, 4, 2, 2, 2
+_AIMS = {"seconds": 0.75, "peak": 0.8}
+_RATE = 3e-4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of iterations after the first: processor seconds of each, and bytes at the peak, without the program's own."""
+
+    seconds: list[float]
+    peak: int
+
+
+class _ThreeChannels:
+    """In the place of a VAE."""
+
+    def spacial_compression_encode(self) -> int:
+        return 8
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents[:, :3].movedim(1, -1)
+
+
+class _Mean:
+    """A reward that costs nothing: the mean of the first channel."""
+
+    name, unit, range, source = "mean", "", (-1e9, 1e9), "benchmarks"
+
+    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """See `Reward.score`."""
+        return images[..., 0].mean(dim=(1, 2))
+
+
+def compare(host: Path, on_cpu: bool, depth: int, rounds: int, threads: int | None) -> None:
+    """Measure both, show the table and write it to the results."""
+    seconds: dict[str, list[float]] = {OURS: [], REFERENCE: []}
+    peaks: dict[str, list[int]] = {OURS: [], REFERENCE: []}
+    order = random.Random(0)
+    with tempfile.TemporaryDirectory(prefix="rlg-bench-") as folder, tqdm(total=2 * rounds) as bar:
+        with torch.inference_mode():
+            files = models.write_files(Path(folder), depth, Extension())
+        for _ in range(rounds):
+            for name in order.sample(list(seconds), 2):
+                bar.set_description_str(name)
+                cost = _measured(name, host, on_cpu, files, threads)
+                seconds[name] += cost.seconds
+                peaks[name].append(cost.peak)
+                bar.update()
+    _write(depth, seconds, peaks)
+
+
+def _measured(name: str, host: Path, on_cpu: bool, files: Files, threads: int | None) -> Cost:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=open_host, initargs=(host, host_options(on_cpu))) as pool:
+        return pool.submit(_measure_here, name, files, threads).result()
+
+
+def _measure_here(name: str, files: Files, threads: int | None) -> Cost:
+    if threads:
+        torch.set_num_threads(threads)
+    before = used()
+    iterate = _ours(files) if name == OURS else _theirs(files)
+    seconds = []
+    with peak() as highest:
+        for _ in range(3):
+            start = time.process_time()
+            iterate()
+            seconds.append(time.process_time() - start)
+    return Cost(seconds[1:], highest.bytes - before)
+
+
+def _ours(files: Files) -> Callable[[], Any]:
+    module = Extension().module
+    task, width = make_task(LATENT, GROUP_SIZE, STEPS), 8 * LATENT
+    prompts = module("training.prompts").Prompts(
+        ("a", "b"), (task.conditioning(task.positive),) * 2, task.conditioning(task.negative)
+    )
+    of = module("training.task").Task(models.load_model(files.base), _ThreeChannels(), prompts, _Mean(), width, width)
+    settings = {"cfg": CFG, "noise_level": NOISE_LEVEL, "kl_weight": KL_WEIGHT, "clip_range": CLIP_RANGE}
+    settings |= {"steps": STEPS, "groups": GROUPS, "group_size": GROUP_SIZE, "updates": UPDATES}
+    method = replace(module("training.method").FLOW_GRPO, **settings)
+    rank = _rank(files)
+    own = module("training.trainer").Settings(_RATE, rank, batch_size=GROUP_SIZE, checkpointing=False)
+    iterations = module("training.trainer").Trainer(of, method, own).iterate(10**6)
+    return lambda: next(iterations)
+
+
+def _theirs(files: Files) -> Callable[[], Any]:
+    model = diffusers_loop.load_transformer(files.base, files.adapter)
+    reference = Reference(model, make_task(LATENT, GROUP_SIZE, STEPS), CFG, _RATE)
+    return lambda: reference.iterate(GROUPS, UPDATES, lambda latents: latents[:, 0].mean(dim=(1, 2)))
+
+
+def _rank(files: Files) -> int:
+    return json.loads((files.adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+
+
+def _write(depth: int, seconds: dict[str, list[float]], peaks: dict[str, list[int]]) -> None:
+    of_seconds, of_peaks = ({n: statistics.median(values[n]) for n in values} for values in (seconds, peaks))
+    ratios = of_seconds[OURS] / of_seconds[REFERENCE], of_peaks[OURS] / of_peaks[REFERENCE]
+    header = ["", "processor seconds an iteration", "MiB at the peak"]
+    rows = [[name, f"{of_seconds[name]:.2f}", f"{of_peaks[name] / 2**20:.0f}"] for name in seconds]
+    rows.append(["ratio", *(f"{r:.2f} (aim ≤ {aim})" for r, aim in zip(ratios, _AIMS.values(), strict=True))])
+    machine = describe_machine()
+    described = "\n".join(f"- {key}: {value}" for key, value in machine.items())
+    how = (
+        f"Flow-GRPO at depth {depth}, {LATENT} × {LATENT} latents, cfg {CFG}, {STEPS} steps of which {STEPS - 1} are "
+        f"trained, {GROUPS} groups of {GROUP_SIZE}, {UPDATES} updates, without checkpointing"
+    )
+    text = f"# Training\n\n`python dev.py bench --training`: {how}.\n\n{described}\n\n{aligned([header, *rows])}\n"
+    values = {"machine": machine, "depth": depth, "seconds": seconds, "peaks": peaks}
+    write_bytes(RESULTS / "training.md", text.encode())
+    write_bytes(RESULTS / "training.json", (json.dumps(values, indent=1) + "\n").encode())
+    print(text, flush=True)
