@@ -17,6 +17,7 @@ from demo import run as demo
 from demo.server import PACK, comfy_server
 from demo.trained_pair import CHECKPOINT, LORAS
 from packed import REPO, install_packed
+from workflow_files import write_workflow_files
 
 HOST = Path(os.environ["COMFYUI_PATH"])
 WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
@@ -78,6 +79,7 @@ def running_server(folder: Path) -> Iterator[Server]:
 
     def install(custom_nodes: Path) -> None:
         install_packed(custom_nodes / PACK)
+        write_workflow_files(custom_nodes.parent)
         recorder = custom_nodes / "recorder"
         recorder.mkdir()
         (recorder / "prestartup_script.py").write_text(RECORDER.format(path=str(server.records)), encoding="utf-8")

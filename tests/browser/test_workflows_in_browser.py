@@ -25,9 +25,10 @@ SAMPLERS = ("KSampler", "RLGKSampler", "RLGSweep", "RLGBranch")
 SMALL = {
     "EmptySD3LatentImage": {"width": SIDE, "height": SIDE},
     **dict.fromkeys(SAMPLERS, {"steps": STEPS}),
-    "RLGLoadReward": {"name": "jpeg_compressibility"},  # needs no files
+    "RLGLoadReward": {"name": "pickscore"},  # any workflow may take it, also one that wants a gradient
     "RLGTrainLora": {"width": SIDE, "height": SIDE, "iterations": 1, "preview_every": 1},
     "RLGFlowGRPO": {"steps": 3, "cfg": 1, "groups": 1, "group_size": 2, "window": 0},
+    "RLGReFL": {"steps": 4, "first_step": 2, "last_step": 3, "image_step": 1, "groups": 1},
 }
 (MAIN,) = [path for path in WORKFLOWS if path.stem == "RLG 01 - Text to image"]
 

@@ -26,10 +26,11 @@ from safetensors.torch import save_file
 from demo import run as demo
 from demo import tiny_model
 from demo.client import PromptError, PromptFailed, PromptInterrupted, PromptRejected
-from demo.server import REPO, ServerError, comfy_server
+from demo.server import REPO, ServerError, comfy_server, install_extension
 from demo.trained_pair import CHECKPOINT, LORAS
 from demo.ui_to_api import set_widget, to_prompt
 from evaluation.command_line import INTERRUPTED
+from workflow_files import write_workflow_files
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +54,12 @@ def server(cache: Path) -> Iterator[SimpleNamespace]:
     models = demo.demo_models()
     _write_unusable_files(models)
     log = cache / "server.log"
-    with comfy_server(HOST, models, log) as client:
+
+    def install(custom_nodes: Path) -> None:
+        install_extension(custom_nodes)
+        write_workflow_files(custom_nodes.parent)
+
+    with comfy_server(HOST, models, log, install) as client:
         at_start = log.read_text(encoding="utf-8", errors="replace")
         yield SimpleNamespace(client=client, object_info=client.object_info(), log_at_start=at_start)
 
@@ -127,11 +133,12 @@ def test_every_bundled_workflow_runs(server: SimpleNamespace, path: Path) -> Non
         "RLGLoadModels": {"ckpt_name": CHECKPOINT, "lora_name": LORA},
         "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
         "RLGLoadLora": {"lora_name": LORA},
-        "RLGLoadReward": {"name": "jpeg_compressibility"},
+        "RLGLoadReward": {"name": "pickscore"},
         "EmptySD3LatentImage": {"width": SIZE, "height": SIZE},
         **dict.fromkeys(("KSampler", "RLGKSampler", "RLGSweep", "RLGBranch"), {"steps": STEPS}),
         "RLGTrainLora": {"width": SIZE, "height": SIZE, "iterations": 1},
         "RLGFlowGRPO": {"steps": 3, "cfg": 1, "groups": 1, "group_size": 2, "window": 0},
+        "RLGReFL": {"steps": 4, "first_step": 2, "last_step": 3, "image_step": 1, "groups": 1},
     }
     for node in workflow["nodes"]:
         for name, value in changes.get(node["type"], {}).items():
