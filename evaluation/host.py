@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,11 @@ def start_host(settings: HostSettings) -> Extension:
 
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
     open_host(settings.path, settings.arguments or (() if has_gpu else CPU_ARGUMENTS))
+    import folder_paths
+    from comfy.cli_args import args
+
+    if args.output_directory:
+        folder_paths.set_output_directory(os.path.abspath(args.output_directory))
     add_model_folders(settings.path, settings.models)
     return Extension()
 
@@ -105,6 +111,14 @@ class Extension:
             raise RuntimeError("ComfyUI did not load the extension; its log above says why.")
         self._nodes = nodes.NODE_CLASS_MAPPINGS
         self._package = str(REPO).replace(".", "_x_")
+
+    def node(self, node_id: str) -> type:
+        """The class of a node, ours or the host's."""
+        return self._nodes[node_id]
+
+    def nodes_that_give(self, kind: str) -> list[str]:
+        """Ids of the nodes whose first output is of a type."""
+        return [name for name, node in self._nodes.items() if list(node.RETURN_TYPES[:1]) == [kind]]
 
     def run_node(self, node_id: str, **inputs: Any) -> tuple[Any, ...]:
         """Outputs of a node, ours or the host's."""

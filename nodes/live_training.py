@@ -6,18 +6,16 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import torch
 from PIL import Image
 
 from ..rewards.pixels import to_bytes
+from ..training.previews import Previews
 from ..training.progress import status
-from ..training.prompts import Prompts
 from ..training.trainer import Trainer
 from . import page
 
 EVENT = "rlg_training"
 """The message of the server that `web/training_curve.js` listens to, and the key of the same in the node's output."""
-_PREVIEW_SEED = 1
 _LARGEST_PREVIEW = 768
 _PARTS = 100
 """Of the progress bar, per iteration."""
@@ -30,17 +28,12 @@ class LiveTraining:
         node: id of the node in the prompt; None where there is no page.
         trainer: the run.
         until: number of iterations of the whole run.
-        preview: prompts to show pictures of; None shows none.
-        preview_every: iterations between two previews.
+        previews: pictures to show; None shows none.
     """
 
-    def __init__(
-        self, node: str | None, trainer: Trainer, until: int, preview: Prompts | None, preview_every: int
-    ) -> None:
-        self._node, self._trainer, self._until = node, trainer, until
-        self._preview, self._preview_every = preview, preview_every
+    def __init__(self, node: str | None, trainer: Trainer, until: int, previews: Previews | None) -> None:
+        self._node, self._trainer, self._until, self._previews = node, trainer, until, previews
         self._bar = comfy.utils.ProgressBar(until * _PARTS)
-        self._of_base: torch.Tensor | None = None
         self._tell()
         self._show()
 
@@ -52,7 +45,7 @@ class LiveTraining:
     def after_iteration(self) -> None:
         """An iteration is done."""
         self._tell()
-        if self._preview_every and len(self._trainer.history) % self._preview_every == 0:
+        if self._previews is not None and self._previews.is_due:
             self._show()
 
     def course(self) -> dict[str, Any]:
@@ -66,13 +59,8 @@ class LiveTraining:
             page.send(EVENT, self.course())
 
     def _show(self) -> None:
-        """Base model above, tuned below, the same noise in a column."""
-        if self._preview is None:
+        if self._previews is None:
             return
-        if self._of_base is None:
-            self._of_base = self._trainer.pictures(self._preview, _PREVIEW_SEED, tuned=False)
-        tuned = self._trainer.pictures(self._preview, _PREVIEW_SEED, tuned=True)
-        rows = torch.cat([torch.cat(list(pictures), dim=1) for pictures in (self._of_base, tuned)])
-        image = Image.fromarray(to_bytes(rows[None])[0])
+        image = Image.fromarray(to_bytes(self._previews.picture())[0])
         done = len(self._trainer.history) * _PARTS
         self._bar.update_absolute(done, preview=("JPEG", image, _LARGEST_PREVIEW))

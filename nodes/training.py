@@ -16,9 +16,11 @@ from ..rewards.pixels import to_image
 from ..rewards.protocol import Reward
 from ..rlg_sampler.messages import shown as one_line
 from ..rlg_sampler.weights.lora_file import load_lora
+from ..training.previews import Previews
 from ..training.progress import outcome
 from ..training.prompts import Prompts
 from ..training.task import Task
+from ..training.team import ALONE, Team
 from ..training.trainer import Settings, Trainer
 from .lists import only
 from .live_training import EVENT, LiveTraining
@@ -173,21 +175,26 @@ class RLGTrainLora(io.ComfyNode):
         preview_prompts: Sequence[str] = ("",),
         preview_every: Sequence[int] = (5,),
     ) -> io.NodeOutput:
-        until, folder = iterations[0], _folder(name[0])
-        checkpoint = Path(folder_paths.get_output_directory()) / "rlg_training" / f"{name[0]}.safetensors"
-        if folder.exists() and not checkpoint.exists():
-            raise ValueError(
-                f"name: there is a LoRA '{name[0]}' already, and it was not trained here; choose another name."
-            )
-        texts = _lines(prompts)
-        encoded = Prompts.encode(clip[0], texts, negative[0])
-        task = Task(model[0], vae[0], encoded, reward[0], width[0], height[0], method[0].images)
-        settings = Settings(learning_rate[0], rank[0], seed=seed[0], batch_size=batch_size[0])
-        trainer = Trainer(task, method[0].method, settings, checkpoint)
-        shown = _lines(preview_prompts) or texts[:2]
-        preview = Prompts.encode(clip[0], shown[:_MOST_PREVIEWS], negative[0]) if preview_every[0] else None
+        until, texts = iterations[0], lines(prompts)
+        trainer, folder = begin(
+            model[0],
+            clip[0],
+            vae[0],
+            texts,
+            reward[0],
+            method[0],
+            name=name[0],
+            learning_rate=learning_rate[0],
+            rank=rank[0],
+            seed=seed[0],
+            width=width[0],
+            height=height[0],
+            negative=negative[0],
+            batch_size=batch_size[0],
+        )
+        shown = lines(preview_prompts) or texts[:2]
         node = cls.hidden.unique_id if cls.hidden else None  # a script calls nodes without an executor
-        live = LiveTraining(node, trainer, until, preview, preview_every[0])
+        live = LiveTraining(node, trainer, until, previews(trainer, clip[0], shown, negative[0], preview_every[0]))
         try:
             for _ in trainer.iterate(until, live.during):
                 live.after_iteration()
@@ -199,6 +206,43 @@ class RLGTrainLora(io.ComfyNode):
         drawn = picture(training_curve(trainer.history, reward[0].name, reward[0].unit))
         curve = to_image(np.array(drawn)[None])
         return io.NodeOutput(tuned, name[0], curve, report, ui={EVENT: [live.course()]})
+
+
+def begin(
+    model: io.Model.Type,
+    clip: io.Clip.Type,
+    vae: io.Vae.Type,
+    texts: Sequence[str],
+    reward: Reward,
+    method: ChosenMethod,
+    *,
+    name: str,
+    learning_rate: float,
+    rank: int,
+    seed: int,
+    width: int,
+    height: int,
+    negative: str,
+    batch_size: int,
+    team: Team = ALONE,
+) -> tuple[Trainer, Path]:
+    """The run of a name, and the folder of its LoRA; arguments are the node's inputs.
+
+    Raises:
+        ValueError: the inputs do not fit each other, or the name belongs to another LoRA.
+    """
+    folder = _folder(name)
+    checkpoint = Path(folder_paths.get_output_directory()) / "rlg_training" / f"{name}.safetensors"
+    if team.place == 0 and folder.exists() and not checkpoint.exists():
+        raise ValueError(f"name: there is a LoRA '{name}' already, and it was not trained here; choose another name.")
+    task = Task(model, vae, Prompts.encode(clip, texts, negative), reward, width, height, method.images)
+    settings = Settings(learning_rate, rank, seed=seed, batch_size=batch_size)
+    return Trainer(task, method.method, settings, checkpoint, team), folder
+
+
+def previews(trainer: Trainer, clip: io.Clip.Type, shown: Sequence[str], negative: str, every: int) -> Previews | None:
+    """Of the first prompts of some; None where no preview is wanted."""
+    return Previews(trainer, Prompts.encode(clip, shown[:_MOST_PREVIEWS], negative), every) if every else None
 
 
 def _folder(name: str) -> Path:
@@ -214,6 +258,6 @@ def _folder(name: str) -> Path:
     return Path(folder_paths.get_output_directory()) / "loras" / name
 
 
-def _lines(texts: Sequence[str]) -> list[str]:
+def lines(texts: Sequence[str]) -> list[str]:
     """Prompts of an input: a list of texts, or one text with one prompt per line."""
     return [line.strip() for text in texts for line in text.splitlines() if line.strip()]

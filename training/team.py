@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,11 +12,15 @@ import torch
 Value = TypeVar("Value")
 
 
+class WorkerLost(Exception):
+    """Another worker of the team has ended, so the run cannot go on."""
+
+
 @dataclass(frozen=True)
 class Team:
     """A worker's view of the team; with more than one, a process group of torch.distributed has been opened.
 
-    All workers call `total` and `from_first` at the same points of a run.
+    All workers call `total` and `from_first` at the same points of a run. Where one has ended, they raise WorkerLost.
 
     Attributes:
         place: of this worker, 0 … size − 1. The first one keeps the files.
@@ -34,16 +39,26 @@ class Team:
         if self.size == 1:
             return own
         everyone = own.clone()
-        torch.distributed.all_reduce(everyone)
+        with _others():
+            torch.distributed.all_reduce(everyone)
         return everyone
 
     def from_first(self, make: Callable[[], Value]) -> Value:
         """What the first worker makes, such as what it reads from its disk."""
         made = [make() if self.place == 0 else None]
         if self.size > 1:
-            torch.distributed.broadcast_object_list(made, src=0)
+            with _others():
+                torch.distributed.broadcast_object_list(made, src=0)
         return made[0]
 
 
 ALONE = Team()
 """One worker that makes all."""
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # what gloo raises has no class of its own
+        raise WorkerLost("another worker cannot be reached") from error

@@ -82,6 +82,7 @@ class Trainer:
         team: workers that make the run together, with the same arguments; the first one keeps the file.
 
     Attributes:
+        checkpoint: file for the state, or None.
         history: finished iterations, those of earlier runs too.
         started_anew: why an earlier run's state was not taken up, as a sentence; "" where there was none, or it was.
 
@@ -99,7 +100,7 @@ class Trainer:
         self.task, self.method, self.settings = task, method, settings
         self.history: list[Iteration] = []
         self.started_anew = ""
-        self._checkpoint, self._team, self._written = checkpoint, team, time.monotonic()
+        self.checkpoint, self._team, self._written = checkpoint, team, time.monotonic()
         self._digest = task.digest
         check_differentiable(task.model.model)
         device = task.model.load_device
@@ -146,9 +147,9 @@ class Trainer:
         Raises:
             OSError: the disk is full or cannot be written.
         """
-        if self._checkpoint is not None and self._team.place == 0:
+        if self.checkpoint is not None and self._team.place == 0:
             history = [asdict(entry) for entry in self.history]
-            State(self._fingerprint(), len(history), self._tensors(), history).write(self._checkpoint)
+            State(self.fingerprint, len(history), self._tensors(), history).write(self.checkpoint)
             self._written = time.monotonic()
 
     def save(self, folder: Path) -> Path:
@@ -232,11 +233,11 @@ class Trainer:
         self._updates = int(tensors["updates"])
 
     def _go_on(self) -> None:
-        path = self._checkpoint
+        path = self.checkpoint
         state = None if path is None else self._team.from_first(lambda: State.read(path))
         if state is None:
             return
-        if different := changes(state.settings, self._fingerprint()):
+        if different := changes(state.settings, self.fingerprint):
             self.started_anew = f"the run of this name starts anew, since settings changed: {'; '.join(different)}."
             logger.warning("RLG training: %s", self.started_anew)
             return
@@ -244,7 +245,8 @@ class Trainer:
             self._restore(dict(state.tensors))
         self.history = [Iteration(**entry) for entry in state.history]
 
-    def _fingerprint(self) -> dict[str, str]:
+    @property
+    def fingerprint(self) -> dict[str, str]:
         """All that would make another run of it, as text."""
         task = self.task
         of_task = {"reward": task.reward.name, "width": task.width, "height": task.height}
@@ -255,4 +257,4 @@ class Trainer:
     def _recipe(self) -> dict[str, str]:
         """How the LoRA was made, for its file."""
         made = {"iterations": str(len(self.history)), "family": model_name(self.task.model), "torch": torch.__version__}
-        return {"reward_source": self.task.reward.source, **self._fingerprint(), **made}
+        return {"reward_source": self.task.reward.source, **self.fingerprint, **made}

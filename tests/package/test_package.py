@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from packed import REPO, install_packed
+from packed import REPO, install_packed, packed_files
 
 SNAPSHOT = Path(__file__).parents[1] / "schema.json"
 
@@ -54,8 +54,7 @@ def test_every_input_and_node_is_explained(rlg) -> None:
 
 
 def _modules() -> list[Path]:
-    packages = ("files", "nodes", "plots", "rewards", "rlg_sampler", "training")
-    return [REPO / "__init__.py", *(path for name in packages for path in sorted((REPO / name).rglob("*.py")))]
+    return [REPO / path for path in packed_files() if path.suffix == ".py"]
 
 
 def _imports(path: Path) -> tuple[set[str], int]:

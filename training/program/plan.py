@@ -1,0 +1,130 @@
+"""The plan of a training run: a YAML file that says what the nodes' inputs say in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from evaluation.errors import EvaluationError
+from evaluation.plan import ModelFile, Number, Positive, PromptFile, Text
+from evaluation.plan_file import Part, read_plan
+from files.prompts import read_prompts
+from rlg_sampler.messages import shown
+
+
+class WeightedReward(ModelFile):
+    """A reward, and how much it counts among several."""
+
+    weight: Number = 1.0
+
+
+class Plan(Part):
+    """What to train, on what, for what. Paths are absolute.
+
+    Names that are not here are inputs of RLG Train LoRA: `inputs`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    checkpoint: Text | None = None
+    diffusion_model: Text | None = None
+    weight_dtype: Text = "default"
+    text_encoders: Annotated[tuple[Text, ...], Field(max_length=4)] = ()
+    type: Text = "stable_diffusion"
+    """Of the text encoders, as in the host's CLIP loaders."""
+    vae: Text | None = None
+    prompts: PromptFile
+    preview_prompts: tuple[Text, ...] = ()
+    rewards: tuple[WeightedReward, ...] = Field(min_length=1, max_length=4)
+    normalise: Text = "none"
+    method: Mapping[str, Mapping[str, Any]]
+    """Name of the method's node → its inputs."""
+    threads: Positive | None = None
+    """CPU threads of a worker; None leaves it to PyTorch."""
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _rewards_by_name(cls, values: Any) -> Any:
+        if not isinstance(values, list):
+            return values
+        return [{"name": value} if isinstance(value, str) else value for value in values]
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_by_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {value: {}}
+        if isinstance(value, dict):
+            return {name: {} if inputs is None else inputs for name, inputs in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Plan:
+        if len(self.method) != 1:
+            raise ValueError("method: give one, such as flow_grpo, with its inputs")
+        if not (self.checkpoint or self.diffusion_model):
+            raise ValueError("checkpoint is missing; add it, or diffusion_model, text_encoders and vae")
+        return self
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Of RLG Train LoRA, as they are in the file."""
+        return {**(self.model_extra or {}), "preview_prompts": "\n".join(self.preview_prompts)}
+
+    def read_prompts(self) -> list[str]:
+        """Raises EvaluationError: the file does not hold them."""
+        source = self.prompts
+        try:
+            return read_prompts(source.file, source.column, source.start, source.count, source.shuffle_seed)
+        except ValueError as error:
+            raise EvaluationError(f"prompts: {error}") from None
+
+
+def load_plan(file: Path) -> Plan:
+    """Read a plan; a relative path in it starts at its folder.
+
+    Raises:
+        EvaluationError: it cannot be read, or says what cannot be.
+    """
+    plan = read_plan(file, Plan)
+    prompts = plan.prompts.model_copy(update={"file": file.resolve().parent / plan.prompts.file.expanduser()})
+    return plan.model_copy(update={"prompts": prompts})
+
+
+_TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
+_WORDS = {"INT": "a whole number", "FLOAT": "a number", "STRING": "a text", "BOOLEAN": "true or false"}
+
+
+def widgets(node: type, given: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """A value for each widget of a node: as given, or else its default.
+
+    Args:
+        node: of the host.
+        given: by the names of its inputs.
+        place: before these names in the plan, for messages.
+
+    Raises:
+        EvaluationError: the node has no such widget, or its widget cannot have this value.
+    """
+    inputs = {name: entry for group in node.INPUT_TYPES().values() for name, entry in group.items()}
+    known = {name: entry for name, entry in inputs.items() if entry[0] in (*_TYPES, "COMBO")}
+    for name, value in given.items():
+        if name not in known:
+            raise EvaluationError(f"{place}{shown(name)} is not known here; there are {', '.join(known)}.")
+        _check(f"{place}{name}", value, *known[name])
+    return {name: given.get(name, options.get("default")) for name, (_, options) in known.items()}
+
+
+def _check(place: str, value: Any, kind: str, options: Mapping[str, Any]) -> None:
+    """Raises EvaluationError where a widget of a kind cannot have a value."""
+    if kind == "COMBO":
+        if value not in options["options"]:
+            raise EvaluationError(f"{place}: there is no '{shown(value)}'; use {', '.join(options['options'])}.")
+        return
+    if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "BOOLEAN"):
+        raise EvaluationError(f"{place}: '{shown(value)}' is not {_WORDS[kind]}; write one.")
+    if "min" in options and not options["min"] <= value <= options["max"]:
+        raise EvaluationError(f"{place}: {value} cannot be used; take {options['min']} to {options['max']}.")

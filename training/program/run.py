@@ -1,0 +1,160 @@
+"""A training run in this process: ComfyUI is started, what the plan names is loaded, and the run goes to its end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from evaluation.errors import EvaluationError, refusing
+from evaluation.host import Extension, HostSettings, host_version, start_host
+from files.pictures import image_name, png, write_bytes
+from training.program.models import load_models, load_reward
+from training.program.plan import Plan, widgets
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to know."""
+
+    plan: Plan
+    host: HostSettings
+
+
+class TeamBroken(Exception):
+    """Another worker could not be reached; why, that one says."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be seen after an iteration.
+
+    Attributes:
+        number: of the iteration, from 1; 0 before the first.
+        status: a line on how it goes.
+    """
+
+    number: int
+    status: str
+
+
+class TrainingRun:
+    """A worker's part of a run.
+
+    Args:
+        plan: what is trained.
+        extension: our nodes in the ComfyUI of this process.
+        place, size: of this worker in its team; see `training.team.Team`.
+
+    Attributes:
+        until: number of iterations of the whole run.
+
+    Raises:
+        EvaluationError: the plan asks for what cannot be.
+    """
+
+    @torch.inference_mode()  # as the host runs nodes
+    def __init__(self, plan: Plan, extension: Extension, place: int = 0, size: int = 1) -> None:
+        self._extension = extension
+        node, texts = extension.module("nodes.training"), plan.read_prompts()
+        inputs = widgets(extension.node("RLGTrainLora"), plan.inputs)
+        if (answer := extension.node("RLGTrainLora").validate_inputs(inputs["name"])) is not True:
+            raise EvaluationError(answer)
+        self.until, every = inputs.pop("iterations"), inputs.pop("preview_every")
+        shown = node.lines([inputs.pop("preview_prompts")]) or texts[:2]
+        method, self._reward = chosen_method(plan, extension), load_reward(plan, extension)
+        model, clip, vae = load_models(plan, extension)
+        team = extension.module("training.team").Team(place, size)
+        self._keeps_files = place == 0
+        with refusing("", ValueError, OSError), _of_team(extension):
+            self._trainer, self._folder = node.begin(model, clip, vae, texts, self._reward, method, **inputs, team=team)
+            wanted = every if self._keeps_files else 0
+            self._previews = node.previews(self._trainer, clip, shown, inputs["negative"], wanted)
+
+    def describe(self) -> dict[str, Any]:
+        """What all workers of a team have in common."""
+        versions = {"ComfyUI": host_version(), "torch": torch.__version__}
+        return {**versions, "iterations": self.until, **self._trainer.fingerprint}
+
+    @torch.inference_mode()
+    def train(self, during: Callable[[float], None] = lambda share: None) -> Iterator[Step]:
+        """Make the iterations that are missing, and save the LoRA.
+
+        Args:
+            during: told the finished share of the present iteration, 0 … 1.
+
+        Raises:
+            EvaluationError: it cannot go on; what was learned is kept.
+            TeamBroken: another worker has ended; as above.
+        """
+        try:
+            with refusing("", ValueError, OSError), _of_team(self._extension):
+                self._show()
+                yield self._step()
+                for _ in self._trainer.iterate(self.until, during):
+                    if self._previews is not None and self._previews.is_due:
+                        self._show()
+                    yield self._step()
+        finally:
+            if self._trainer.history and self._keeps_files:
+                with refusing("", OSError):
+                    self._trainer.save(self._folder)
+
+    def report(self) -> str:
+        """What came of it."""
+        progress = self._extension.module("training.progress")
+        found = progress.outcome(self._trainer.history, self._reward.name)
+        return "\n".join(filter(None, [self._trainer.started_anew, found, f"The LoRA is in {self._folder}"]))
+
+    def _step(self) -> Step:
+        history = self._trainer.history
+        return Step(len(history), self._extension.module("training.progress").status(history, self.until))
+
+    def _show(self) -> None:
+        """Write a preview beside the state of the run."""
+        if self._previews is not None:
+            (picture,) = self._extension.module("rewards.pixels").to_bytes(self._previews.picture())
+            folder = self._trainer.checkpoint.with_suffix("")
+            write_bytes(folder / image_name(len(self._trainer.history)), png(picture))
+
+
+def started(job: Job, place: int = 0, size: int = 1) -> TrainingRun:
+    """A run in a process that has no ComfyUI yet; arguments and errors are those of `TrainingRun`."""
+    if job.plan.threads:
+        torch.set_num_threads(job.plan.threads)
+    return TrainingRun(job.plan, start_host(job.host), place, size)
+
+
+@contextmanager
+def _of_team(extension: Extension) -> Iterator[None]:
+    """What the extension raises where a worker is lost, as an exception that processes without it know."""
+    try:
+        yield
+    except extension.module("training.team").WorkerLost as error:
+        raise TeamBroken(str(error)) from error
+
+
+def chosen_method(plan: Plan, extension: Extension) -> Any:
+    """What the node of the plan's method makes of its inputs.
+
+    Raises:
+        EvaluationError: there is no such node, or it refuses them.
+    """
+    ((name, given),) = plan.method.items()
+    nodes = {_plain(id_): id_ for id_ in extension.nodes_that_give("RLG_METHOD")}
+    if _plain(name) not in nodes:
+        raise EvaluationError(f"method: there is no '{name}'; use one of {', '.join(nodes.values())}.")
+    node_id = nodes[_plain(name)]
+    with refusing(f"method.{name}", ValueError):
+        inputs = widgets(extension.node(node_id), given, f"method.{name}.")
+        (method,) = extension.run_node(node_id, **inputs)
+    return method
+
+
+def _plain(name: str) -> str:
+    """The name of a method as one writes it: Flow-GRPO, flow_grpo and RLGFlowGRPO are the same."""
+    return re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("rlg")
