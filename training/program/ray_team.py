@@ -184,6 +184,6 @@ def _result(reference: ray.ObjectRef, others: Sequence[Any]) -> Any:
     except TeamBroken:
         ready, _ = ray.wait(list(others), num_returns=len(others), timeout=_AFTERMATH) if others else ([], [])
         for other in ready:
-            with contextlib.suppress(TeamBroken):
+            with contextlib.suppress(TeamBroken, StopIteration):
                 result(next(other) if isinstance(other, ray.ObjectRefGenerator) else other)
         raise

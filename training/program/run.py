@@ -62,6 +62,7 @@ class TrainingRun:
         self._extension = extension
         node, texts = extension.module("nodes.training"), plan.read_prompts()
         inputs = widgets(extension.node("RLGTrainLora"), plan.inputs)
+        del inputs["prompts"]
         if (answer := extension.node("RLGTrainLora").validate_inputs(inputs["name"])) is not True:
             raise EvaluationError(answer)
         self.until, every = inputs.pop("iterations"), inputs.pop("preview_every")
