@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from evaluation.errors import EvaluationError
 from evaluation.plan_file import Part, read_plan
@@ -23,6 +23,18 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
 Pixels = Annotated[int, Field(strict=True, ge=16, le=16384, multiple_of=8)]
 Cfg = Annotated[float, Field(strict=True, ge=0, le=100)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _without_tilde(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("a path has no NUL in it")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no home folder {path.parts[0]}") from None
+
+
+AnyPath = Annotated[Path, AfterValidator(_without_tilde)]
 
 _FORBIDDEN_IN_NAMES = set('/\\:*?"<>|')
 
@@ -68,7 +80,7 @@ class Pair(Part):
 class PromptFile(Part):
     """As the inputs of RLG Load Prompts; the file's path is relative to the plan."""
 
-    file: Path
+    file: AnyPath
     column: str = "prompt"
     start: Count = 0
     count: Count = 0
@@ -166,7 +178,7 @@ class Batch:
 class Plan(Part):
     """What to sample and to score. Paths are absolute."""
 
-    output: Path
+    output: AnyPath
     pairs: tuple[Pair, ...] = Field(min_length=1)
     prompts: PromptFile
     seeds: tuple[Seed, ...] = Field(min_length=1)
@@ -240,5 +252,5 @@ def load_plan(file: Path) -> Plan:
     """
     plan = read_plan(file, Plan)
     folder = file.resolve().parent
-    prompts = plan.prompts.model_copy(update={"file": folder / plan.prompts.file.expanduser()})
-    return plan.model_copy(update={"output": folder / plan.output.expanduser(), "prompts": prompts})
+    prompts = plan.prompts.model_copy(update={"file": folder / plan.prompts.file})
+    return plan.model_copy(update={"output": folder / plan.output, "prompts": prompts})
