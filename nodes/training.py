@@ -149,7 +149,7 @@ class RLGTrainLora(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str | list[str]) -> bool | str:
         try:
-            _folder(only(name))
+            _check_name(only(name))
         except ValueError as error:
             return str(error)
         return True
@@ -231,10 +231,9 @@ def begin(
     Raises:
         ValueError: the inputs do not fit each other, or the name belongs to another LoRA.
     """
-    folder = _folder(name)
-    checkpoint = Path(folder_paths.get_output_directory()) / "rlg_training" / f"{name}.safetensors"
-    if team.place == 0 and folder.exists() and not checkpoint.exists():
-        raise ValueError(f"name: there is a LoRA '{name}' already, and it was not trained here; choose another name.")
+    folder, checkpoint = _places(name)
+    if team.place == 0:
+        _check_name(name)
     task = Task(model, vae, Prompts.encode(clip, texts, negative), reward, width, height, method.images)
     settings = Settings(learning_rate, rank, seed=seed, batch_size=batch_size)
     return Trainer(task, method.method, settings, checkpoint, team), folder
@@ -245,8 +244,15 @@ def previews(trainer: Trainer, clip: io.Clip.Type, shown: Sequence[str], negativ
     return Previews(trainer, Prompts.encode(clip, shown[:_MOST_PREVIEWS], negative), every) if every else None
 
 
-def _folder(name: str) -> Path:
-    """Where the LoRA of this name goes.
+def _check_name(name: str) -> None:
+    """Raises ValueError: it is no name for a folder, or that of a LoRA which was not trained here."""
+    folder, checkpoint = _places(name)
+    if folder.exists() and not checkpoint.exists():
+        raise ValueError(f"name: there is a LoRA '{name}' already, and it was not trained here; choose another name.")
+
+
+def _places(name: str) -> tuple[Path, Path]:
+    """Where the LoRA of this name goes, a folder, and its checkpoint, a file.
 
     Raises:
         ValueError: it is no name for a folder.
@@ -255,7 +261,8 @@ def _folder(name: str) -> Path:
         raise ValueError(
             f"name: '{one_line(name)}' cannot be a folder's name; use up to 50 letters, digits, spaces and _ - + ."
         )
-    return Path(folder_paths.get_output_directory()) / "loras" / name
+    output = Path(folder_paths.get_output_directory())
+    return output / "loras" / name, output / "rlg_training" / f"{name}.safetensors"
 
 
 def lines(texts: Sequence[str]) -> list[str]:

@@ -34,6 +34,10 @@ class PolicyLearner:
         batch_size: pictures per call of the model.
         seed: of the run.
         team: who makes the groups.
+
+    Raises:
+        ValueError: the reward cannot score as many pictures as are computed together, or the method wants images and
+            the task has none.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class PolicyLearner:
     ) -> None:
         self._method, self._task, self._host, self._team = method, task, host, team
         self._parts = chunks(method.groups, method.group_size, batch_size)
+        task.check_scores(min(len(rows) for _, rows in self._parts))
         self._seed = seed
         self._images = RealImages(task, method.name) if method.image_weight else None
         self._seen = torch.zeros(0, 3, dtype=torch.float64)

@@ -93,6 +93,10 @@ class Task:
         latents = self.vae.encode(fitted.movedim(1, -1))
         return self.model.model.process_latent_in(latents).reshape(1, *self.latent_shape)
 
+    def check_scores(self, rows: int) -> None:
+        """Raises ValueError: the reward does not score so few pictures; asked with black ones, before any is drawn."""
+        self.reward.score(torch.zeros(rows, self.height, self.width, 3), [self.prompts.texts[0]] * rows)
+
     def check_gradient(self) -> None:
         """Raises ValueError: the reward has no gradient, or none for a single picture."""
         with torch.no_grad():

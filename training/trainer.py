@@ -133,6 +133,7 @@ class Trainer:
         """
         try:
             if len(self.history) < until:
+                self.write()  # a disk that is full is found before hours of work, not after
                 self._fit()
             while len(self.history) < until:
                 yield self._iteration(report)

@@ -41,13 +41,13 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def train(loaded: tuple, output: Path, run_node: Callable[..., tuple]) -> Callable[..., tuple]:
-    """Run the node with small settings; `changes` replace its inputs, or those of the method."""
+    """Run the node with small settings; `changes` replace its inputs."""
     model, clip, vae = loaded
 
-    def run(method: dict[str, Any] | None = None, **changes: Any) -> tuple:
+    def run(**changes: Any) -> tuple:
         of_method = {
             "steps": 3, "cfg": 1.0, "noise_level": 0.7, "groups": 1, "group_size": 2, "window": 0, "window_start": 0,
-            "kl_weight": 0.04, "clip_range": 1e-4, "largest_advantage": 5.0, **(method or {}),
+            "kl_weight": 0.04, "clip_range": 1e-4, "largest_advantage": 5.0,
         }  # fmt: skip
         inputs = {
             "model": model, "clip": clip, "vae": vae, "reward": Redness(), "name": "red", "iterations": 2,
@@ -108,12 +108,13 @@ def test_changed_settings_start_anew_and_say_so(train) -> None:
     assert "starts anew, since settings changed: rank 4 → 2" in report
 
 
-def test_a_lora_that_was_not_trained_here_is_not_replaced(train, output) -> None:
+def test_a_lora_that_was_not_trained_here_is_not_replaced(train, output, rlg) -> None:
     theirs = output / "loras" / "theirs" / "adapter_model.safetensors"
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"somebody's work")
     with pytest.raises(ValueError, match=r"^name: there is a LoRA 'theirs' already"):
         train(name="theirs")
+    assert rlg.nodes["RLGTrainLora"].validate_inputs(name="theirs").startswith("name: there is a LoRA 'theirs' already")
     assert theirs.read_bytes() == b"somebody's work"
 
 
@@ -130,6 +131,37 @@ def test_wrong_inputs_are_one_sentence_and_leave_nothing(train, output, changes,
     with pytest.raises(ValueError, match=sentence) as error:
         train(**changes)
     assert "\n" not in str(error.value)
+    assert not list(output.rglob("*.*"))
+
+
+class NothingDrawn(Redness):
+    """Pictures that are not black were drawn by the model."""
+
+    def gradient_score(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        assert not images.any(), "a picture was drawn before the error"
+        return super().gradient_score(images, prompts)
+
+
+def test_a_disk_that_takes_nothing_is_found_before_the_first_picture(train, output) -> None:
+    """A file stands where the checkpoints' folder would: nobody can write there, root neither."""
+    (output / "rlg_training").write_text("in the way")
+    with pytest.raises(OSError, match=r"^name: the checkpoint .* cannot be written \(.*\); make room on the disk.*\.$"):
+        train(reward=NothingDrawn())
+    assert [path.name for path in output.rglob("*")] == ["rlg_training"]
+
+
+@pytest.mark.parametrize("method", ["RLGFlowGRPO", "RLGReFL"])
+def test_a_reward_that_compares_pictures_is_not_given_single_ones(train, run_node, rlg, output, method) -> None:
+    """Two rewards in standard deviations, and pictures that are scored one by one: known before any is drawn."""
+    combined = rlg.module("rewards.combined").CombinedReward
+    reward = combined([(NothingDrawn(), 1.0)], "standard deviation")
+    changes: dict[str, Any] = {"batch_size": 1}
+    if method == "RLGReFL":
+        widgets = {"steps": 3, "cfg": 1.0, "first_step": 1, "last_step": 1, "last_steps": 1, "reward_weight": 1.0}
+        more = {"groups": 1, "group_size": 2, "image_weight": 0.0, "image_step": 0}
+        changes = {"method": run_node(method, **widgets, **more)[0]}
+    with pytest.raises(ValueError, match=r"^images: one picture has no standard deviation; .*\.$"):
+        train(reward=reward, **changes)
     assert not list(output.rglob("*.*"))
 
 
