@@ -1,4 +1,4 @@
-"""The pictures of the guide "How strong should it be?" and of the help pages, rendered anew in a real ComfyUI.
+"""The pictures of the guide "How strong should it be?", of the help pages and of the workflows, rendered anew.
 
     python -m demo.guide --host PATH [--only NAME ...]
 
@@ -18,6 +18,7 @@ from demo.figures import OPEN_PROMPT, OTHER_REWARD, Figure, by_noise, by_prompt,
 from demo.graphs import Setting, combined
 from demo.run import demo_models
 from demo.server import REPO, ServerError, comfy_server
+from demo.thumbnails import FIGURES as THUMBNAILS
 from dev import cache_folder
 from evaluation.command_line import carried_out
 from files.pictures import write_bytes
@@ -45,6 +46,7 @@ FIGURES: dict[Path, Figure] = {
     HELP / "cfg_per_branch.jpg": CFG_PER_BRANCH,
     HELP / "combined_generation.jpg": COMBINED,
     HELP / "annealing.jpg": ANNEALING,
+    **THUMBNAILS,
 }  # fmt: skip
 """File → what draws it."""
 

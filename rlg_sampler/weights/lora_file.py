@@ -240,7 +240,9 @@ def _report(lora: LoraFile, patches: Mapping[Target, Any], left_out: list[str], 
             ranks.add(rank)
             alphas.add(rank if alpha is None else alpha)
             scales.add(1.0 if alpha is None else alpha / rank)
-    lines = [f"{lora.name}: {len(patches)} modules of {family} matched, strength {strength:g}"]
+    # As the log of a run counts them: q, k and v of one fused layer are one module.
+    modules = {(target if isinstance(target, str) else target[0]).rpartition(".")[0] for target in patches}
+    lines = [f"{lora.name}: {len(modules)} modules of {family} matched, strength {strength:g}"]
     if ranks:
         lines.append(f"rank {_spread(ranks)}, alpha {_spread(alphas)}, scale {_spread(scales)} ({lora.scale_source})")
     of_text = [key for key in left_out if key.startswith(_TEXT_ENCODER_PREFIXES)]

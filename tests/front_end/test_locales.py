@@ -185,7 +185,16 @@ def test_every_category_has_a_name(rlg: SimpleNamespace) -> None:
     parts = {
         part for node_id, node in rlg.nodes.items() if node_id.startswith("RLG") for part in node.CATEGORY.split("/")
     }
-    assert _read("en", "main") == {"nodeCategories": {part: part for part in sorted(parts - {"RLG"})}}
+    assert _read("en", "main")["nodeCategories"] == {part: part for part in sorted(parts - {"RLG"})}
+
+
+def test_the_template_browser_calls_the_pack_by_its_name() -> None:
+    """Its folder is the repository's or the registry's name, and would stand there itself."""
+    project = (REPO / "pyproject.toml").read_text(encoding="utf-8")
+    name = re.search(r'^DisplayName = "(.+)"$', project, re.MULTILINE)[1]
+    folders = ["comfyui-rlg", re.search(r'^name = "(.+)"$', project, re.MULTILINE)[1]]
+    for language in ("en", *SCRIPTS):
+        assert _read(language, "main")["templateWorkflows"]["category"] == dict.fromkeys(folders, name)
 
 
 def test_the_host_serves_all_languages(rlg: SimpleNamespace) -> None:

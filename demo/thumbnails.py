@@ -1,0 +1,170 @@
+"""The thumbnails of the bundled workflows: pictures of the demo's pair that show what each workflow is about.
+
+Drawn by the command of `demo.guide`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from demo.client import ComfyClient, Json
+from demo.figures import OPEN_PROMPT, Figure, by_noise, by_prompt, chosen_prompts, ramp, scales
+from demo.graphs import CFG, STEPS, Setting, combined, node
+from demo.picture import opened, sheet
+from demo.rewards import REWARDS
+from demo.scenes import SIDE, Prompt
+from demo.server import REPO
+from demo.trained_pair import CHECKPOINT, LORAS
+
+WORKFLOWS, HELP = REPO / "workflows", REPO / "web" / "docs" / "images"
+CARD = 512
+"""Pixels of each side."""
+BRANCHES = 4
+FRAME = 6
+"""Pixels around the best picture."""
+
+
+def card(figure: Figure) -> Figure:
+    """A figure in the middle of a square, as the template browser shows it."""
+
+    def draw(client: ComfyClient) -> Image.Image:
+        return ImageOps.pad(figure(client), (CARD, CARD), Image.Resampling.LANCZOS, color="white")
+
+    return draw
+
+
+def two_rewards(client: ComfyClient) -> Image.Image:
+    """A row for each prompt: the base, each LoRA alone, and both at once, as a chain of RLG Model makes them."""
+    ways = {"base": (0.0, 0.0), "composition": (1.6, 0.0), "small file": (0.0, 1.6), "both": (1.6, 1.6)}
+    chosen = chosen_prompts(client, right=1, wrong=2)
+    pictures = []
+    for prompt, seed in chosen:
+        graph = _sampling(prompt.text)
+        graph["first"] = node("RLGLoadLora", model=["model", 0], lora_name=LORAS["composition"], strength=1.0)
+        graph["second"] = node("RLGLoadLora", model=["model", 0], lora_name=LORAS["compressibility"], strength=1.0)
+        for name, (one, other) in ways.items():
+            graph[f"{name} one"] = node("RLGModel", base=["model", 0], tuned=["first", 0], scale=one)
+            graph[f"{name} both"] = node("RLGModel", base=[f"{name} one", 0], tuned=["second", 0], scale=other)
+            graph[f"{name} sampled"] = node("KSampler", model=[f"{name} both", 0], denoise=1.0, **_inputs(seed))
+            graph |= _shown(name, f"{name} sampled")
+        found = client.outputs(graph)
+        pictures.append([opened(found[name][0]) for name in ways])
+    return sheet(pictures, list(ways), [prompt.text for prompt, _ in chosen])
+
+
+def branches(client: ComfyClient) -> Image.Image:
+    """A row for each prompt: several ends of one beginning."""
+    return _branches(client, lambda pictures, _: pictures)
+
+
+def picked(client: ComfyClient) -> Image.Image:
+    """The same, with a frame around the one of each row that is worth most to the LoRA's own reward."""
+
+    def framed(pictures: list[Image.Image], prompt: Prompt) -> list[Image.Image]:
+        worth = [REWARDS["composition"](np.array(picture), prompt) for picture in pictures]
+        best = worth.index(max(worth))
+        pictures[best] = ImageOps.expand(ImageOps.crop(pictures[best], FRAME), FRAME, fill="#e69f00")
+        return pictures
+
+    return _branches(client, framed)
+
+
+def _branches(client: ComfyClient, change: Callable[[list[Image.Image], Prompt], list[Image.Image]]) -> Image.Image:
+    chosen = chosen_prompts(client, right=1, wrong=1)
+    rows = []
+    for prompt, seed in chosen:
+        graph = _sampling(prompt.text)
+        graph["tuned"] = node("RLGLoadLora", model=["model", 0], lora_name=LORAS["composition"], strength=1.0)
+        graph["sampled"] = node(
+            "RLGBranch", base=["model", 0], tuned=["tuned", 0], scale=1.6, denoise=1.0, branches=BRANCHES,
+            branch_percent=0.15, noise_level=0.9, **_inputs(seed),
+        )  # fmt: skip
+        found = client.outputs(graph | _shown("branches", "sampled"))
+        rows.append(change([opened(png) for png in found["branches"]], prompt))
+    columns = [f"branch {number + 1}" for number in range(BRANCHES)]
+    return sheet(rows, columns, [prompt.text for prompt, _ in chosen])
+
+
+def _sampling(text: str) -> dict[str, Json]:
+    return {
+        "model": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "positive": node("CLIPTextEncode", clip=["model", 1], text=text),
+        "negative": node("CLIPTextEncode", clip=["model", 1], text=""),
+        "latent": node("EmptySD3LatentImage", width=SIDE, height=SIDE, batch_size=1),
+    }
+
+
+def _inputs(seed: int) -> Json:
+    """Those that all samplers have."""
+    return {
+        "positive": ["positive", 0], "negative": ["negative", 0], "latent_image": ["latent", 0], "seed": seed,
+        "steps": STEPS, "cfg": CFG, "sampler_name": "euler", "scheduler": "normal",
+    }  # fmt: skip
+
+
+def _shown(name: str, sampler: str) -> dict[str, Json]:
+    return {
+        f"{name} decoded": node("VAEDecode", samples=[sampler, 0], vae=["model", 2]),
+        name: node("PreviewImage", images=[f"{name} decoded", 0]),
+    }
+
+
+def reward_curve(client: ComfyClient) -> Image.Image:
+    """Four noises at each scale, and what they are worth: small files, which the LoRA was tuned for."""
+    prompt, seed = chosen_prompts(client, right=1, wrong=1)[0]
+    graph = _sampling(prompt.text)
+    graph["latent"]["inputs"]["batch_size"] = 4
+    graph["tuned"] = node("RLGLoadLora", model=["model", 0], lora_name=LORAS["compressibility"], strength=1.0)
+    graph["sampled"] = node(
+        "RLGSweep", base=["model", 0], tuned=["tuned", 0], denoise=1.0, scales="0, 0.5, 1, 1.6, 2, 3",
+        switch_percents="", **_inputs(seed),
+    )  # fmt: skip
+    graph["reward"] = node("RLGLoadReward", name="jpeg_compressibility", file="auto")
+    graph |= _shown("pictures", "sampled")
+    images, labels = ["pictures decoded", 0], ["sampled", 1]
+    graph["scores"] = node("RLGScore", images=images, prompt=prompt.text, reward=["reward", 0])
+    graph["diversity"] = node("RLGDiversity", images=images, labels=labels, measure="pixels", file="auto")
+    graph["plot"] = node(
+        "RLGPlot", scores=["scores", 0], labels=labels, diversity=["diversity", 0], theme="light", reward_name="reward",
+        title="",
+    )  # fmt: skip
+    graph["curve"] = node("PreviewImage", images=["plot", 0])
+    found = client.outputs(graph)
+    scale_names = ["s = 0", "0.5", "1", "1.6", "2", "3"]
+    pictures = [opened(png) for png in found["pictures"]]
+    above = sheet([pictures[noise::4] for noise in range(4)], scale_names, [f"noise {n + 1}" for n in range(4)])
+    return _stacked(above, opened(found["curve"][0]))
+
+
+def _stacked(above: Image.Image, below: Image.Image) -> Image.Image:
+    """Two pictures as wide as the first, one above the other."""
+    below = below.resize((above.width, round(below.height * above.width / below.width)), Image.Resampling.LANCZOS)
+    both = Image.new("RGB", (above.width, above.height + below.height), "white")
+    both.paste(above, (0, 0))
+    both.paste(below, (0, above.height))
+    return both
+
+
+CONSTANT = Setting(1.0, ("RLGKeyframes", {"keyframes": "0:1", "interpolation": "step"}), name="s = 1")
+SWITCHES = by_prompt([combined(at, 1.6) for at in (0.2, 0.5, 0.8)], right=1, wrong=2)
+FIGURES: dict[Path, Figure] = {
+    WORKFLOWS / "RLG 02 - Scale sweep.jpg": card(by_prompt(scales(0, 1, 2, 3), right=1, wrong=3)),
+    WORKFLOWS / "RLG 03 - Combined generation.jpg": card(by_noise([*scales(0, 1), combined(0.5, 1)], OPEN_PROMPT, 4)),
+    WORKFLOWS / "RLG 04 - Switch point sweep.jpg": card(SWITCHES),
+    WORKFLOWS / "RLG 05 - Annealed guidance.jpg": card(
+        by_prompt([CONSTANT, ramp(1, 1), ramp(1, 3)], right=1, wrong=1, curves=True)
+    ),
+    WORKFLOWS / "RLG 06 - Two rewards.jpg": card(two_rewards),
+    WORKFLOWS / "RLG 07 - Branch and pick.jpg": card(branches),
+    WORKFLOWS / "RLG 08 - Score and pick.jpg": card(picked),
+    WORKFLOWS / "RLG 09 - Reward curve.jpg": card(reward_curve),
+    HELP / "switch_sweep.jpg": SWITCHES,
+    HELP / "branch_and_pick.jpg": branches,
+    HELP / "score_and_pick.jpg": picked,
+    HELP / "reward_curve.jpg": reward_curve,
+}
+"""File → what draws it."""
