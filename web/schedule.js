@@ -140,8 +140,16 @@ function steps(points) {
 function parsePair(pair) {
   const numbers = pair.split(":").map(parseNumber);
   if (numbers.length !== 2 || numbers.includes(null))
-    throw new Error(`keyframes: '${pair}' is not position:scale; write pairs of numbers, such as 0:0, 0.5:1.`);
+    throw new Error(`keyframes: '${shown(pair)}' is not position:scale; write pairs of numbers, such as 0:0, 0.5:1.`);
   return [checkPosition(numbers[0], "keyframes"), checkScale(numbers[1], "keyframes")];
+}
+
+/** What a text says, fit for a message: on one line, and not longer than 80 characters. */
+function shown(text) {
+  const characters = [...text];
+  const printable = characters.slice(0, 81).map((character) => character.replace(/[\p{C}\p{Z}]/u, " "));
+  const line = printable.join("").split(" ").filter(Boolean).join(" ");
+  return characters.length <= 80 ? line : `${[...line].slice(0, 80).join("")}…`;
 }
 
 function checkScale(scale, name) {
