@@ -61,7 +61,9 @@ def _written(draw: st.DrawFn) -> str:
 
 # Python also reads the digits of other scripts; nobody writes schedules in them. Which characters are unassigned is
 # another matter in each version of Unicode.
-_characters = st.characters(exclude_categories=["Nd", "Cs", "Cn"]) | st.sampled_from("0123456789.:,+-_eE \n\t\x1f\x85\ufeff")
+_characters = st.characters(exclude_categories=["Nd", "Cs", "Cn"]) | st.sampled_from(
+    "0123456789.:,+-_eE \n\t\x1f\x85\ufeff"
+)
 _numberlike = st.from_regex(
     r"[+-]?[0-9_]{0,3}\.?[0-9_]{0,3}(e[+-]?[0-9]{1,3})?|[+-]?(inf|nan|infinity)|0x10", fullmatch=True
 )
