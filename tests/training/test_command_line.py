@@ -249,6 +249,13 @@ def test_runs_that_are_killed_at_random_end_with_the_file_of_the_node(
     assert _lora(place) == expected and str(place) in out
 
 
+def _descends(process: psutil.Process, ancestor: int) -> bool:
+    try:
+        return ancestor in [parent.pid for parent in process.parents()]
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.slow
 @needs_ray
 def test_a_team_on_ray_that_loses_a_worker_ends_with_the_file_of_one_worker(
@@ -259,12 +266,13 @@ def test_a_team_on_ray_that_loses_a_worker_ends_with_the_file_of_one_worker(
     size = 2 if times == 1 else 4
     options = ("--ray", "local", "--workers", str(size))
     running = _start(write(iterations=ITERATIONS, threads=1), models, place, *options)
-    own = psutil.Process(running.pid)
 
     def workers() -> list[psutil.Process]:
-        return [p for p in own.children(recursive=True) if p.name().startswith("ray::_Actor")]
+        found = psutil.process_iter(["name", "cmdline"])
+        return [p for p in found if str(p.info["name"]).startswith("ray::_Actor") and _descends(p, running.pid)]
 
-    _wait_for(running, lambda: any("_Actor.train" in p.name() for p in workers()))
+    _wait_for(running, lambda: any("_Actor.train" in str(p.info["cmdline"]) for p in workers()))
+    assert running.poll() is None, running.communicate()[1]
     time.sleep(random.uniform(0, 3))
     random.choice(workers()).kill()
     out, said = running.communicate(timeout=580)

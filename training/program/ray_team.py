@@ -73,9 +73,9 @@ class _Team:
         self._job, self._count = job, count
         own = ray.get_runtime_context().get_node_id()
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(own, soft=False)
-        make = ray.remote(_Actor).options(max_restarts=0, **needs)
-        self._first = make.options(scheduling_strategy=here).remote()
-        self._others = [make.remote() for _ in range(count - 1)]
+        actor = ray.remote(_Actor)
+        self._first = actor.options(max_restarts=0, scheduling_strategy=here, **needs).remote()
+        self._others = [actor.options(max_restarts=0, **needs).remote() for _ in range(count - 1)]
 
     def train(self) -> Iterator[tuple[Step, int]]:
         """Yields how it goes, and of how many iterations.
