@@ -30,7 +30,7 @@ class RLGSamplerFlowGRPO(io.ComfyNode):
             category="RLG",
             description="The stochastic sampler that Flow-GRPO trains with, for flow models (SD3, Flux): euler with "
             "fresh noise at every step.",
-            **search_aliases("rlg", "flow grpo", "stochastic sampler", "sde sampler", "exploration noise"),
+            **search_aliases("rlg sde", "flow grpo", "stochastic sampler", "sde sampler", "exploration noise"),
             inputs=[
                 io.Float.Input(
                     "noise_level",
@@ -124,7 +124,7 @@ class RLGBranch(io.ComfyNode):
         tuned_cfg: float | None = None,
         sampler: io.Sampler.Type | None = None,
     ) -> io.NodeOutput:
-        settings = GuidanceSettings(inputs.schedule_of(scale, schedule), tuned_cfg)
+        settings = GuidanceSettings(inputs.schedule_of(scale, schedule), inputs.tuned_cfg_of(tuned_cfg))
         model = guided_model(base, tuned, settings)
         fork = Fork(branch_percent, branches, noise_level)
         ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)

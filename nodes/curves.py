@@ -67,6 +67,18 @@ class RLGDiversity(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, measure: str | list[str] | None = None, file: str | list[str] | None = None) -> bool | str:
+        """Are the weights there? Asked before anything runs; what another node gives is None then."""
+        measure, file = only(measure), only(file)
+        if measure is None or file is None:
+            return True
+        try:
+            diversities.weights_of(measure, None if file == AUTO else file)
+        except (ValueError, FileNotFoundError) as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(
         cls,
         images: torch.Tensor | list[torch.Tensor],

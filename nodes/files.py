@@ -73,6 +73,16 @@ class RLGLoadPrompts(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        """Is it there? Asked before anything runs; what another node gives is None then."""
+        try:
+            if file is not None:
+                _prompt_path(file)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
         status = _prompt_path(file).stat()
         return status.st_mtime_ns, status.st_size
@@ -201,6 +211,11 @@ def _prompt_files() -> list[str]:
 
 
 def _prompt_path(name: str) -> Path:
+    if not name:
+        raise ValueError(
+            f"file: there is none; upload a {', '.join(SUFFIXES)} file with the button, or put one into ComfyUI's "
+            "input folder and press R."
+        )
     path = inside(folder_paths.get_input_directory(), name)
     if path is None:
         raise ValueError(

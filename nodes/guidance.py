@@ -78,9 +78,9 @@ class RLGGuiderNode(io.ComfyNode):
                 inputs.cfg_input(),
                 inputs.scale_input(),
                 inputs.schedule_input(),
-                inputs.tuned_cfg_input(),
                 inputs.batching_input(),
                 inputs.approximate_input(),
+                inputs.tuned_cfg_input(),  # last, since saved workflows hold the values of widgets by position
             ],
             outputs=[io.Guider.Output(display_name="GUIDER", tooltip="For 'guider' of SamplerCustomAdvanced.")],
         )
@@ -95,11 +95,12 @@ class RLGGuiderNode(io.ComfyNode):
         cfg: float,
         scale: float,
         schedule: Schedule | None = None,
-        tuned_cfg: float | None = None,
         batching: str = AUTO,
         approximate: Approximation = EXACT,
+        tuned_cfg: float | None = None,
     ) -> io.NodeOutput:
-        settings = GuidanceSettings(inputs.schedule_of(scale, schedule), tuned_cfg, batching, approximate)
+        own_cfg = inputs.tuned_cfg_of(tuned_cfg)
+        settings = GuidanceSettings(inputs.schedule_of(scale, schedule), own_cfg, batching, approximate)
         guider = RLGGuider(guided_model(base, tuned, settings))
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)

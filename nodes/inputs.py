@@ -11,6 +11,9 @@ from ..rlg_sampler.schedules import schedule as schedules
 Schedule = io.Custom("RLG_SCHEDULE")
 Approximation = io.Custom("RLG_APPROXIMATION")
 
+_AS_CFG = 0.0
+"""A tuned_cfg that stands for cfg."""
+
 _SCALE = (
     "How strongly the RL tuning acts. 0 = base model, 1 = tuned model, between = weaker, above 1 = beyond what "
     "training reached (1 to 3 is usual; more reward, less variety), below 0 = away from it."
@@ -71,7 +74,7 @@ def cfg_input() -> io.Float.Input:
         max=100.0,
         step=0.1,
         round=0.01,
-        tooltip="Classifier-free guidance of both models (of the base alone where tuned_cfg is connected). "
+        tooltip="Classifier-free guidance of both models (of the base alone where tuned_cfg is not 0). "
         "1.0 = no CFG: the negative prompt is ignored and not computed.",
     )
 
@@ -79,13 +82,20 @@ def cfg_input() -> io.Float.Input:
 def tuned_cfg_input() -> io.Float.Input:
     return io.Float.Input(
         "tuned_cfg",
-        optional=True,
-        force_input=True,
+        default=_AS_CFG,
         min=0.0,
         max=100.0,
-        tooltip="CFG of the tuned model alone; connect a Float node. Not connected: the same as cfg. "
+        step=0.1,
+        round=0.01,
+        optional=True,
+        tooltip="CFG of the tuned model alone. 0 = the same as cfg. "
         "1.0 = no CFG for the tuned model, usual where it was RL-tuned without CFG.",
     )
+
+
+def tuned_cfg_of(value: float | None) -> float | None:
+    """What a node's tuned_cfg means; None takes the sampler's."""
+    return None if value == _AS_CFG else value
 
 
 def batching_input() -> io.Combo.Input:

@@ -45,6 +45,10 @@ class RLGLoadLora(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
+        return _check_lora(lora_name)
+
+    @classmethod
     def execute(cls, model: io.Model.Type, lora_name: str, strength: float) -> io.NodeOutput:
         return io.NodeOutput(*load_lora(model, lora_path(lora_name), lora_name, strength))
 
@@ -61,6 +65,7 @@ class RLGLoadModels(io.ComfyNode):
             description="Loads a checkpoint and an RL-tuned LoRA for it: the pair for the RLG samplers, "
             "with one copy of the weights.",
             **search_aliases(
+                "rlg",
                 "reinforcement learning guidance",
                 "rl lora",
                 "flow-grpo",
@@ -85,6 +90,10 @@ class RLGLoadModels(io.ComfyNode):
                 _report_output(),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
+        return _check_lora(lora_name)
 
     @classmethod
     def execute(cls, ckpt_name: str, lora_name: str, lora_strength: float) -> io.NodeOutput:
@@ -114,16 +123,32 @@ def _strength_input(name: str) -> io.Float.Input:
 
 
 def _lora_names() -> list[str]:
-    """Every LoRA file, and every folder that holds a PEFT adapter by its own name."""
-    files = folder_paths.get_filename_list("loras")
-    folders = [
-        str(Path(name).parent)
-        for name in files
-        if Path(name).name == WEIGHTS_NAME
-        and Path(name).parent.name
+    """Every LoRA file; a folder that holds a PEFT adapter stands for its file."""
+    return sorted(
+        str(Path(name).parent) if _is_in_a_folder_of_its_own(name) else name
+        for name in folder_paths.get_filename_list("loras")
+    )
+
+
+def _is_in_a_folder_of_its_own(name: str) -> bool:
+    return (
+        Path(name).name == WEIGHTS_NAME
+        and bool(Path(name).parent.name)
         and Path(folder_paths.get_full_path("loras", name)).with_name(CONFIG_NAME).is_file()
-    ]
-    return sorted(files + folders)
+    )
+
+
+def _check_lora(name: str | None) -> bool | str:
+    """Asked before anything runs, in place of the list: workflows may name the file in an adapter's folder.
+
+    What another node gives is None then.
+    """
+    try:
+        if name is not None:
+            lora_path(name)
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 def lora_path(name: str) -> Path:

@@ -25,14 +25,16 @@ class RLGKSampler(io.ComfyNode):
             category="RLG",
             description="KSampler for a base model and its RL-tuned version (Reinforcement Learning Guidance): "
             "base + scale × (tuned − base) at every step.",
-            **search_aliases("reinforcement learning guidance", "rl guidance", "guidance", "flow-grpo", "reward"),
+            **search_aliases(
+                "rlg", "reinforcement learning guidance", "rl guidance", "guidance", "flow-grpo", "reward"
+            ),
             inputs=[
                 *inputs.ksampler_inputs(),
                 inputs.scale_input(),
                 inputs.schedule_input(),
-                inputs.tuned_cfg_input(),
                 inputs.batching_input(),
                 inputs.approximate_input(),
+                inputs.tuned_cfg_input(),  # last, since saved workflows hold the values of widgets by position
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="The picture as latent, for VAE Decode.")],
         )
@@ -53,11 +55,12 @@ class RLGKSampler(io.ComfyNode):
         denoise: float,
         scale: float,
         schedule: Schedule | None = None,
-        tuned_cfg: float | None = None,
         batching: str = AUTO,
         approximate: Approximation = EXACT,
+        tuned_cfg: float | None = None,
     ) -> io.NodeOutput:
-        settings = GuidanceSettings(inputs.schedule_of(scale, schedule), tuned_cfg, batching, approximate)
+        own_cfg = inputs.tuned_cfg_of(tuned_cfg)
+        settings = GuidanceSettings(inputs.schedule_of(scale, schedule), own_cfg, batching, approximate)
         model = guided_model(base, tuned, settings)
         ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
         ksampler.start(model)  # refuses a latent of another model before anything is loaded

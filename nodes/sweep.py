@@ -21,6 +21,7 @@ from ..rlg_sampler.sweeps.labels import labels
 from ..rlg_sampler.sweeps.sweep import cells, sweep
 from . import inputs
 from .lists import as_list, only
+from .live_cells import LiveCells
 from .provenance import hidden_inputs
 from .search import search_aliases
 
@@ -86,15 +87,19 @@ class RLGSweep(io.ComfyNode):
         tuned_cfg: float | None = None,
     ) -> io.NodeOutput:
         wanted = cells(scales, switch_percents)
-        model = guided_model(base, tuned, GuidanceSettings(constant(1.0), tuned_cfg))
+        own_cfg = inputs.tuned_cfg_of(tuned_cfg)
+        model = guided_model(base, tuned, GuidanceSettings(constant(1.0), own_cfg))
         ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
         known = _CELLS.of(
             (base, tuned),
             (positive, negative, latent_image),
-            (seed, steps, cfg, sampler_name, scheduler, denoise, tuned_cfg, base.patches_uuid, tuned.patches_uuid),
+            (seed, steps, cfg, sampler_name, scheduler, denoise, own_cfg, base.patches_uuid, tuned.patches_uuid),
         )
-        latent = sweep(model, wanted, ksampler, functools.partial(latent_preview.prepare_callback, model), known)
-        return io.NodeOutput(latent, labels([cell.label for cell in wanted], len(latent_image["samples"]), seed))
+        pictures = len(latent_image["samples"])
+        names = labels([cell.label for cell in wanted], pictures, seed)
+        make_callback = functools.partial(latent_preview.prepare_callback, model)
+        latent = sweep(model, wanted, ksampler, make_callback, known, LiveCells(model, names, pictures))
+        return io.NodeOutput(latent, names)
 
 
 class RLGGrid(io.ComfyNode):

@@ -123,7 +123,7 @@ function copyLink(graph, from, to, name) {
 }
 
 /** The node that an input comes from. */
-function originOf(node, name) {
+export function originOf(node, name) {
   const link = linkOf(node, name);
   return link && node.graph.getNodeById(link.origin_id);
 }

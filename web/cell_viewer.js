@@ -6,6 +6,7 @@ import { html } from "./node_parts.js";
 /**
  * @typedef {object} Cell
  * @property {string} url empty where the cell is not there yet
+ * @property {boolean} [preview] not the exact picture
  * @property {string} label
  */
 
@@ -61,8 +62,10 @@ export class CellViewer {
     this.#map.replaceChildren(...this.#buttons());
     this.#map.hidden = cells.length < 2;
     this.#other.replaceChildren(...cells.map(({ label }, index) => html("option", { value: index }, label)));
-    const index = cells.findIndex(({ label }) => label === before);
-    this.#go(...this.#table.placeOf(Math.max(index, 0)));
+    const index = [({ url, label }) => url && label === before, ({ url }) => url, () => true]
+      .map((fits) => cells.findIndex(fits))
+      .find((found) => found >= 0);
+    this.#go(...this.#table.placeOf(index));
   }
 
   get chosen() {
@@ -88,11 +91,12 @@ export class CellViewer {
 
   #show() {
     const index = this.#table.at(this.#row, this.#column);
-    const { url, label } = this.#cells[index];
+    const { url, label, preview } = this.#cells[index];
     setPicture(this.#image, url, label);
     const other = this.#cells[this.#other.value] ?? this.#cells[0];
     if (this.comparing) setPicture(this.#under, other.url, other.label);
-    this.#caption.textContent = this.comparing ? `${other.label} | ${label}` : label;
+    const caption = this.comparing ? `${other.label} | ${label}` : label;
+    this.#caption.textContent = preview ? `${caption} (preview)` : caption;
     const text = `${label} (${index + 1} of ${this.#cells.length})`;
     this.#picture.setAttribute("aria-label", text);
     for (const [slider, value] of [[this.#columnSlider, this.#column], [this.#rowSlider, this.#row]]) {

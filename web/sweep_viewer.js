@@ -2,11 +2,12 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { hasScale, toLoadImage, useScale } from "./cell_actions.js";
+import { hasScale, originOf, toLoadImage, useScale } from "./cell_actions.js";
 import { CellViewer } from "./cell_viewer.js";
-import { tell } from "./messages.js";
+import { nodeAt, tell } from "./messages.js";
 import { addPart, after, hideHostPreview, html, outputOf, pictureUrl } from "./node_parts.js";
 
+const EVENT = "rlg_cells"; // as in nodes/live_cells.py
 const EMPTY_HEIGHT = 64;
 const MIN_HEIGHT = 360;
 
@@ -33,20 +34,37 @@ function addViewer(node) {
     if (output) viewer.show(output);
     node.graph.setDirtyCanvas(true, true); // it may have grown
   };
-  after(node, "onAdded", () => shows.set(node, show));
+  const listen = ({ detail }) => {
+    const sweep = nodeAt(String(detail.node));
+    if (!sweep || originOf(node, "labels") !== sweep) return;
+    viewer.showDone(detail);
+    node.graph.setDirtyCanvas(true, true);
+  };
+  after(node, "onAdded", () => {
+    shows.set(node, show);
+    api.addEventListener(EVENT, listen);
+  });
   after(node, "onExecuted", show);
-  after(node, "onRemoved", () => shows.delete(node));
+  after(node, "onRemoved", () => {
+    shows.delete(node);
+    api.removeEventListener(EVENT, listen);
+  });
 }
 
 class SweepViewer {
   empty = true;
   #node;
-  #cells = new CellViewer(({ label }) => (this.#use.disabled = !hasScale(label)));
+  #cells = new CellViewer(({ url, label, preview }) => {
+    this.#use.disabled = !hasScale(label);
+    this.#load.disabled = !url || Boolean(preview);
+  });
   #compare = button("Compare", "Wipe between two cells", () => this.#setComparing(!this.#cells.comparing));
   #use = button("Use this scale", "Write scale and switch point into the sampler or its schedule", () => this.#useScale());
   #load = button("To Load Image", "Go on with this picture", () => this.#toLoadImage());
   #full = button("Full screen", "", () => this.#toggleFullScreen());
   #preloaded = [];
+  /** @type {import("./cell_viewer.js").Cell[]} of the run that goes on */
+  #done = [];
 
   constructor(node) {
     this.#node = node;
@@ -60,7 +78,21 @@ class SweepViewer {
   /** @param {{images?: object[], labels?: string[]}} output what the node has put out for the page */
   show({ images = [], labels = [] }) {
     if (!images.length) return;
-    const cells = images.map((image, i) => ({ url: pictureUrl(api, image), label: labels[i] ?? "" }));
+    this.#showCells(images.map((image, i) => ({ url: pictureUrl(api, image), label: labels[i] ?? "" })));
+  }
+
+  /**
+   * Cells that are sampled, and not decoded yet; the exact pictures take their place.
+   *
+   * @param {{begins: boolean, labels: string[], pictures: Record<number, string>}} done
+   */
+  showDone({ begins, labels, pictures }) {
+    if (begins) this.#done = labels.map((label) => ({ url: "", label, preview: true }));
+    for (const [number, url] of Object.entries(pictures)) this.#done[number] = { ...this.#done[number], url };
+    this.#showCells(this.#done);
+  }
+
+  #showCells(cells) {
     // Held, so that flipping takes them from memory.
     this.#preloaded = cells.map(({ url }) => Object.assign(new Image(), { src: url }));
     this.#cells.cells = cells;

@@ -11,6 +11,8 @@ app.registerExtension({
     if (!node.comfyClass?.startsWith("RLG")) return;
     node.setSize([Math.max(node.size[0], WIDE_ENOUGH), node.size[1]]);
     keepSeed(node);
+    start(node);
+    namedByFolder(node);
     followSchedule(node);
     if (node.comfyClass === "RLGRamp") followCurve(node);
   },
@@ -20,6 +22,25 @@ app.registerExtension({
 function keepSeed(node) {
   const control = node.widgets?.find(({ name }) => name === "control_after_generate");
   if (control) control.value = "fixed";
+}
+
+/** Where the defaults of the schema show nothing yet. */
+const FIRST_VALUES = { RLGScale: { start_percent: 0.2, end_percent: 0.8 } };
+
+/** A new node has something to see in it; a saved one has its own values. */
+function start(node) {
+  for (const [name, value] of Object.entries(FIRST_VALUES[node.comfyClass] ?? {}))
+    node.widgets.find((widget) => widget.name === name).value = value;
+}
+
+/** Older workflows name the file in an adapter's folder; the list has the folder. */
+function namedByFolder(node) {
+  const lora = node.widgets?.find(({ name }) => name === "lora_name");
+  if (!lora) return;
+  after(node, "onConfigure", () => {
+    const folder = String(lora.value).replace(/[\\/]adapter_model\.safetensors$/, "");
+    if (!lora.options.values.includes(lora.value) && lora.options.values.includes(folder)) lora.value = folder;
+  });
 }
 
 /** With a schedule, `scale` has no effect: it cannot be changed, and says why. */

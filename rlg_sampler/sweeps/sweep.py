@@ -62,6 +62,7 @@ def sweep(
     inputs: KSamplerInputs,
     make_callback: Callable[[int], Callable],
     known: KnownCells | None = None,
+    done: Callable[[Sequence[int], torch.Tensor], None] = lambda cells, samples: None,
 ) -> dict[str, Any]:
     """Sample every cell; each equals a separate run of the stock sampler with its schedule.
 
@@ -71,6 +72,7 @@ def sweep(
         inputs: of the stock KSampler.
         make_callback: number of all steps → the host's callback for progress and previews.
         known: cells that need not be sampled; each new one is added as soon as it is done.
+        done: told the numbers of cells and their samples, (batch, channels, ...), as soon as these are there.
 
     Returns:
         The latent with `samples` of shape (cells · batch, channels, ...), a cell's pictures next to each other.
@@ -88,14 +90,18 @@ def sweep(
     total = max(steps * len(missing), 1)
     logger.info("RLG sweep: %d cells of %d steps, %d of them known", len(results), steps, len(results) - len(missing))
     callback = make_callback(total)
+    numbers = {scales: [i for i, other in enumerate(wanted) if other == scales] for scales in results}
+    for scales in results if missing else ():
+        if scales not in missing:
+            done(numbers[scales], results[scales])
     shared = SharedEvaluations()
     turns = in_turn(list(missing))
-    for done, turn in enumerate(
+    for turn_number, turn in enumerate(
         tqdm(turns, desc="RLG sweep", unit="cell", disable=not comfy.utils.PROGRESS_BAR_ENABLED)
     ):
 
-        def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int, done: int = done * steps) -> None:
-            callback(done + min(step, steps - 1), x0, x, total)
+        def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int, before: int = turn_number * steps) -> None:
+            callback(before + min(step, steps - 1), x0, x, total)
 
         shared.begin(turn)
         scales = list(missing)[turn.cell]
@@ -104,4 +110,5 @@ def sweep(
         results[scales] = inputs.sample(model_of_cell, sigmas, inputs.noise(start), start, report)
         if known:
             known.keep(scales, results[scales])
+        done(numbers[scales], results[scales])
     return inputs.latent_of([results[scales] for scales in wanted])

@@ -153,7 +153,11 @@ class FrontEnd:
         self.page.on("pageerror", lambda error: self._complaints.append(f"browser, thrown: {error.stack or error}"))
         settings = SETTINGS | {"Comfy.VueNodes.Enabled": vue_nodes}
         expect(context.request.post(f"{server.address}/api/settings", data=settings)).to_be_ok()
-        self.page.goto(server.address)
+        self.open()
+
+    def open(self) -> None:
+        """Go to the front end; again, as by F5, it forgets what was on the page."""
+        self.page.goto(self.server.address)
         self.page.wait_for_function("() => window.app?.extensionManager && window.app.graph")
         expect(self.run_button).to_be_enabled()
         self.nothing_in_front()

@@ -11,7 +11,7 @@ from browser.server import WORKFLOWS
 pytestmark = pytest.mark.slow
 
 SCHEDULES = {
-    "RLGScale": [1.6, 0, 1, 1],
+    "RLGScale": [1.6, 0.2, 0.8, 1],
     "RLGCombinedGeneration": [0.8, 1],
     "RLGRamp": [0, 1, "linear", 2],
     "RLGKeyframes": ["0:0, 0.5:1, 0.8:2", "step"],

@@ -5,7 +5,10 @@ It follows runs, and without it the host still shows the pictures.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Locator, expect
@@ -16,6 +19,7 @@ from browser.server import WORKFLOWS, Server
 pytestmark = pytest.mark.slow
 
 (SWEEP,) = [path for path in WORKFLOWS if path.stem == "RLG 02 - Scale sweep"]
+(CURVE,) = [path for path in WORKFLOWS if path.stem == "RLG 09 - Reward curve"]
 SMALL = {"EmptySD3LatentImage": {"width": 64, "height": 64}, "RLGSweep": {"steps": 2, "scales": "0, 1, 2"}}
 LABELS = ["scale 0, seed 42", "scale 1, seed 42", "scale 2, seed 42"]
 TABLE = [f"switch {switch}, scale {scale}, seed 42" for switch in (0, 0.5) for scale in (1, 1.5, 2)]
@@ -206,6 +210,62 @@ def _pixels(file: bytes) -> bytes:
     from PIL import Image
 
     return Image.open(io.BytesIO(file)).convert("RGB").tobytes()
+
+
+def test_cells_appear_as_they_are_done_and_cancel_keeps_them(front_end: FrontEnd, artefacts: Path) -> None:
+    """Small pictures first, then the exact ones in their places; those that were done are not sampled again."""
+    front_end.drop(SWEEP)
+    many = {"RLGSweep": {"steps": 60, "scales": "0, 1, 2, 3, 4", "seed": 8}}
+    front_end.set_widgets(SMALL | many)
+    front_end.go_to("RLGGrid")
+    before = front_end.start()
+    viewer = front_end.page.get_by_role("group", name="Cells of the sweep")
+    _says(viewer, "scale 0, seed 8 (preview)")
+    expect(_picture(viewer).locator("img:not(.rlg-under)")).to_have_attribute("src", re.compile("^data:image/jpeg"))
+    buttons = viewer.locator(".rlg-map button")
+    expect(buttons).to_have_count(5)
+    assert viewer.locator(".rlg-map img").count() < 5
+    front_end.cancel()
+    front_end.ended(before)
+    front_end.page.screenshot(path=artefacts / "cells_of_a_cancelled_sweep.png")
+    expect(viewer.get_by_role("button", name="Use this scale")).to_be_enabled()
+    expect(viewer.get_by_role("button", name="To Load Image")).to_be_disabled()
+
+    assert front_end.run()["status"]["status_str"] == "success"
+    _says(viewer, "scale 0, seed 8")
+    assert "data:" not in _shown(viewer)
+    expect(viewer.locator(".rlg-map img")).to_have_count(5)
+    expect(viewer.get_by_role("button", name="To Load Image")).to_be_enabled()
+
+
+def test_grid_and_plot_need_no_save_image_and_are_filled_again_after_f5(front_end: FrontEnd) -> None:
+    """A run that computes nothing anew brings back what was seen."""
+
+    def load_and_run() -> dict[str, Any]:
+        front_end.drop(CURVE)
+        front_end.page.evaluate(
+            "() => app.graph.nodes.filter(({type}) => type === 'SaveImage').forEach(node => app.graph.remove(node))"
+        )
+        front_end.set_widgets(SMALL | {"RLGLoadReward": {"name": "jpeg_compressibility", "file": "auto"}})
+        run = front_end.run()
+        assert run["status"]["status_str"] == "success" and front_end.problems() == []
+        return run
+
+    load_and_run()
+    shown = _shown(_viewer(front_end))
+    front_end.open()
+    run = load_and_run()
+    (cached,) = [data["nodes"] for event, data in run["status"]["messages"] if event == "execution_cached"]
+    assert set(cached) == set(run["prompt"][2])
+    assert _picture_of(_shown(_viewer(front_end))) == _picture_of(shown)
+    front_end.go_to("RLGPlot")
+    (plot,) = [node["id"] for node in front_end.graph()["nodes"] if node["type"] == "RLGPlot"]
+    assert front_end.wait_for_pictures(plot, 1)
+
+
+def _picture_of(url: str) -> str:
+    """Without what only tells one address from another."""
+    return parse_qs(urlsplit(url).query)["filename"][0]
 
 
 def test_without_our_parts_the_host_shows_the_pictures(browser: Browser, server: Server, front_end: FrontEnd) -> None:

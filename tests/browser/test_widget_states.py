@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
 from browser.front_end import FrontEnd
 from browser.server import WORKFLOWS, is_ours
+from packed import REPO
 
 pytestmark = pytest.mark.slow
 
 (TWO,) = [path for path in WORKFLOWS if path.stem == "RLG 06 - Two rewards"]
+FROZEN = REPO / "tests" / "frozen" / "v0.1.0"
 SMALL = {"EmptySD3LatentImage": {"width": 64, "height": 64}, "KSampler": {"steps": 2}}
 
 WIDGET = """([type, name]) => {
@@ -121,6 +125,108 @@ def test_the_panel_of_properties_shows_no_part_of_ours(front_end: FrontEnd) -> N
     width = page.locator(".rlg-curve").bounding_box()["width"]
     assert width >= 250
     page.get_by_label("Toggle properties panel").first.click()
+
+
+WIDGETS = "(type) => app.graph.nodes.find(node => node.type === type).widgets.map(({name}) => name)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "below", "saved"),
+    [
+        (
+            "RLGKSampler",
+            ["scale", "tuned_cfg"],
+            [0, "fixed", 28, 4.5, "euler", "normal", 1, 1.6, "auto", 0],
+        ),
+        ("RLGGuider", ["scale", "tuned_cfg"], [4.5, 1.6, "auto", 0]),
+        (
+            "RLGSweep",
+            ["scales", "switch_percents", "tuned_cfg"],
+            [0, "fixed", 28, 4.5, "euler", "normal", 1, "0, 0.5, 1, 1.6, 2, 3", "", 0],
+        ),
+    ],
+)
+def test_the_scale_stands_below_cfg_and_saved_values_keep_their_places(
+    front_end: FrontEnd, kind: str, below: list[str], saved: list[Any]
+) -> None:
+    front_end.add_alone(kind)
+    saved = list(saved)
+    for _ in range(2):
+        names = front_end.page.evaluate(WIDGETS, kind)
+        at = names.index("cfg") + 1
+        assert names[at : at + len(below)] == below
+        graph = front_end.graph()
+        assert graph["nodes"][0]["widgets_values"] == saved
+        saved[3 if len(saved) > 4 else 0] = 7.5
+        graph["nodes"][0]["widgets_values"] = saved
+        graph["nodes"][0]["id"] += 100  # the newer front end keeps values of widgets by the node's id
+        graph["last_node_id"] = graph["nodes"][0]["id"]
+        front_end.page.evaluate("async (graph) => app.loadGraphData(graph)", graph)
+    assert _widget(front_end, kind, "cfg")["value"] == 7.5
+
+
+def test_a_workflow_of_the_first_release_with_a_linked_tuned_cfg(front_end: FrontEnd) -> None:
+    """Its values are where they were, and the Float still says the tuned model's CFG."""
+    workflow, frozen = (
+        json.loads((FROZEN / name).read_text(encoding="utf-8"), object_hook=_without_nulls)
+        for name in ("annealed_guidance.json", "annealed_guidance.prompt.json")
+    )
+    front_end.page.evaluate("async (graph) => app.loadGraphData(graph)", workflow)
+    prompt = front_end.page.evaluate("async () => (await app.graphToPrompt()).output")
+    samplers = [node for node, entry in frozen.items() if entry["class_type"] == "RLGKSampler"]
+    assert samplers
+    for node in samplers:
+        assert isinstance(prompt[node]["inputs"]["tuned_cfg"], list)
+        assert {name: prompt[node]["inputs"][name] for name in frozen[node]["inputs"]} == frozen[node]["inputs"]
+    _close_everything(front_end)
+
+
+def _without_nulls(entry: dict[str, Any]) -> dict[str, Any]:
+    """Newer front ends read nothing that is null where they once wrote it."""
+    return {name: value for name, value in entry.items() if value is not None}
+
+
+def test_an_adapter_has_one_name_and_its_old_one_still_works(front_end: FrontEnd) -> None:
+    """A workflow that names the file in the adapter's folder finds the folder."""
+    front_end.add_alone("RLGLoadLora")
+    values = front_end.page.evaluate(
+        "() => app.graph.nodes[0].widgets.find(({name}) => name === 'lora_name').options.values"
+    )
+    assert values and not [value for value in values if value.endswith("adapter_model.safetensors")]
+    graph = json.loads(json.dumps(front_end.graph()), object_hook=_without_nulls)
+    graph["nodes"][0]["widgets_values"][0] = f"{values[-1]}/adapter_model.safetensors"
+    front_end.page.evaluate("async (graph) => app.loadGraphData(graph)", graph)
+    assert _widget(front_end, "RLGLoadLora", "lora_name")["value"] == values[-1]
+    assert front_end.problems() == []
+
+
+def test_a_file_of_prompts_is_uploaded(front_end: FrontEnd, tmp_path: Path, artefacts: Path) -> None:
+    """Where there is none, the node says so in place of 'undefined'."""
+    front_end.add_alone("RLGLoadPrompts")
+    front_end.page.evaluate(
+        """() => {
+            const [prompts] = app.graph.nodes, any = LiteGraph.createNode("PreviewAny");
+            any.pos = [600, 100];
+            app.graph.add(any);
+            prompts.connect(0, any, 0);
+        }"""
+    )
+    part = front_end.page.locator(".rlg-upload")
+    if not front_end.vue_nodes:  # the folder of a new server; later there is what was uploaded here
+        expect(part.get_by_text("There is no file of prompts yet")).to_be_visible()
+        assert _widget(front_end, "RLGLoadPrompts", "file")["value"] == ""
+        front_end.page.screenshot(path=artefacts / "no_prompt_files.png")
+    file = tmp_path / f"prompts {front_end.vue_nodes}.txt"
+    file.write_text("a cat\na dog\n", encoding="utf-8")
+    part.locator("input").set_input_files(file)
+    front_end.until(
+        lambda: _widget(front_end, "RLGLoadPrompts", "file")["value"] == file.name, "the file was not chosen"
+    )
+    expect(part.get_by_text("There is no file of prompts yet")).to_be_hidden()
+    run = front_end.run()
+    assert run["status"]["status_str"] == "success" and front_end.problems() == []
+    assert "a dog" in str(run["outputs"])
+    assert front_end.graph()["nodes"][0]["widgets_values"] == [file.name, "prompt", 0, 0, 0]
 
 
 BYPASS = """(mode) => {

@@ -228,7 +228,7 @@ def _break(workflow: dict[str, Any], what: str) -> None:
     [
         ("unknown", "NoSuchNode.*no such node"),
         ("bypassed", "RLGKSampler.*bypassed"),
-        ("one value less", "7 widget values.*9 widgets"),
+        ("one value less", "7 widget values.*10 widgets"),
         ("not connected", "input 'base' is not connected"),
         ("link without an entry", "link 99"),
         ("link from nowhere", "node 99"),

@@ -32,6 +32,7 @@ def counted(request: pytest.FixtureRequest, checkpoint: Path, run_node: Callable
         (1.6, 4.5, None, 4),
         (1.6, 1.0, None, 2),
         (1.6, 4.5, 1.0, 3),
+        (1.6, 1.0, 0.0, 2),
         (1.6, 1.0, 4.5, 3),
         (0.0, 4.5, None, 2),
         (1.0, 4.5, None, 2),

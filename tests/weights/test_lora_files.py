@@ -388,9 +388,24 @@ def test_half_a_pair_of_matrices(load, loras) -> None:
 def test_peft_folders_are_offered_by_name(rlg, loras) -> None:
     write_lora(loras.parent, "SD3.5M-FlowGRPO-GenEval")
     write_lora(loras.parent, "offered/inner")
-    options = rlg.nodes["RLGLoadLora"].INPUT_TYPES()["required"]["lora_name"][1]["options"]
+    loader = rlg.nodes["RLGLoadLora"]
+    options = loader.INPUT_TYPES()["required"]["lora_name"][1]["options"]
     assert {"SD3.5M-FlowGRPO-GenEval", str(Path("offered/inner"))} <= set(options)
-    assert str(Path("SD3.5M-FlowGRPO-GenEval/adapter_model.safetensors")) in options
+    assert len(options) == len(set(options))
+
+
+def test_an_adapter_is_offered_once_and_its_file_can_still_be_named(rlg, load, loras) -> None:
+    """As workflows do that were saved when the list had both; the host asks the node in place of its list."""
+    write_lora(loras.parent, "SD3.5M-FlowGRPO-GenEval")
+    loader = rlg.nodes["RLGLoadLora"]
+    file = str(Path("SD3.5M-FlowGRPO-GenEval/adapter_model.safetensors"))
+    assert file not in loader.INPUT_TYPES()["required"]["lora_name"][1]["options"]
+    for node in (loader, rlg.nodes["RLGLoadModels"]):
+        assert node.validate_inputs(lora_name=file) is True
+        assert node.validate_inputs() is True  # its name comes from another node
+        assert "'absent' is not in models/loras" in node.validate_inputs(lora_name="absent")
+    by_folder, by_file = load("SD3.5M-FlowGRPO-GenEval")[0], load(file)[0]
+    assert torch.equal(change(by_file), change(by_folder))
 
 
 # The scale rule itself, against PEFT.

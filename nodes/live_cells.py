@@ -1,0 +1,66 @@
+"""The cells of a sweep on the page as each is done: small and quick, long before the exact pictures are decoded."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from . import page
+
+EVENT = "rlg_cells"
+"""The message of the server that `web/sweep_viewer.js` listens to."""
+_LARGEST = 256
+"""Side of a preview in pixels; it travels to the page as text."""
+
+
+class LiveCells:
+    """Tells the page which cells of a sweep are done.
+
+    Args:
+        model: the MODEL that samples.
+        labels: of all pictures, a cell's next to each other.
+        pictures: how many a cell has.
+    """
+
+    def __init__(self, model: ModelPatcher, labels: Sequence[str], pictures: int) -> None:
+        self._node, self._labels, self._pictures = page.running_node(), list(labels), pictures
+        self._format = model.model.latent_format
+        self._previewer = _previewer(model)
+        self._begins = True
+
+    def __call__(self, cells: Sequence[int], samples: torch.Tensor) -> None:
+        """Cells with these numbers are done.
+
+        Args:
+            samples: what all of them gave, shape (batch, channels, ...).
+        """
+        if self._node is None or self._previewer is None:
+            return
+        previews = [self._preview(picture[None]) for picture in self._format.process_in(samples)]
+        numbers = {cell * self._pictures + n: preview for cell in cells for n, preview in enumerate(previews)}
+        page.send(EVENT, {"node": self._node, "begins": self._begins, "labels": self._labels, "pictures": numbers})
+        self._begins = False
+
+    def _preview(self, latent: torch.Tensor) -> str:
+        """A JPEG as an address."""
+        picture = self._previewer.decode_latent_to_preview(latent)
+        picture.thumbnail((_LARGEST, _LARGEST))
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=90)
+        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def _previewer(model: ModelPatcher) -> latent_preview.LatentPreviewer | None:
+    """The one that is set in the host; where that is none, latents as colours, which cost nothing to speak of."""
+    latents = model.model.latent_format
+    chosen = latent_preview.get_previewer(model.load_device, latents)
+    if chosen is not None or latents.latent_rgb_factors is None:
+        return chosen
+    return latent_preview.Latent2RGBPreviewer(
+        latents.latent_rgb_factors, latents.latent_rgb_factors_bias, latents.latent_rgb_factors_reshape
+    )

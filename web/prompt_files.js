@@ -1,0 +1,52 @@
+/** RLG Load Prompts takes a file from the user's disk, and says so where there is none to choose. */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { tell } from "./messages.js";
+import { addPart, html } from "./node_parts.js";
+
+const NODE = "RLGLoadPrompts";
+const SUFFIXES = ".txt,.csv,.jsonl";
+const HEIGHT = 44;
+const HEIGHT_WITH_SENTENCE = 108;
+
+app.registerExtension({
+  name: "RLG.PromptFiles",
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) addUpload(node);
+  },
+});
+
+function addUpload(node) {
+  const widget = node.widgets.find(({ name }) => name === "file");
+  const files = () => widget.options.values;
+  widget.value ??= ""; // a list without a value would show as "undefined"
+  const sentence = html("p", { hidden: files().length > 0 },
+    "There is no file of prompts yet: upload one in UTF-8, .txt with a prompt a line, .csv or .jsonl.");
+  const choose = html("input", { type: "file", accept: SUFFIXES, hidden: true, "aria-label": "File of prompts" });
+  const button = html("button", { type: "button" }, "Upload a file of prompts");
+  button.addEventListener("click", () => choose.click());
+  choose.addEventListener("change", async () => {
+    try {
+      if (!choose.files.length) return;
+      widget.value = await uploaded(choose.files[0]);
+      if (!files().includes(widget.value)) files().push(widget.value);
+      widget.callback?.(widget.value);
+      sentence.hidden = true;
+      node.graph.setDirtyCanvas(true, true);
+    } catch (error) {
+      tell("warn", error.message);
+    }
+  });
+  const element = html("div", { class: "rlg-part rlg-buttons rlg-upload" }, sentence, button, choose);
+  addPart(node, "rlg_upload", element, () => (files().length ? HEIGHT : HEIGHT_WITH_SENTENCE));
+}
+
+/** The host takes any file where it takes pictures. */
+async function uploaded(file) {
+  const form = new FormData();
+  form.append("image", file);
+  const answer = await api.fetchApi("/upload/image", { method: "POST", body: form });
+  if (!answer.ok) throw new Error(`The server did not take ${file.name} (${answer.status} ${answer.statusText}).`);
+  return (await answer.json()).name;
+}
