@@ -7,8 +7,6 @@ parts of the extension, whose nodes are run.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import folder_paths
 import numpy as np
 import torch
 
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, refusing
 from evaluation.host import Extension, device, host_arguments, host_version
 from evaluation.plan import Batch, Pair, Plan
 from evaluation.worker import Picture
@@ -53,7 +51,7 @@ class ComfyRenderer:
         self._check()
         self._cells = [Cell(cell.schedule, str(cell)) for cell in plan.cells]
         self._rewards = [self._reward(index) for index in range(len(plan.rewards))]
-        with _refusing("diversity", ValueError, OSError, ImportError):
+        with refusing("diversity", ValueError, OSError, ImportError):
             self._measure = diversity.measure(plan.diversity.name, plan.diversity.file)
         self._loaded: tuple[int, tuple[Any, Any, Any, Any]] | None = None
 
@@ -99,7 +97,7 @@ class ComfyRenderer:
         """(rewards, cells) of pictures, (cells, height, width, 3) uint8, as they are in their files."""
         scores = np.empty((len(self._rewards), len(images)))
         for index, reward in enumerate(self._rewards):
-            with _refusing(f"rewards[{index}]", ValueError):
+            with refusing(f"rewards[{index}]", ValueError):
                 # One by one, for the same reason as in decoding.
                 scores[index] = [reward.score(to_image(image[None]), [prompt]).item() for image in images]
             if not np.isfinite(scores[index]).all():
@@ -112,7 +110,7 @@ class ComfyRenderer:
             self._loaded = None  # frees the other before this is loaded
             pair, run_node = self._plan.pairs[index], self._extension.run_node
             # What a damaged or unknown file leads to has no common class.
-            with _refusing(f"pairs[{index}]", Exception):
+            with refusing(f"pairs[{index}]", Exception):
                 base, clip, vae = run_node("CheckpointLoaderSimple", ckpt_name=pair.checkpoint)
                 if clip is None or vae is None:
                     raise ValueError(f"checkpoint: '{pair.checkpoint}' has no text encoder or VAE; take one with all.")
@@ -145,12 +143,12 @@ class ComfyRenderer:
         """
         found = {}
         for index, pair in enumerate(self._plan.pairs):
-            with _refusing(f"pairs[{index}]", ValueError):
+            with refusing(f"pairs[{index}]", ValueError):
                 found |= self._files_of(pair)
         for index, reward in enumerate(self._plan.rewards):
-            with _refusing(f"rewards[{index}]", ValueError, OSError):
+            with refusing(f"rewards[{index}]", ValueError, OSError):
                 found[reward.name] = registry.weights_of(reward.name, reward.file)
-        with _refusing("diversity", ValueError, OSError):
+        with refusing("diversity", ValueError, OSError):
             measure = self._plan.diversity
             found[measure.name] = diversity.weights_of(measure.name, measure.file)
         return {name: path for name, path in found.items() if path is not None}
@@ -174,18 +172,8 @@ class ComfyRenderer:
 
     def _reward(self, index: int) -> Reward:
         reward = self._plan.rewards[index]
-        with _refusing(f"rewards[{index}]", ValueError, OSError, ImportError):
+        with refusing(f"rewards[{index}]", ValueError, OSError, ImportError):
             return registry.load(reward.name, reward.file)
-
-
-@contextmanager
-def _refusing(place: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn errors about what stands at a place in the plan into one sentence that names it."""
-    try:
-        yield
-    except errors as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise EvaluationError(f"{place}: {text.rstrip('.')}.") from error
 
 
 def _fingerprint(path: Path) -> str:

@@ -11,7 +11,7 @@
 
 All of it may be called in the host's inference mode. Cancel (the host's InterruptProcessingException) and errors come
 out of `iterate` with the trainer in the state after the last whole iteration; what was learned can be saved then, and a
-trainer made with the same arguments goes on from the checkpoint.
+trainer made with the same arguments goes on from the checkpoint. Several workers can make a run together (`team.py`).
 
 An iteration, followed through the code: `policy_gradient.PolicyLearner.iterate` draws pictures (`rollout.draw`), has
 them scored (`task.Task`), compares them (`advantages.py`) and adds up gradients (`losses.py`); `trainer.Trainer` takes
