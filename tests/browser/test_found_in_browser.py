@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, TimeoutError, expect
 
 from browser.front_end import SCREEN, FrontEnd
-from browser.server import Server
+from browser.server import WORKFLOWS, Server
 from packed import REPO
 
 pytestmark = pytest.mark.slow
@@ -138,6 +138,18 @@ def test_nodes_speak_the_language_of_the_user(in_another_language: FrontEnd) -> 
     names = {name: text["name"] for name, text in texts["inputs"].items()}
     assert shown["inputs"] == names
     assert {name: label for name, label in shown["widgets"].items() if name in names}.items() <= names.items()
+
+
+def test_a_template_is_found_by_the_letters_of_the_pack_and_opened(canvas: FrontEnd) -> None:
+    page = canvas.page
+    canvas.command("Comfy.BrowseTemplates")
+    expect(page.get_by_text("RLG: Reinforcement Learning Guidance").first).to_be_attached()
+    page.get_by_placeholder("Search").last.fill("rlg")
+    card = page.get_by_text(WORKFLOWS[0].stem, exact=True).last
+    card.click()
+    page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'RLGKSampler')")
+    canvas.nothing_in_front()
+    assert canvas.problems() == []
 
 
 def test_help_fits_its_panel_and_is_found_at_once(front_end: FrontEnd, artefacts: Path) -> None:
