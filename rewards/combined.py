@@ -54,7 +54,28 @@ class CombinedReward:
             ValueError: also, there is one picture, which has no standard deviation.
         """
         self._check(images, prompts)
-        return sum(weight * self._measured(reward.score(images, prompts)) for reward, weight in self._rewards)
+        return self.measured(self.raw(images, prompts)).float()
+
+    @property
+    def count(self) -> int:
+        """How many rewards there are."""
+        return len(self._rewards)
+
+    def raw(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """(batch, rewards) scores of each reward in its own scale."""
+        return torch.stack([reward.score(images, prompts) for reward, _ in self._rewards], dim=1)
+
+    def measured(self, raw: torch.Tensor) -> torch.Tensor:
+        """(batch,) weighted sums of scores that were measured as `normalise` says, over all that are given."""
+        if self._normalise == "none" or not len(raw):
+            return self.weighed(raw)
+        fixed = raw.detach().double()
+        deviation = fixed.std(dim=0, correction=0)
+        return self.weighed((raw - fixed.mean(dim=0)) * torch.where(deviation > 0, 1 / deviation, 0.0))
+
+    def weighed(self, raw: torch.Tensor) -> torch.Tensor:
+        """(batch,) weighted sums of scores as they are."""
+        return (raw * raw.new_tensor([weight for _, weight in self._rewards])).sum(dim=1)
 
     def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """See `Reward.gradient_score`; errors are also those of `score`."""
@@ -62,8 +83,8 @@ class CombinedReward:
             reward.gradient_score(images[:0], [])  # before the first is computed, whether the last can be
         self._check(images, prompts)
         with torch.inference_mode(False):
-            scores = [(reward.gradient_score(images, prompts), weight) for reward, weight in self._rewards]
-            return sum(weight * self._measured(found) for found, weight in scores)
+            raw = torch.stack([reward.gradient_score(images, prompts) for reward, _ in self._rewards], dim=1)
+            return self.measured(raw).float()
 
     def _check(self, images: torch.Tensor, prompts: Sequence[str]) -> None:
         check_inputs(images, prompts)
@@ -71,10 +92,3 @@ class CombinedReward:
             raise ValueError(
                 "images: one picture has no standard deviation; score more at once, or set normalise to 'none'."
             )
-
-    def _measured(self, scores: torch.Tensor) -> torch.Tensor:
-        if self._normalise == "none" or not len(scores):
-            return scores
-        fixed = scores.detach().double()
-        deviation = fixed.std(correction=0).item()
-        return (scores - fixed.mean().item()) / deviation if deviation else torch.zeros_like(scores)

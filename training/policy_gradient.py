@@ -60,8 +60,8 @@ class PolicyLearner:
             report: told how far it is.
         """
         plan = self._method.plan(self._seed, iteration)
-        drawn, rewards = self._rollouts(iteration, plan, report)
-        advantages = self._advantages(iteration, rewards)
+        drawn, scores = self._rollouts(iteration, plan, report)
+        advantages = self._advantages(iteration, self._task.sum.measured(scores))
         own, norms = torch.zeros(3, dtype=torch.float64), []
         shares = self._shares(iteration)
         for number, share in enumerate(shares):
@@ -72,6 +72,7 @@ class PolicyLearner:
             norms.append(step())
             report(0.5 + 0.5 * (number + 1) / len(shares))
         kl, clipped, diffusion = (self._team.total(own) / len(shares)).tolist()
+        rewards = self._task.sum.weighed(scores)  # measured by each iteration's own spread they would never rise
         return Learned(
             reward=float(rewards.mean()),
             spread=float(rewards.std(correction=0)),
@@ -90,10 +91,11 @@ class PolicyLearner:
         self._seen = tensors["seen"]
 
     def _rollouts(self, iteration: int, plan: Plan, report: Report) -> tuple[dict[int, Trajectories], torch.Tensor]:
-        """This worker's pictures by the number of their part, and (pictures,) rewards of all workers'."""
+        """This worker's pictures by the number of their part, and all workers' (pictures, rewards) scores."""
         prompts = self._task.prompts.chosen(self._seed, iteration, self._method.groups)
         own = [number for number, (group, _) in enumerate(self._parts) if self._team.makes(group)]
-        drawn, rewards = {}, torch.zeros(self._method.groups, self._method.group_size, dtype=torch.float64)
+        size = (self._method.groups, self._method.group_size, self._task.sum.count)
+        drawn, scores = {}, torch.zeros(size, dtype=torch.float64)
         for number in own:
             group, rows = self._parts[number]
             pictures = Pictures.of(self._seed, iteration, prompts[group], group, rows, self._task.latent_shape)
@@ -104,10 +106,10 @@ class PolicyLearner:
         # After all of them: where memory is short the model gives way to the VAE and the reward once, not each time.
         for done, (number, chunk) in enumerate(drawn.items(), 1):
             group, rows = self._parts[number]
-            scores = self._task.scores(self._task.decoded(chunk.end), [chunk.prompt] * len(chunk))
-            rewards[group, rows.start : rows.stop] = scores.cpu()
+            found = self._task.scores(self._task.decoded(chunk.end), [chunk.prompt] * len(chunk))
+            scores[group, rows.start : rows.stop] = found
             report(0.4 + 0.1 * done / len(own))
-        return drawn, self._team.total(rewards).flatten()
+        return drawn, self._team.total(scores).flatten(0, 1)
 
     def _draw(self, run: Run, pictures: Pictures, plan: Plan) -> Trajectories:
         return draw(run, self._host.policy, pictures, plan, self._method.noise_level, self._method.kl_weight > 0)

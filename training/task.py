@@ -11,6 +11,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 
+from ..rewards.combined import CombinedReward
 from ..rlg_sampler.messages import model_name
 from ..rlg_sampler.stochastic.step import check_noise_process
 from .base_digest import base_digest
@@ -95,7 +96,7 @@ class Task:
 
     def check_scores(self, rows: int) -> None:
         """Raises ValueError: the reward does not score so few pictures; asked with black ones, before any is drawn."""
-        self.reward.score(torch.zeros(rows, self.height, self.width, 3), [self.prompts.texts[0]] * rows)
+        self.scores(torch.zeros(rows, self.height, self.width, 3), [0] * rows)
 
     def check_gradient(self) -> None:
         """Raises ValueError: the reward has no gradient, or none for a single picture."""
@@ -137,16 +138,22 @@ class Task:
         self._check(scores, texts)
         return scores, gradient
 
+    @property
+    def sum(self) -> CombinedReward:
+        """The reward as a sum of rewards, which may be of one."""
+        reward = self.reward
+        return reward if isinstance(reward, CombinedReward) else CombinedReward([(reward, 1.0)], "none")
+
     def scores(self, images: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
-        """(rows,) float32 rewards of pictures of these prompts.
+        """(rows, rewards) scores of pictures of these prompts, for each part of `sum`; on the CPU.
 
         Raises:
             ValueError: a score is no number.
         """
         texts = [self.prompts.texts[number] for number in prompts]
-        scores = self.reward.score(images, texts)
-        self._check(scores, texts)
-        return scores.float()
+        scores = self.sum.raw(images, texts)
+        self._check(scores.sum(dim=1), texts)
+        return scores.cpu()
 
     def _check(self, scores: torch.Tensor, texts: Sequence[str]) -> None:
         if not torch.isfinite(scores).all():

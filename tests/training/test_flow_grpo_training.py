@@ -35,12 +35,16 @@ def loaded(checkpoint_path: Path) -> tuple[Any, Any]:
 @pytest.fixture
 def make(training, loaded):
     def trainer(
-        checkpoint: Path | None = None, prompts: int = 2, settings: dict[str, Any] | None = None, **method: Any
+        checkpoint: Path | None = None,
+        prompts: int = 2,
+        settings: dict[str, Any] | None = None,
+        reward: Any = None,
+        **method: Any,
     ):
         model, vae = loaded
         small = {"steps": 4, "groups": 2, "group_size": 4, "cfg": 2.0, **method}
         of = training.task.Task(
-            model, vae, tasks.prompts_of(training, prompts), tasks.Redness(), tasks.SIDE, tasks.SIDE
+            model, vae, tasks.prompts_of(training, prompts), reward or tasks.Redness(), tasks.SIDE, tasks.SIDE
         )
         own = training.trainer.Settings(**{"rank": 4, "learning_rate": 1e-2, "batch_size": 4, **(settings or {})})
         return training.trainer.Trainer(of, replace(training.method.FLOW_GRPO, **small), own, checkpoint)
@@ -68,9 +72,9 @@ def drawn_iteration(training):
         learner, rollouts = trainer._learner, trainer._learner._rollouts
 
         def kept(*arguments: Any) -> Any:
-            drawn, seen.rewards = rollouts(*arguments)
-            seen.drawn = list(drawn.values())
-            return drawn, seen.rewards
+            drawn, scores = rollouts(*arguments)
+            seen.drawn, seen.rewards = list(drawn.values()), trainer.task.sum.measured(scores)
+            return drawn, scores
 
         with pytest.MonkeyPatch.context() as patch, training.gradients.training_mode():
             patch.setattr(training.policy_gradient, "clipped_policy_loss", loss)
@@ -120,8 +124,17 @@ def test_an_iteration_is_the_reference_s(make, training, loaded, checkpoint_path
     assert ours.keys() == theirs.gradients.keys()
 
 
-def test_pictures_computed_in_parts_teach_the_same(make, drawn_iteration) -> None:
-    together, apart = (make(updates=1, settings={"batch_size": size}) for size in (4, 3))
+class Blueness(tasks.Redness):
+    def score(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        return super().score(images.flip(-1), prompts)
+
+
+@pytest.mark.parametrize("reward", ["redness", "a sum in standard deviations"])
+def test_pictures_computed_in_parts_teach_the_same(rlg, make, drawn_iteration, reward) -> None:
+    """Of four pictures computed three by three, the last is alone and has no standard deviation of its own."""
+    parts = [(tasks.Redness(), 1.0), (Blueness(), 0.5)]
+    chosen = None if reward == "redness" else rlg.module("rewards.combined").CombinedReward(parts, "standard deviation")
+    together, apart = (make(updates=1, settings={"batch_size": size}, reward=chosen) for size in (4, 3))
     for trainer in (together, apart):
         _random_up(trainer)
     a, b = drawn_iteration(together), drawn_iteration(apart)
@@ -257,7 +270,7 @@ def test_the_reward_rises(make) -> None:
     rewards = [entry.reward for entry in trainer.iterate(6)]
     assert rewards[-1] > rewards[0] + 0.15
     base, tuned = (
-        trainer.task.scores(trainer.pictures(trainer.task.prompts, 5, tuned), [0]) for tuned in (False, True)
+        trainer.task.scores(trainer.pictures(trainer.task.prompts, 5, tuned), [0])[0, 0] for tuned in (False, True)
     )
     assert tuned > base + 0.1
 

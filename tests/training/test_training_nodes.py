@@ -150,18 +150,13 @@ def test_a_disk_that_takes_nothing_is_found_before_the_first_picture(train, outp
     assert [path.name for path in output.rglob("*")] == ["rlg_training"]
 
 
-@pytest.mark.parametrize("method", ["RLGFlowGRPO", "RLGReFL"])
-def test_a_reward_that_compares_pictures_is_not_given_single_ones(train, run_node, rlg, output, method) -> None:
+def test_a_reward_that_compares_pictures_is_not_given_single_ones(train, run_node, rlg, output) -> None:
     """Two rewards in standard deviations, and pictures that are scored one by one: known before any is drawn."""
-    combined = rlg.module("rewards.combined").CombinedReward
-    reward = combined([(NothingDrawn(), 1.0)], "standard deviation")
-    changes: dict[str, Any] = {"batch_size": 1}
-    if method == "RLGReFL":
-        widgets = {"steps": 3, "cfg": 1.0, "first_step": 1, "last_step": 1, "last_steps": 1, "reward_weight": 1.0}
-        more = {"groups": 1, "group_size": 2, "image_weight": 0.0, "image_step": 0}
-        changes = {"method": run_node(method, **widgets, **more)[0]}
+    reward = rlg.module("rewards.combined").CombinedReward([(NothingDrawn(), 1.0)], "standard deviation")
+    widgets = {"steps": 3, "cfg": 1.0, "first_step": 1, "last_step": 1, "last_steps": 1, "reward_weight": 1.0}
+    (method,) = run_node("RLGReFL", **widgets, groups=1, group_size=2, image_weight=0.0, image_step=0)[:1]
     with pytest.raises(ValueError, match=r"^images: one picture has no standard deviation; .*\.$"):
-        train(reward=reward, **changes)
+        train(reward=reward, method=method)
     assert not list(output.rglob("*.*"))
 
 
