@@ -30,7 +30,7 @@ class RLGSamplerFlowGRPO(io.ComfyNode):
             category="RLG",
             description="The stochastic sampler that Flow-GRPO trains with, for flow models (SD3, Flux): euler with "
             "fresh noise at every step.",
-            **search_aliases("rlg sde", "flow grpo", "stochastic sampler", "sde sampler", "exploration noise"),
+            **search_aliases("rlg", "flow grpo", "stochastic sampler", "sde sampler", "exploration noise"),
             inputs=[
                 io.Float.Input(
                     "noise_level",

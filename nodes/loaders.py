@@ -65,7 +65,6 @@ class RLGLoadModels(io.ComfyNode):
             description="Loads a checkpoint and an RL-tuned LoRA for it: the pair for the RLG samplers, "
             "with one copy of the weights.",
             **search_aliases(
-                "rlg",
                 "reinforcement learning guidance",
                 "rl lora",
                 "flow-grpo",

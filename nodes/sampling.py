@@ -25,9 +25,7 @@ class RLGKSampler(io.ComfyNode):
             category="RLG",
             description="KSampler for a base model and its RL-tuned version (Reinforcement Learning Guidance): "
             "base + scale × (tuned − base) at every step.",
-            **search_aliases(
-                "rlg", "reinforcement learning guidance", "rl guidance", "guidance", "flow-grpo", "reward"
-            ),
+            **search_aliases("reinforcement learning guidance", "rl guidance", "guidance", "flow-grpo", "reward"),
             inputs=[
                 *inputs.ksampler_inputs(),
                 inputs.scale_input(),

@@ -21,7 +21,7 @@ function addUpload(node) {
   const widget = node.widgets.find(({ name }) => name === "file");
   const files = () => widget.options.values;
   widget.value ??= ""; // a list without a value would show as "undefined"
-  const sentence = html("p", { hidden: files().length > 0 },
+  const sentence = html("p", { hidden: files().some(Boolean) },
     "There is no file of prompts yet: upload one in UTF-8, .txt with a prompt a line, .csv or .jsonl.");
   const choose = html("input", { type: "file", accept: SUFFIXES, hidden: true, "aria-label": "File of prompts" });
   const button = html("button", { type: "button" }, "Upload a file of prompts");
@@ -39,7 +39,7 @@ function addUpload(node) {
     }
   });
   const element = html("div", { class: "rlg-part rlg-buttons rlg-upload" }, sentence, button, choose);
-  addPart(node, "rlg_upload", element, () => (files().length ? HEIGHT : HEIGHT_WITH_SENTENCE));
+  addPart(node, "rlg_upload", element, () => (files().some(Boolean) ? HEIGHT : HEIGHT_WITH_SENTENCE));
 }
 
 /** The host takes any file where it takes pictures. */
