@@ -7,6 +7,7 @@ cat.png, cat.txt                          a text beside each picture
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,13 @@ class Captioned:
             raise ValueError(
                 f"folder: {self.path.name} cannot be read as a picture ({error}); replace it or take it out."
             ) from None
+
+
+def captions_among(names: Iterable[str]) -> set[str]:
+    """Of the names in a folder, those of texts that have a picture beside them."""
+    paths = [Path(name) for name in names]
+    pictures = {path.stem for path in paths if path.suffix.lower() in PICTURES}
+    return {path.name for path in paths if path.suffix.lower() == ".txt" and path.stem in pictures}
 
 
 def captioned(folder: Path) -> list[Captioned]:

@@ -14,6 +14,7 @@ from comfy.cli_args import args
 from comfy_api.v0_0_2 import io
 from PIL.PngImagePlugin import PngInfo
 
+from ..files.captioned import captions_among
 from ..files.pictures import Entry, PictureSet
 from ..files.prompts import SUFFIXES, read_prompts
 from ..rewards.pixels import to_bytes
@@ -202,7 +203,7 @@ class RLGSaveSet(io.ComfyNode):
 def _prompt_files() -> list[str]:
     root = Path(folder_paths.get_input_directory())
     # Links are followed to their file, as the host does, but not out of the folder.
-    found = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    found = (Path(folder, name) for folder, _, names in os.walk(root) for name in set(names) - captions_among(names))
     return sorted(
         file.relative_to(root).as_posix()
         for file in found

@@ -34,6 +34,13 @@ def test_pictures_and_captions_are_in_the_order_of_names(pictures, run_node) -> 
     assert torch.allclose(images[0], torch.tensor([0.0, 0.0, 1.0]).expand(16, 32, 3), atol=0.02)
 
 
+def test_captions_are_not_offered_as_files_of_prompts(pictures, rlg) -> None:
+    """They would be many, and each has one line."""
+    (pictures / "list.txt").write_text("a cat\na dog\n", encoding="utf-8")
+    (file,) = [one for one in rlg.nodes["RLGLoadPrompts"].define_schema().inputs if one.id == "file"]
+    assert file.options == ["pictures/list.txt"]
+
+
 def test_the_middle_is_kept_and_a_turned_picture_is_upright(pictures, rlg) -> None:
     """A stripe in the middle of a photo that a camera saved on its side (EXIF orientation 6)."""
     pixels = np.zeros((60, 20, 3), np.uint8)
