@@ -187,7 +187,9 @@ def test_names(
         with one_sentence(("filename_prefix:", "tuned:")):
             run_node("RLGExtractLora", base=base, tuned=base, rank=4, filename_prefix=name)
         with one_sentence("name:"):
-            assert rlg.module("nodes.training")._folder(name).parent == tmp_path / "output" / "loras"
+            assert rlg.module("nodes.training")._places(name)[0].parent == tmp_path / "output" / "loras"
+        with one_sentence("folder:"):
+            run_node("RLGLoadImages", folder=name, width=8, height=8)
         of_set = {"prompt": ["a"], "folder": [name], "seed": [1], "scale": [1.0], "model": ["m"], "lora": ["l"]}
         with one_sentence(("folder:", "prompt:")):
             run_node("RLGSaveSet", images=[picture], **of_set)
