@@ -23,7 +23,7 @@ class RLGFlowGRPO(io.ComfyNode):
             category="RLG/training",
             description="Flow-GRPO (arXiv 2505.05470): several pictures per prompt with noise at every step; those "
             "above their group's mean become more likely. Works with any reward.",
-            **search_aliases("rl method", "grpo", "flow grpo", "mixgrpo", "policy gradient"),
+            **search_aliases("rl method", "flow grpo", "mixgrpo", "policy gradient"),
             inputs=[
                 *training_inputs.sampling_inputs(steps=10, cfg=4.5, noise_level=0.7),
                 io.Int.Input(
@@ -123,7 +123,7 @@ class RLGDDPO(io.ComfyNode):
             category="RLG/training",
             description="DDPO (arXiv 2401.12244): pictures of many prompts are compared with each other, some random "
             "steps of each are trained. Works with any reward.",
-            **search_aliases("rl method", "ddpo", "policy gradient", "joint rl"),
+            **search_aliases("rl method", "policy gradient", "joint rl"),
             inputs=[
                 *training_inputs.sampling_inputs(steps=50, cfg=7.0, noise_level=1.0),
                 training_inputs.groups_input(4),

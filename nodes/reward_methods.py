@@ -116,7 +116,7 @@ class RLGSRPO(io.ComfyNode):
             category="RLG/training",
             description="SRPO (arXiv 2509.06942): one picture gets noise that is known and is recovered after a single "
             "step; the reward compares it under a wanted and an unwanted word. Needs a reward with a gradient.",
-            **search_aliases("rl method", "srpo", "direct-align", "direct align", "reward gradient"),
+            **search_aliases("rl method", "direct-align", "direct align", "reward gradient"),
             inputs=[
                 *training_inputs.sampling_inputs(steps=25, cfg=1.0),
                 training_inputs.groups_input(4),

@@ -45,7 +45,7 @@ class RLGTrainLora(io.ComfyNode):
             category="RLG/training",
             description="Makes the RL-tuned model itself: draws pictures for the prompts, has the reward score them "
             "and trains a LoRA towards higher scores. Cancel keeps what was learned; run it again to go on.",
-            **search_aliases("rl fine-tuning", "reinforcement learning", "flow-grpo", "grpo", "ddpo", "train lora"),
+            **search_aliases("rl fine-tuning", "reinforcement learning", "flow-grpo", "grpo", "ddpo"),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL to tune; it is left as it is. Connect it to 'base' later."),
                 io.Clip.Input("clip", tooltip="Its text encoders, for the prompts."),
