@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_rewards as tiny
 import torch
 
+import tiny_rewards as tiny
 from pictures import pictures
 
 

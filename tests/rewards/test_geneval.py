@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import reward_oracles as oracles
-import tiny_rewards as tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import tiny_rewards as tiny
 from pictures import pictures
 from pure import geneval_prompt, pixels
 

@@ -11,11 +11,11 @@ import comfy.model_management
 import numpy as np
 import pytest
 import reward_oracles as oracles
-import tiny_rewards as tiny
 import torch
 from PIL import Image
 from torch import Tensor
 
+import tiny_rewards as tiny
 from pictures import pictures
 from pure import pixels, preparation
 

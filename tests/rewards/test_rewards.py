@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import reward_oracles as oracles
-import tiny_rewards as tiny
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import save_file
 from torchvision.transforms import v2 as transforms
 
+import tiny_rewards as tiny
 from pictures import pictures, run_node_saved
 from pure import pixels
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import reward_oracles as oracles
-import tiny_rewards as tiny
 import torch
 
+import tiny_rewards as tiny
 from demo.graphs import Setting
 from demo.measure import Measured
 from demo.rewards import composition
