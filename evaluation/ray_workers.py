@@ -74,10 +74,7 @@ class RayWorkers:
             except LOST:
                 self._actors[index] = self._make()
                 raise WorkerLost([]) from None
-        for other in found:
-            if unlike := worker.difference(found[0], other):
-                raise EvaluationError(f"--ray: the workers are not alike ({unlike}); make them so, or use fewer nodes.")
-        return found[0]
+        return worker.agreed(found)
 
     def submit(self, batch: Batch) -> None:
         load = [index for index, _ in self._out.values()]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from evaluation.errors import EvaluationError
 from evaluation.host import HostSettings, start_host
 from evaluation.plan import Batch, Plan
 
@@ -88,6 +89,19 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
                 return f"{name}: {difference(*values)}"
             return f"{name}: {values[0]} there, {values[1]} here"
     return ""
+
+
+def agreed(descriptions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all workers say of themselves.
+
+    Raises:
+        EvaluationError: they are not alike.
+    """
+    first, *others = descriptions
+    for other in others:
+        if unlike := difference(first, other):
+            raise EvaluationError(f"--ray: the workers are not alike ({unlike}); make them so, or use fewer nodes.")
+    return first
 
 
 @functools.lru_cache(maxsize=1)

@@ -20,11 +20,15 @@ def running_node() -> str | None:
     return None if context is None else context.node_id
 
 
+def running_server() -> Any:
+    """The host's PromptServer, if there is one."""
+    # Not imported: a ComfyUI without a server, in a script or a test, has no need of all that its module brings.
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 def send(event: str, data: dict[str, Any]) -> None:
     """A message to the page that queued the prompt, if there is one."""
-    # Not imported: a ComfyUI without a server, in a script or a test, has no need of all that its module brings.
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    if server is not None:
+    if (server := running_server()) is not None:
         server.send_sync(event, data, server.client_id)
 
 

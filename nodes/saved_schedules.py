@@ -7,9 +7,9 @@ a node runs: a node whose output the host still has does not run again.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+from .page import running_server
 from .schedules import NODES
 
 KEY = "rlg_schedules"
@@ -17,8 +17,7 @@ KEY = "rlg_schedules"
 
 def save_with_pictures() -> None:
     """From now on, pictures carry the text of the schedules in their prompt, if there is a server."""
-    # Not imported: a ComfyUI without a server, in a script or a test, has no need of all that its module brings.
-    if server := getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None):
+    if (server := running_server()) is not None:
         server.add_on_prompt_handler(add_texts)
 
 

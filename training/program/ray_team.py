@@ -16,7 +16,7 @@ from typing import Any
 
 from evaluation.errors import EvaluationError
 from evaluation.ray_cluster import LOST, PATIENCE, connect, ray, result, room
-from evaluation.worker import difference
+from evaluation.worker import agreed
 from training.program.run import Job, Step, TeamBroken, started
 
 logger = logging.getLogger(__name__)
@@ -106,11 +106,8 @@ class _Team:
     def _begin(self) -> int:
         (address,) = _results([self._first.open.remote(self._count)])
         actors = enumerate([self._first, *self._others])
-        found = _results([actor.begin.remote(self._job, place, self._count, address) for place, actor in actors])
-        for other in found:
-            if unlike := difference(found[0], other):
-                raise EvaluationError(f"--ray: the workers are not alike ({unlike}); make them so, or use fewer nodes.")
-        return found[0]["iterations"]
+        begun = [actor.begin.remote(self._job, place, self._count, address) for place, actor in actors]
+        return agreed(_results(begun))["iterations"]
 
 
 def train(job: Job, address: str, count: int | None, show: Callable[[Step, int], None]) -> str:
