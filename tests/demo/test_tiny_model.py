@@ -15,7 +15,7 @@ from peft import PeftConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import reference
+import diffusers_rlg
 from demo import tiny_model
 from demo.tiny_model import TinySD3, mmdit_state_dict, write_checkpoint, write_peft_adapter
 
@@ -106,7 +106,7 @@ def test_vae_gives_back_a_blurred_picture(tmp_path: Path, caplog: pytest.LogCapt
 @torch.inference_mode(False)
 def test_every_parameter_matters(config: TinySD3, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "model.safetensors", config, with_clip=False, dtype=torch.float32)
-    model = reference.load(checkpoint, write_peft_adapter(tmp_path / "adapter", config), config)
+    model = diffusers_rlg.load(checkpoint, write_peft_adapter(tmp_path / "adapter", config), config)
     for parameter in model.parameters():
         parameter.requires_grad_()
     random = torch.Generator().manual_seed(0)
@@ -132,7 +132,7 @@ def test_adapter_is_what_peft_writes(config: TinySD3, tmp_path: Path) -> None:
     folder = write_peft_adapter(tmp_path / "adapter", config, rank=4, alpha=12.0, use_rslora=True, **patterns)
     checkpoint = write_checkpoint(tmp_path / "model.safetensors", config, with_clip=False, dtype=torch.float32)
 
-    model = reference.load(checkpoint, folder, config)
+    model = diffusers_rlg.load(checkpoint, folder, config)
     model.save_pretrained(tmp_path / "by_peft")
 
     ours, theirs = (

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-import reference
+import diffusers_rlg
 from demo.graphs import CFG, STEPS, Setting, sweep_prompt
 from demo.measure import Measured
 from demo.scenes import Prompt, prompts
@@ -60,7 +60,7 @@ def to_bytes(images: torch.Tensor) -> np.ndarray:
 def test_the_reward_follows_the_scale(lora: str, pair: Path, run_node: Callable[..., tuple]) -> None:
     asked = prompts(PROMPT_SEED, PROMPTS, held_out=True)
     adapter = pair / "loras" / LORAS[lora]
-    independent = reference.load(pair / "checkpoints" / CHECKPOINT, adapter, CONFIG)
+    independent = diffusers_rlg.load(pair / "checkpoints" / CHECKPOINT, adapter, CONFIG)
 
     by_nodes, by_reference = [], []
     for index, prompt in enumerate(asked):
@@ -81,19 +81,19 @@ def test_the_reward_follows_the_scale(lora: str, pair: Path, run_node: Callable[
         assert at[2.0] > 1.1
 
 
-def _reference_pictures(model: reference.PeftModel, outputs: dict[str, tuple], seed: int) -> np.ndarray:
+def _reference_pictures(model: diffusers_rlg.PeftModel, outputs: dict[str, tuple], seed: int) -> np.ndarray:
     """Of the base and the tuned model, from the noise and the text that the nodes had."""
     (latent,) = outputs["latent"]
     noise = comfy.sample.prepare_noise(latent["samples"], seed)
     text = {
-        name: reference.Text(tokens.float().expand(SEEDS, -1, -1), extra["pooled_output"].float().expand(SEEDS, -1))
+        name: diffusers_rlg.Text(tokens.float().expand(SEEDS, -1, -1), extra["pooled_output"].float().expand(SEEDS, -1))
         for name in ("positive", "negative")
         for [[tokens, extra]] in outputs[name]
     }
     vae = outputs["pair"][3]
     return np.stack(
         [
-            to_bytes(vae.decode(reference.sample(model, noise, **text, steps=STEPS, cfg=CFG, scale=scale)))
+            to_bytes(vae.decode(diffusers_rlg.sample(model, noise, **text, steps=STEPS, cfg=CFG, scale=scale)))
             for scale in (0.0, 1.0)
         ]
     )

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pure import schedule as s
+from without_host import schedule as s
 
 MODULE = Path(__file__).resolve().parents[2] / "web" / "schedule.js"
 NODE = shutil.which("node")

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracle import several_models, two_models
 from pairs import Counter, load_checkpoint, task
+from stock_guiders import several_models, two_models
 
 STEPS = 6
 CFG = 4.5

@@ -9,8 +9,8 @@ import comfy.model_management
 import pytest
 import torch
 
-from oracle import two_models
 from pairs import CLOSE, load_checkpoint, relative, task
+from stock_guiders import two_models
 
 
 def _compiled(model: Any) -> Any:

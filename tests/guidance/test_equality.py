@@ -11,8 +11,8 @@ import comfy.samplers
 import pytest
 import torch
 
-from oracle import two_models
 from pairs import CLOSE, as_single_file, load_checkpoint, relative, task, write_lora, write_model
+from stock_guiders import two_models
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from safetensors.torch import load_file, save_file
 
 from demo.tiny_model import TinySD3
-from oracle import two_models
 from pairs import CLOSE, FAMILIES, Family, load_checkpoint, relative, task, write_lora, write_model
+from stock_guiders import two_models
 
 RANK, ALPHA = 4, 6.0
 

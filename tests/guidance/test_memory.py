@@ -11,8 +11,8 @@ import comfy.model_management
 import pytest
 import torch
 
-from oracle import two_models
 from pairs import CLOSE, Counter, as_single_file, load_checkpoint, relative, task, write_lora, write_model
+from stock_guiders import two_models
 
 QKV = "diffusion_model.joint_blocks.0.x_block.attn.qkv"
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pure import mixing, schedule
+from without_host import mixing, schedule
 
 DIM = 3
 

@@ -13,7 +13,7 @@ import comfy.samplers
 import pytest
 import torch
 
-import reference
+import diffusers_rlg
 from demo.tiny_model import TinySD3
 from pairs import conds, empty_latent, load_checkpoint, write_lora, write_model
 
@@ -40,7 +40,7 @@ class Sides:
 
     base: Any
     lora_name: str
-    model: reference.PeftModel
+    model: diffusers_rlg.PeftModel
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def sides(models_dir: Path) -> Callable[[str, bool], Sides]:
     def both(adapter: str, dual: bool) -> Sides:
         config, path, base = checkpoint(dual)
         folder = write_lora(models_dir, f"parity-{dual}-{adapter}", config, rank=RANK, **ADAPTERS[adapter])
-        return Sides(base, folder.name, reference.load(path, folder, config))
+        return Sides(base, folder.name, diffusers_rlg.load(path, folder, config))
 
     return both
 
@@ -67,16 +67,16 @@ def texts(batch: int) -> dict[str, list]:
     return {"positive": conds(1, batch), "negative": conds(2, batch)}
 
 
-def as_text(conditioning: list) -> reference.Text:
+def as_text(conditioning: list) -> diffusers_rlg.Text:
     [[tokens, extra]] = conditioning
-    return reference.Text(tokens, extra["pooled_output"])
+    return diffusers_rlg.Text(tokens, extra["pooled_output"])
 
 
 def by_reference(both: Sides, scale: float, batch: int) -> torch.Tensor:
     """The reference's latents, (batch, 16, side, side), from the noise that the host's samplers start from."""
     noise = comfy.sample.prepare_noise(empty_latent(batch)["samples"], SEED)
     text = {name: as_text(conditioning) for name, conditioning in texts(batch).items()}
-    latents = reference.sample(both.model, noise, **text, steps=STEPS, cfg=CFG, scale=scale)
+    latents = diffusers_rlg.sample(both.model, noise, **text, steps=STEPS, cfg=CFG, scale=scale)
     assert MAGNITUDE[0] < latents.abs().max() < MAGNITUDE[1]
     return latents
 
@@ -144,7 +144,7 @@ def test_guider_on_the_reference_sigmas(sides, tuned, run_node):
         noise=run_node("RandomNoise", noise_seed=SEED)[0],
         guider=guider,
         sampler=run_node("KSamplerSelect", sampler_name="euler")[0],
-        sigmas=reference.scheduler(STEPS).sigmas,
+        sigmas=diffusers_rlg.scheduler(STEPS).sigmas,
         latent_image=empty_latent(3),
     )
     assert difference(latent, by_reference(both, scale=1.6, batch=3)) < CLOSE
@@ -155,7 +155,7 @@ def test_normal_schedule_is_the_reference_schedule(sides, steps):
     """The schedules alone. They are equal up to rounding: the host shifts in float32, diffusers in float64."""
     model_sampling = sides("alpha 2r", dual=True).base.get_model_object("model_sampling")
     ours = comfy.samplers.calculate_sigmas(model_sampling, "normal", steps)
-    assert (ours - reference.scheduler(steps).sigmas).abs().max() <= 2 * torch.finfo(torch.float32).eps
+    assert (ours - diffusers_rlg.scheduler(steps).sigmas).abs().max() <= 2 * torch.finfo(torch.float32).eps
 
 
 def test_a_small_error_of_strength_is_seen(sides, sampler_is_off_by):

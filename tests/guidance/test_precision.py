@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from oracle import two_models
 from pairs import CLOSE, StoredBits, load_checkpoint, relative, task
+from stock_guiders import two_models
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)

@@ -10,8 +10,8 @@ import comfy.samplers
 import pytest
 import torch
 
-from oracle import several_models
 from pairs import CLOSE, Counter, load_checkpoint, relative, task, write_lora, write_model
+from stock_guiders import several_models
 
 LORAS = ("text", "colour")
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from oracle import two_models
 from pairs import (
     CLOSE,
     SIZE,
@@ -23,6 +22,7 @@ from pairs import (
     task,
     write_lora,
 )
+from stock_guiders import two_models
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from pure import curve as curves
-from pure import figure, intervals, labels, reward_curve, schedule, schedule_curve
+from without_host import curve as curves
+from without_host import figure, intervals, labels, reward_curve, schedule, schedule_curve
 
 VALUES = st.floats(-1e3, 1e3)
 OKABE_ITO = {"#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#000000"}

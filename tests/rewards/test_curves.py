@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pictures import sweep_labels
-from pure import curve as curves
-from pure import intervals, labels, pick, pixels, schedule
+from without_host import curve as curves
+from without_host import intervals, labels, pick, pixels, schedule
 
 VALUES = st.floats(-1e3, 1e3)
 

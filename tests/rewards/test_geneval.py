@@ -17,7 +17,7 @@ from PIL import Image
 
 import tiny_rewards as tiny
 from pictures import pictures
-from pure import geneval_prompt, pixels
+from without_host import geneval_prompt, pixels
 
 Asked = geneval_prompt.Asked
 DETECTOR = "mask2former-swin-small-coco-instance"

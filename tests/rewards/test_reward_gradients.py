@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tiny_rewards as tiny
 from pictures import pictures
-from pure import pixels, preparation
+from without_host import pixels, preparation
 
 PROMPTS = ["a red cat", "a blue dog on the mat", "the cat", "a red cat"]
 WITH_GRADIENT = ["pickscore", "imagereward", "hps_v2.1", "mps", "aesthetic", "clip_score"]

@@ -22,7 +22,7 @@ from torchvision.transforms import v2 as transforms
 
 import tiny_rewards as tiny
 from pictures import pictures, run_node_saved
-from pure import pixels
+from without_host import pixels
 
 PROMPTS = ["a red cat", "a blue dog on the mat", "the cat", "a red cat"]
 WITH_WEIGHTS = ["pickscore", "imagereward", "hps_v2.1", "mps", "aesthetic", "clip_score"]

@@ -22,7 +22,7 @@ from demo.rewards import composition
 from demo.scenes import Prompt, draw
 from demo.scenes import prompts as demo_prompts
 from pictures import pictures, run_node_saved
-from pure import pixels
+from without_host import pixels
 
 LABELS = [f"scale {scale}, picture {n}, seed 7" for scale in ("0", "1.6") for n in (1, 2)]
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pure import schedule as s
+from without_host import schedule as s
 
 scales = st.floats(-10, 10).map(lambda x: round(x, 3))
 positions = st.floats(0, 1).map(lambda x: round(x, 3))

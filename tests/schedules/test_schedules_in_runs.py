@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from oracle import two_models
 from pairs import CLOSE, Counter, conds, picture_latent, relative, task, tiny_unet
+from stock_guiders import two_models
 
 
 @pytest.fixture

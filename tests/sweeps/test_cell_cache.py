@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pairs import Counter, task
-from pure import cell_cache
+from without_host import cell_cache
 
 
 def _run(run_node: Callable, base: Any, tuned: Any, scales: str, **inputs: Any) -> torch.Tensor:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pictures import sweep_labels
-from pure import grid, pixels
+from without_host import grid, pixels
 
 
 def _pictures(count: int, height: int = 40, width: int = 56) -> list[Image.Image]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pure import number_list
+from without_host import number_list
 
 
 def _read(text: str) -> list[float]:

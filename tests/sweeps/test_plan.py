@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pure import plan
+from without_host import plan
 
 cells = st.integers(1, 6).flatmap(
     lambda steps: st.lists(st.tuples(*[st.sampled_from([0.0, 1.0, 2.0])] * steps), min_size=1, max_size=8)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-import reference
+import diffusers_rlg
 from demo.tiny_model import TinySD3
 
 
@@ -33,8 +33,8 @@ class Iteration:
     """
 
     def __init__(self, checkpoint: Path, adapter: Path, *, steps: int, cfg: float, noise_level: float) -> None:
-        self._model = reference.load(checkpoint, adapter, TinySD3(), trainable=True)
-        self._flow, self._cfg, self._noise_level = reference.scheduler(steps), cfg, noise_level
+        self._model = diffusers_rlg.load(checkpoint, adapter, TinySD3(), trainable=True)
+        self._flow, self._cfg, self._noise_level = diffusers_rlg.scheduler(steps), cfg, noise_level
         self.densities: list[torch.Tensor] = []
         self.kl = 0.0
         self.gradients: dict[str, torch.Tensor] = {}
@@ -66,7 +66,12 @@ class Iteration:
         self.gradients = dict(_named_gradients(self._model))
 
     def _step(
-        self, x: torch.Tensor, x_next: torch.Tensor, index: int, positive: reference.Text, negative: reference.Text
+        self,
+        x: torch.Tensor,
+        x_next: torch.Tensor,
+        index: int,
+        positive: diffusers_rlg.Text,
+        negative: diffusers_rlg.Text,
     ) -> tuple[torch.Tensor, torch.Tensor, float]:
         velocity = self._velocity(x, index, positive, negative)
         sigma, sigma_next = self._flow.sigmas[index].item(), self._flow.sigmas[index + 1].item()
@@ -78,9 +83,9 @@ class Iteration:
         return log_density.mean(dim=(1, 2, 3)), mean, spread
 
     def _velocity(
-        self, x: torch.Tensor, index: int, positive: reference.Text, negative: reference.Text
+        self, x: torch.Tensor, index: int, positive: diffusers_rlg.Text, negative: diffusers_rlg.Text
     ) -> torch.Tensor:
-        uncond, cond = reference.velocity(self._model, x, self._flow.timesteps[index], positive, negative).chunk(2)
+        uncond, cond = diffusers_rlg.velocity(self._model, x, self._flow.timesteps[index], positive, negative).chunk(2)
         return uncond.detach() + self._cfg * (cond - uncond.detach())
 
 
@@ -92,9 +97,9 @@ def _advantages(prompts: np.ndarray, rewards: np.ndarray) -> torch.Tensor:
     return torch.tensor(advantages).clamp(-5, 5).float()
 
 
-def _text(conditioning: list, rows: int) -> reference.Text:
+def _text(conditioning: list, rows: int) -> diffusers_rlg.Text:
     ((tokens, extra),) = conditioning
-    return reference.Text(tokens.clone().expand(rows, -1, -1), extra["pooled_output"].clone().expand(rows, -1))
+    return diffusers_rlg.Text(tokens.clone().expand(rows, -1, -1), extra["pooled_output"].clone().expand(rows, -1))
 
 
 def _named_gradients(model: PeftModel) -> Any:

@@ -15,7 +15,7 @@ import training_tasks as tasks
 from diffusers import StableDiffusion3Pipeline
 from safetensors import safe_open
 
-import reference
+import diffusers_rlg
 from demo.tiny_model import TinySD3
 from pairs import CLOSE, FAMILIES, conds, empty_latent, load_checkpoint, relative, task
 
@@ -138,16 +138,16 @@ def sd3(training, models_dir: Path) -> SimpleNamespace:
     return SimpleNamespace(path=path, folder=folder)
 
 
-def _text(seed: int) -> reference.Text:
+def _text(seed: int) -> diffusers_rlg.Text:
     ((tokens, extra),) = conds(seed)
-    return reference.Text(tokens, extra["pooled_output"])
+    return diffusers_rlg.Text(tokens, extra["pooled_output"])
 
 
 def test_peft_and_comfyui_sample_the_same_from_the_files(sd3, run_node) -> None:
-    peft = reference.load(sd3.path, sd3.folder, TinySD3())
+    peft = diffusers_rlg.load(sd3.path, sd3.folder, TinySD3())
     inputs = task(latent_image=empty_latent(), steps=4)
     noise = torch.randn(1, 16, 16, 16, generator=torch.manual_seed(inputs["seed"]))
-    expected = reference.sample(peft, noise, _text(1), _text(2), steps=4, cfg=inputs["cfg"], scale=1.0)
+    expected = diffusers_rlg.sample(peft, noise, _text(1), _text(2), steps=4, cfg=inputs["cfg"], scale=1.0)
     (ours, _) = run_node("RLGLoadLora", model=load_checkpoint(sd3.path), lora_name=sd3.folder.name, strength=1.0)
     models = [ours]
     for file in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors"):
@@ -159,11 +159,11 @@ def test_peft_and_comfyui_sample_the_same_from_the_files(sd3, run_node) -> None:
 
 def test_diffusers_pipelines_read_the_folder(sd3) -> None:
     with torch.inference_mode(False), torch.no_grad():
-        peft = reference.load(sd3.path, sd3.folder, TinySD3())
+        peft = diffusers_rlg.load(sd3.path, sd3.folder, TinySD3())
         with_peft = _velocity(peft)
         with peft.disable_adapter():
             without = _velocity(peft)
-        plain = reference.load(sd3.path, sd3.folder, TinySD3()).unload()
+        plain = diffusers_rlg.load(sd3.path, sd3.folder, TinySD3()).unload()
         state = StableDiffusion3Pipeline.lora_state_dict(str(sd3.folder), local_files_only=True)
         StableDiffusion3Pipeline.load_lora_into_transformer(state, plain)
         assert relative(_velocity(plain), with_peft) < CLOSE
@@ -172,7 +172,7 @@ def test_diffusers_pipelines_read_the_folder(sd3) -> None:
 
 def _velocity(model: Any) -> torch.Tensor:
     noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
-    return reference.velocity(model, noise, torch.tensor(500.0), _text(1), _text(2))
+    return diffusers_rlg.velocity(model, noise, torch.tensor(500.0), _text(1), _text(2))
 
 
 def test_the_files_say_how_they_were_made(sd3) -> None:

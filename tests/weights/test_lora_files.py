@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-import pure
 from demo.tiny_model import TinySD3
 from pairs import as_single_file, load_checkpoint, write_lora, write_model
-from pure import peft_config
+from without_host import name_patterns, peft_config
 
 QKV = "diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"
 TO_Q, TO_K = "transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k"
@@ -421,7 +420,7 @@ _PATTERN = st.lists(
 def test_patterns_match_as_pefts(patterns: list[str], name: str) -> None:
     other = pytest.importorskip("peft.utils.other")
     values = {pattern: number for number, pattern in enumerate(patterns)}
-    assert pure.name_patterns.NamePatterns(values).value(name, None) == values.get(other.get_pattern_key(values, name))
+    assert name_patterns.NamePatterns(values).value(name, None) == values.get(other.get_pattern_key(values, name))
 
 
 @settings(max_examples=30)

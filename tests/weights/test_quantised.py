@@ -16,8 +16,8 @@ import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from safetensors.torch import load_file, save_file
 
-from oracle import two_models
 from pairs import CLOSE, FAMILIES, StoredBits, load_checkpoint, relative, task, write_model
+from stock_guiders import two_models
 
 pytest.importorskip("comfy_kitchen", reason="this ComfyUI has scaled float8 alone")
 

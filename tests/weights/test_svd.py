@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pure import svd
+from without_host import svd
 
 
 def _with_values(values: list[float], rows: int, columns: int, seed: int = 0) -> torch.Tensor:
