@@ -27,7 +27,7 @@ from rlg_sampler.guidance.guided_model import Guidance, guided_model
 from rlg_sampler.guidance.settings import GuidanceSettings
 from rlg_sampler.ksampler_inputs import KSamplerInputs
 from rlg_sampler.schedules.schedule import constant
-from rlg_sampler.sweeps.sweep import Cell, sweep
+from rlg_sampler.sweeps.sweep import Cell, Task, sweep
 from rlg_sampler.weights.peft_config import CONFIG_NAME
 
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16
@@ -88,7 +88,7 @@ class ComfyRenderer:
         inputs = KSamplerInputs(
             seed, plan.steps, plan.cfg, plan.sampler, plan.scheduler, positive, negative, latent, 1.0
         )
-        latent = sweep(model, self._cells, inputs, lambda total: lambda *progress: None)
+        latent = sweep([Task(model, inputs)], self._cells, lambda total: lambda *progress: None)
         # One by one: how many the VAE takes at a time depends on the free memory.
         decoded = [vae.decode(samples[None]) for samples in latent["samples"]]
         return np.stack([to_bytes(images[0]) for images in decoded])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .approximation import RLGApproximate
+from .axes import RLGAxis, RLGLoraAxis
 from .branching import RLGBranch, RLGSamplerFlowGRPO
 from .combining import RLGCombineRewards
 from .curves import RLGDiversity, RLGPlot
@@ -57,4 +58,6 @@ class RLGExtension(ComfyExtension):
             RLGSRPO,
             RLGLoadImages,
             RLGCombineRewards,
+            RLGAxis,
+            RLGLoraAxis,
         ]

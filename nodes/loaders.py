@@ -104,7 +104,7 @@ class RLGLoadModels(io.ComfyNode):
 def _lora_input() -> io.Combo.Input:
     return io.Combo.Input(
         "lora_name",
-        options=_lora_names(),
+        options=lora_names(),
         tooltip="The RL-tuned LoRA, from models/loras: a file, or a PEFT folder "
         f"({WEIGHTS_NAME} with its {CONFIG_NAME}), shown by the folder's name.",
     )
@@ -121,7 +121,7 @@ def _strength_input(name: str) -> io.Float.Input:
     return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001, tooltip=_STRENGTH_TOOLTIP)
 
 
-def _lora_names() -> list[str]:
+def lora_names() -> list[str]:
     """Every LoRA file; a folder that holds a PEFT adapter stands for its file."""
     return sorted(
         str(Path(name).parent) if _is_in_a_folder_of_its_own(name) else name

@@ -56,12 +56,18 @@ def _above(prompt: Mapping[str, Any], links: list[Any]) -> Iterator[tuple[str, M
             return
         seen.add(str(link[0]))
         entry = prompt[str(link[0])]
-        for value in entry["inputs"].values():
-            yield from visit(value)
+        for name, value in entry["inputs"].items():
+            if not (name == "tuned" and _compares_loras(prompt, entry["inputs"].get("axis"))):
+                yield from visit(value)
         yield entry["class_type"], entry["inputs"]
 
     for link in links:
         yield from visit(link)
+
+
+def _compares_loras(prompt: Mapping[str, Any], axis: Any) -> bool:
+    """Whether an axis takes the place of a sweep's tuned model; its labels say which LoRA made a picture."""
+    return any(kind == "RLGLoraAxis" for kind, _ in _above(prompt, [axis]))
 
 
 def _names(nodes: list[tuple[str, Mapping[str, Any]]], widgets: tuple[str, ...]) -> list[str]:

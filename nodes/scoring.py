@@ -7,6 +7,7 @@ from comfy_api.v0_0_2 import io
 
 from ..rewards import host, pick, registry
 from ..rewards.protocol import Reward
+from ..rlg_sampler.sweeps.labels import saying
 from .lists import as_list, check_number, only, per_image
 from .search import search_aliases
 
@@ -153,6 +154,13 @@ class RLGPickBest(io.ComfyNode):
                 _weight_input("weight", "the first reward"),
                 _weight_input("weight_2", "the second reward"),
                 _weight_input("weight_3", "the third reward"),
+                io.String.Input(
+                    "among",
+                    default="",
+                    optional=True,
+                    tooltip="Choose only among pictures whose labels say this, such as scale 1.6 or cfg 3, scale 2. "
+                    "Empty = among all.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The best pictures, best first."),
@@ -178,6 +186,7 @@ class RLGPickBest(io.ComfyNode):
         weight: float | list[float] = 1.0,
         weight_2: float | list[float] = 1.0,
         weight_3: float | list[float] = 1.0,
+        among: str | list[str] = "",
     ) -> io.NodeOutput:
         pictures = [picture for batch in as_list(images) for picture in batch]
         names = [f"picture {n + 1}" for n in range(len(pictures))] if labels is None else as_list(labels)
@@ -185,7 +194,8 @@ class RLGPickBest(io.ComfyNode):
         rewards = [(as_list(values), only(factor)) for values, factor in given if values is not None]
         for what, values in [("labels", names), *(("scores", values) for values, _ in rewards)]:
             check_number(what, values, len(pictures))
-        best = pick.best(rewards, only(count))
+        there = saying(names, only(among))
+        best = [there[n] for n in pick.best([([values[i] for i in there], f) for values, f in rewards], only(count))]
         if len({pictures[index].shape for index in best}) > 1:
             raise ValueError("images: the best have different sizes; make them equal before (Upscale Image).")
         return io.NodeOutput(torch.stack([pictures[i] for i in best]), [names[i] for i in best], best)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import latent_preview
 import numpy as np
@@ -15,11 +17,13 @@ from ..rlg_sampler.guidance.guided_model import guided_model
 from ..rlg_sampler.guidance.settings import GuidanceSettings
 from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules.schedule import constant
+from ..rlg_sampler.sweeps.axes import LORA, POWER, SEED, Axis, settings
 from ..rlg_sampler.sweeps.cell_cache import CellCache
 from ..rlg_sampler.sweeps.grid import labelled_grid
-from ..rlg_sampler.sweeps.labels import labels
-from ..rlg_sampler.sweeps.sweep import cells, sweep
+from ..rlg_sampler.sweeps.labels import join, labels
+from ..rlg_sampler.sweeps.sweep import Task, cells, sweep
 from . import inputs
+from .axes import axis_input
 from .lists import as_list, only
 from .live_cells import LiveCells
 from .provenance import hidden_inputs
@@ -57,6 +61,7 @@ class RLGSweep(io.ComfyNode):
                     "up to there, then each of the scales (RLG Combined Generation).",
                 ),
                 inputs.tuned_cfg_input(),
+                axis_input("What else to compare, from RLG Axis or RLG LoRA Axis: each of its values with all scales."),
             ],
             outputs=[
                 io.Latent.Output(
@@ -85,21 +90,39 @@ class RLGSweep(io.ComfyNode):
         scales: str,
         switch_percents: str,
         tuned_cfg: float | None = None,
+        axis: tuple[Axis, ...] = (),
     ) -> io.NodeOutput:
-        wanted = cells(scales, switch_percents)
-        own_cfg = inputs.tuned_cfg_of(tuned_cfg)
-        model = guided_model(base, tuned, GuidanceSettings(constant(1.0), own_cfg))
-        ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
-        known = _CELLS.of(
-            (base, tuned),
-            (positive, negative, latent_image),
-            (seed, steps, cfg, sampler_name, scheduler, denoise, own_cfg, base.patches_uuid, tuned.patches_uuid),
+        powers = next((each.values for each in axis if each.name == POWER), ())
+        wanted = cells(scales, switch_percents, powers)
+        chosen = list(settings([each for each in axis if each.name != POWER]))
+        guided = functools.cache(
+            lambda tuned, own_cfg: guided_model(base, tuned, GuidanceSettings(constant(1.0), own_cfg))
         )
-        pictures = len(latent_image["samples"])
-        names = labels([cell.label for cell in wanted], pictures, seed)
+
+        def task(values: Mapping[str, Any]) -> Task:
+            """The node's inputs, with those that axes stand for."""
+            of_tuned, own_seed, own_cfg = values.get(LORA, tuned), values.get(SEED, seed), values.get("cfg", cfg)
+            of_tuned_cfg = inputs.tuned_cfg_of(values.get("tuned_cfg", tuned_cfg))
+            numbers = own_seed, steps, own_cfg, sampler_name, scheduler
+            known = _CELLS.of(
+                (base, of_tuned),
+                (positive, negative, latent_image),
+                (*numbers, denoise, of_tuned_cfg, base.patches_uuid, of_tuned.patches_uuid),
+            )
+            ksampler = KSamplerInputs(*numbers, positive, negative, latent_image, denoise)
+            return Task(guided(of_tuned, of_tuned_cfg), ksampler, known)
+
+        tasks, pictures = [task(setting.values) for setting in chosen], len(latent_image["samples"])
+        names = [
+            name
+            for setting, each in zip(chosen, tasks, strict=True)
+            for name in labels(
+                [join(filter(None, (setting.label, cell.label))) for cell in wanted], pictures, each.inputs.seed
+            )
+        ]
+        model = tasks[0].model
         make_callback = functools.partial(latent_preview.prepare_callback, model)
-        latent = sweep(model, wanted, ksampler, make_callback, known, LiveCells(model, names, pictures))
-        return io.NodeOutput(latent, names)
+        return io.NodeOutput(sweep(tasks, wanted, make_callback, LiveCells(model, names, pictures)), names)
 
 
 class RLGGrid(io.ComfyNode):

@@ -79,7 +79,7 @@ def _against_scale(axes: Axes, curve: Curve, theme: Theme, of: _Of, title: str) 
     axes.set_ylim(_whole(axes.get_ylim(), [of(point) for point in drawn]))
     low, high = min(point.x for point in drawn), max(point.x for point in drawn)
     beside = {"base": "right", "tuned": "left"} if high - low > _WIDE else {}
-    for x, name in _MODELS[curve.axis].items():
+    for x, name in _MODELS.get(curve.axis, {}).items():
         if low <= x <= high:
             axes.axvline(x, color=theme.faint, linestyle=":", zorder=1)
             axes.annotate(

@@ -41,7 +41,7 @@ class Curve:
     """All points of an evaluation.
 
     Attributes:
-        axis: what the points lie along: "scale" or "switch".
+        axis: what the points lie along: "scale", "switch", or another setting.
         points: in rising order, series by series.
     """
 
@@ -114,7 +114,7 @@ def curve(
     pairs = [(text, noise) for text, (*_, noise) in zip(texts, places, strict=True)]
     points = []
     for series, x in sorted(rows, key=lambda place: (order[place[0]], place[1])):
-        own, base = rows[series, x], rows.get((series, _BASE[axis]), [])
+        own, base = rows[series, x], rows.get((series, _BASE.get(axis)), [])
         of_prompts = [texts[row] for row in own]
         points.append(
             Point(

@@ -19,35 +19,45 @@ _MOST_TASKS = 16
 
 
 @dataclass(eq=False)
-class KnownCells:
-    """The cells of one task, by their scales: samples of shape (batch, channels, ...).
+class _Task:
+    """Models, prompts and latent, and what was made of them.
 
     Attributes:
         models: what is not kept alive for the sake of the cells.
         objects: other inputs.
-        values: inputs that are compared by value.
-        cache: what these are a part of.
+        cells: values and scales → samples of shape (batch, channels, ...).
     """
 
     models: Sequence[weakref.ref]
     objects: Sequence[object]
+    cells: dict[tuple[tuple[Any, ...], Scales], torch.Tensor] = field(default_factory=dict)
+
+    def is_of(self, models: Sequence[object], objects: Sequence[object]) -> bool:
+        return all(ref() is model for ref, model in zip(self.models, models, strict=True)) and all(
+            mine is other for mine, other in zip(self.objects, objects, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class KnownCells:
+    """The cells of one task with the same values, by their scales.
+
+    Attributes:
+        values: inputs that are compared by value.
+        cache: what these are a part of.
+    """
+
+    task: _Task
     values: tuple[Any, ...]
     cache: CellCache
-    cells: dict[Scales, torch.Tensor] = field(default_factory=dict)
 
     def get(self, scales: Scales) -> torch.Tensor | None:
-        return self.cells.get(scales)
+        """Samples of shape (batch, channels, ...), if they are known."""
+        return self.task.cells.get((self.values, scales))
 
     def keep(self, scales: Scales, samples: torch.Tensor) -> None:
-        self.cells[scales] = samples
+        self.task.cells[self.values, scales] = samples
         self.cache.forget_oldest()
-
-    def is_of(self, models: Sequence[object], objects: Sequence[object], values: tuple[Any, ...]) -> bool:
-        return (
-            self.values == values
-            and all(ref() is model for ref, model in zip(self.models, models, strict=True))
-            and all(mine is other for mine, other in zip(self.objects, objects, strict=True))
-        )
 
 
 class CellCache:
@@ -55,7 +65,7 @@ class CellCache:
 
     def __init__(self, max_bytes: int):
         self._max_bytes = max_bytes
-        self._tasks: list[KnownCells] = []
+        self._tasks: list[_Task] = []
         """The last used at the end."""
 
     def of(self, models: Sequence[object], objects: Sequence[object], values: tuple[Any, ...]) -> KnownCells:
@@ -68,13 +78,13 @@ class CellCache:
         """
         alive = [task for task in self._tasks if all(ref() is not None for ref in task.models)]
         self._tasks = alive[-_MOST_TASKS:]
-        task = next((task for task in self._tasks if task.is_of(models, objects, values)), None)
+        task = next((task for task in self._tasks if task.is_of(models, objects)), None)
         if task is None:
-            task = KnownCells([weakref.ref(model) for model in models], objects, values, self)
+            task = _Task([weakref.ref(model) for model in models], objects)
         else:
             self._tasks.remove(task)
         self._tasks.append(task)
-        return task
+        return KnownCells(task, values, self)
 
     def forget_oldest(self) -> None:
         """Until what is kept fits."""
@@ -83,5 +93,5 @@ class CellCache:
             del oldest.cells[next(iter(oldest.cells))]
 
 
-def _bytes(task: KnownCells) -> int:
+def _bytes(task: _Task) -> int:
     return sum(samples.nbytes for samples in task.cells.values())

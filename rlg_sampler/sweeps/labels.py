@@ -10,13 +10,16 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..schedules.schedule import Schedule, combined_generation, constant, exact
+from ..messages import shown
+from ..schedules.schedule import Schedule, combined_generation, constant, exact, ramp
 
 _SEPARATOR = ", "
 _TELLS_APART = re.compile(r"(picture|seed|branch|image) \S+")
 """Parts that differ between pictures of one setting."""
-_NUMBER = re.compile(r"(?P<name>scale|switch) (?P<value>\S+)")
-_OF_SWEEP = re.compile(r"(?:switch \S+, )?scale \S+,(?: picture \d+,)? seed (?P<seed>\d+)")
+_NUMBER = re.compile(r"(?P<name>scale|switch|power|tuned_cfg|cfg) (?P<value>\S+)")
+_OF_SWEEP = re.compile(r"(?:(?:switch|power) \S+, )?scale \S+,(?: picture \d+,)? seed (?P<seed>\d+)")
+_OTHER_AXES = "switch", "power", "cfg", "tuned_cfg"
+"""What pictures of one scale may lie along."""
 
 
 class Place(NamedTuple):
@@ -45,10 +48,12 @@ def labels(runs: Sequence[str], pictures: int, seed: int) -> list[str]:
     return [join([run, *number, f"seed {seed}"]) for run in runs for number in numbers]
 
 
-def of_cell(scale: float, switch: float | None = None) -> str:
-    """What labels say of a run with one scale, or with that from the switch point on; to the last digit."""
-    of_scale = f"scale {exact(scale)}"
-    return of_scale if switch is None else f"switch {exact(switch)}{_SEPARATOR}{of_scale}"
+def of_cell(scale: float, switch: float | None = None, power: float | None = None) -> str:
+    """What labels say of a run: one scale, that from the switch point on, or a ramp to it; to the last digit."""
+    others = {"switch": switch, "power": power}
+    return join(
+        [*(f"{name} {exact(value)}" for name, value in others.items() if value is not None), f"scale {exact(scale)}"]
+    )
 
 
 def split(label: str) -> list[str]:
@@ -64,10 +69,23 @@ def settings(labels: Sequence[str]) -> list[str]:
     return [join(part for part in split(label) if not _TELLS_APART.fullmatch(part)) for label in labels]
 
 
+def saying(labels: Sequence[str], wanted: str) -> list[int]:
+    """Indices of the labels that have all parts of `wanted`, such as "cfg 3, scale 2"; of all where it is empty.
+
+    Raises:
+        ValueError: no label has them.
+    """
+    parts = {part.strip() for part in wanted.split(",") if part.strip()}
+    found = [index for index, label in enumerate(labels) if parts <= set(split(label))]
+    if parts and not found:
+        raise ValueError(f"among: no picture's label says '{shown(wanted)}'; the first is '{labels[0]}'.")
+    return found
+
+
 def places(labels: Sequence[str]) -> tuple[str, list[Place]]:
     """The name of the axis, and where each picture lies on it.
 
-    The axis is the scale. Where all scales are equal and switch points are not, it is the switch point.
+    The axis is the scale. Where all scales are equal and other numbers are not, it is the first of these.
 
     Raises:
         ValueError: a label says no scale, or none that is a number.
@@ -76,9 +94,8 @@ def places(labels: Sequence[str]) -> tuple[str, list[Place]]:
     for label, found in zip(labels, numbers, strict=True):
         if "scale" not in found:
             raise ValueError(f"labels: '{label}' says no scale; connect the labels of RLG Sweep.")
-    axis = "scale"
-    if len({found["scale"] for found in numbers}) == 1 and len({found.get("switch") for found in numbers}) > 1:
-        axis = "switch"
+    varying = [name for name in ("scale", *_OTHER_AXES) if len({found.get(name) for found in numbers}) > 1]
+    axis = varying[0] if varying else "scale"
     for label, found in zip(labels, numbers, strict=True):
         if axis not in found:
             raise ValueError(f"labels: '{label}' says no {axis}, which others do; connect the labels of one RLG Sweep.")
@@ -94,14 +111,25 @@ def schedule_and_seed(label: str) -> tuple[Schedule, int]:
     """How a picture of RLG Sweep was sampled.
 
     Raises:
-        ValueError: it is no label of RLG Sweep.
+        ValueError: it is no label of RLG Sweep, or says more than schedule and seed.
     """
+    other = next((part for part in split(label) if part.split(" ")[0] in ("lora", "cfg", "tuned_cfg")), None)
+    if other is not None:
+        raise ValueError(
+            f"labels: '{other}' has no place in a set; take it out of RLG Sweep's axis, and save a set for each."
+        )
     found = _OF_SWEEP.fullmatch(label)
     if found is None:
         raise ValueError(f"labels: '{label}' is no label of RLG Sweep; connect its labels, or seed and scale instead.")
     numbers = _numbers(label)
-    scale, switch = numbers["scale"], numbers.get("switch")
-    return constant(scale) if switch is None else combined_generation(switch, scale), int(found["seed"])
+    return schedule_of(numbers["scale"], numbers.get("switch"), numbers.get("power")), int(found["seed"])
+
+
+def schedule_of(scale: float, switch: float | None = None, power: float | None = None) -> Schedule:
+    """What `of_cell` says."""
+    if power is not None:
+        return ramp(0.0, scale, "power", power)
+    return constant(scale) if switch is None else combined_generation(switch, scale)
 
 
 def _numbers(label: str) -> dict[str, float]:

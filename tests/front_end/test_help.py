@@ -21,6 +21,7 @@ REPOSITORY = "https://github.com/comfyui-rlg/comfyui-rlg/blob/main/"
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 OF_THE_MACHINE = {"ckpt_name", "lora_name", "file", "sampler_name", "scheduler"}
+OF_THE_MACHINE |= {f"lora_{number}" for number in (1, 2, 3, 4)}
 """Combos whose choices are files, or the host's."""
 LARGE = {2**64 - 1: "2^64 − 1", 10**9: "10^9"}
 

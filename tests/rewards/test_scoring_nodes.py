@@ -254,6 +254,21 @@ def test_the_best_come_first_with_their_labels_and_places(run_node: Callable) ->
     assert names == ["picture 2"]
 
 
+def test_the_best_of_one_scale_is_found_by_its_label(run_node: Callable) -> None:
+    labels = [
+        "cfg 3, scale 1, seed 7",
+        "cfg 3, scale 1.6, seed 7",
+        "cfg 4, scale 1, seed 7",
+        "cfg 4, scale 1.6, seed 7",
+    ]
+    inputs = {"images": [pictures(4)], "scores": [2.0, 9.0, 1.0, 5.0], "count": [1], "labels": labels}
+    for among, index in (("scale 1", 0), ("scale 1.6, cfg 4", 3), ("cfg 4", 3), ("", 1)):
+        _, names, indices = run_node("RLGPickBest", among=[among], **inputs)
+        assert (names, indices) == ([labels[index]], [index])
+    with pytest.raises(ValueError, match="among: no picture's label says 'scale 2'; the first is 'cfg 3, scale 1,"):
+        run_node("RLGPickBest", among=["scale 2"], **inputs)
+
+
 def test_a_second_reward_counts_by_its_weight(run_node: Callable) -> None:
     inputs = {"images": [pictures(3)], "scores": [3.0, 2.0, 1.0], "scores_2": [1000.0, 2000.0, 1500.0], "count": [1]}
     assert run_node("RLGPickBest", weight_2=[0.1], **inputs)[2] == [0]

@@ -36,6 +36,21 @@ def test_an_empty_title_is_the_models_and_loras_that_lead_there(provenance: Any)
     assert provenance.title_of(_node("8"), "", ("images", "labels")) == "medium + GenEval + pick.v2"
 
 
+def test_a_tuned_model_that_an_axis_replaces_is_not_in_the_title(provenance: Any) -> None:
+    axes = {
+        "20": {"class_type": "RLGLoraAxis", "inputs": {"model": ["1", 0], "lora_1": "a", "lora_2": "b"}},
+        "21": {"class_type": "RLGAxis", "inputs": {"vary": "seed", "values": "1", "axis": ["20", 0]}},
+    }
+    for axis, title in (("20", "medium"), ("21", "medium")):
+        sweep = {"class_type": "RLGSweep", "inputs": PROMPT["4"]["inputs"] | {"axis": [axis, 0]}}
+        prompt = PROMPT | axes | {"4": sweep}
+        assert provenance.title_of(_node("8", prompt), "", ("images", "labels")) == title
+    seeds = axes | {"21": {"class_type": "RLGAxis", "inputs": {"vary": "seed", "values": "1"}}}
+    sweep = {"class_type": "RLGSweep", "inputs": PROMPT["4"]["inputs"] | {"axis": ["21", 0]}}
+    title = provenance.title_of(_node("8", PROMPT | seeds | {"4": sweep}), "", ("images", "labels"))
+    assert title == "medium + GenEval + pick.v2"
+
+
 def test_a_written_title_stays_and_a_space_is_none(provenance: Any) -> None:
     assert provenance.title_of(_node("8"), "mine", ("images",)) == "mine"
     assert provenance.title_of(_node("8"), " ", ("images",)) == ""
