@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pairs import Counter, task, write_lora
-from pure import labels, schedule
+from without_host import labels, schedule
 
 
 def _run(run_node: Callable, base: Any, tuned: Any, axis: Any, scales: str = "0, 2", **inputs: Any) -> tuple:
