@@ -119,7 +119,7 @@ def on_schedule(model: ModelPatcher, schedule: Schedule, known: KnownPredictions
     """
     *others, last = Guidance.on(model).tuned
     last = replace(last, settings=replace(last.settings, schedule=schedule, approximation=EXACT))
-    return _guided_by(Guidance((*others, last), known=known), model.clone())
+    return _guided_by(Guidance((*others, last), known=known), _sibling(model))
 
 
 def scale_has_effect(model: ModelPatcher) -> bool:
@@ -135,7 +135,18 @@ def as_part_of(model: ModelPatcher, whole: Sequence[float]) -> ModelPatcher:
         whole: σ_0 … σ_n of the longer run.
     """
     guidance = Guidance.on(model)
-    return model if guidance is None else _guided_by(replace(guidance, whole=whole), model.clone())
+    return model if guidance is None else _guided_by(replace(guidance, whole=whole), _sibling(model))
+
+
+def _sibling(model: ModelPatcher) -> ModelPatcher:
+    """A clone of a guided MODEL that descends from the same base.
+
+    When a loaded MODEL goes, the host takes its parent in its place. It finds none if both go in one garbage collection
+    (dpm_fast and dpm_adaptive leave cycles), and then collects garbage at each load for as long as the weights live.
+    """
+    sibling = model.clone()
+    sibling.parent = model.parent
+    return sibling
 
 
 def _guided_by(guidance: Guidance, model: ModelPatcher) -> ModelPatcher:

@@ -72,6 +72,20 @@ def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
             assert not anchor or anchor in anchors(path), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.as_posix())
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    """In SECURITY.md they hold the promises."""
+    for name in re.findall(r"tests/[\w/]+\.py", (REPO / page).read_text(encoding="utf-8")):
+        assert (REPO / name).exists(), name
+
+
+def test_every_promise_of_security_is_held_by_a_test_or_by_the_host() -> None:
+    rows = re.findall(r"^\| .+ \| (.+) \|$", (REPO / "SECURITY.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows.pop(0) == "held by"
+    for held_by in rows:
+        assert "`tests/" in held_by or held_by in ("the same", "ComfyUI"), held_by
+
+
 def test_readme_leads_somewhere_from_the_archive_too() -> None:
     """The registry and ComfyUI-Manager show the packed README, which has no docs/ beside it."""
     packed = {REPO / path for path in packed_files()}

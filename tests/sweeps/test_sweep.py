@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -84,6 +85,26 @@ def test_every_kind_of_sampler(base, tune, run_node, sampler_name) -> None:
     ours = _sweep(run_node, base, tuned, [1.6, 0.0, 1.0], [0.4, 0.8], **inputs)[0]["samples"]
     expected = _separate(run_node, base, tuned, [1.6, 0.0, 1.0], [0.4, 0.8], **inputs)
     assert max(relative(a, b) for a, b in zip(ours, expected, strict=True)) < CLOSE
+
+
+@pytest.mark.parametrize("sampler_name", ["dpm_fast", "dpm_adaptive"])
+@pytest.mark.parametrize("node", ["RLGSweep", "RLGBranch"])
+def test_the_host_knows_the_base_once_the_runs_are_garbage(base, tune, run_node, node, sampler_name) -> None:
+    """These samplers leave cycles, which one collection takes with every MODEL that the node made for its runs."""
+    inputs = {"base": base, "tuned": tune(base), **task(steps=3, sampler_name=sampler_name)}
+    of_node = {
+        "RLGSweep": {"scales": "0, 1.6", "switch_percents": ""},
+        "RLGBranch": {"scale": 1.6, "branches": 2, "branch_percent": 0.5, "noise_level": 0.7},
+    }
+    gc.collect()
+    gc.disable()
+    try:
+        run_node(node, **inputs, **of_node[node])
+    finally:
+        gc.enable()
+    gc.collect()
+    of_base = [m for m in comfy.model_management.current_loaded_models if m.real_model() is base.model]
+    assert of_base and not any(loaded.is_dead() for loaded in of_base)
 
 
 def test_two_checkpoints(base, other, tune, run_node) -> None:
