@@ -1,9 +1,10 @@
 /** What one does with a cell of a sweep: go on with its scale, or with its picture. */
 
-import { numberIn } from "./cell_table.js";
+import { numberIn, partsOf } from "./cell_table.js";
 
 const WITH_SCALE = ["RLGKSampler", "RLGModel", "RLGGuider", "RLGBranch"];
-const SWITCHED = "RLGCombinedGeneration";
+const [SWITCHED, RAMP] = ["RLGCombinedGeneration", "RLGRamp"];
+const LORA_AXIS = "RLGLoraAxis";
 const GAP = 60;
 
 /** Whether a label says a scale. */
@@ -12,19 +13,28 @@ export function hasScale(label) {
 }
 
 /**
- * Write the scale (and switch point) of a cell into the node that samples the same tuned model, or into its schedule.
- * Where there is none, an RLG KSampler with the sweep's own settings is put beside the sweep.
+ * Write the scale (and switch point, power and what axes say) of a cell into the node that samples the same tuned model,
+ * or into its schedule. Where there is none, an RLG KSampler with the sweep's own settings is put beside the sweep.
  *
  * @param {object} grid the node that shows the cell
  * @param {string} label of the cell
  * @returns {object} the node that got the scale
+ * @throws {Error} there is nothing to write into
  */
 export function useScale(grid, label) {
   const { graph } = grid;
   const sweep = originOf(grid, "labels");
+  const axes = axesOf(sweep);
+  const settings = settingsOf(axes, label);
+  const found = samplerFor(graph, sweep, Object.keys(settings));
+  const lora = loraOf(axes, label);
+  const loader = lora && originOf(found ?? sweep, "tuned");
+  if (lora && !widgetOf(loader, "lora_name")) throw new Error(`The tuned model has no LoRA loader: load ${lora} yourself.`);
   graph.beforeChange?.();
-  const sampler = samplerFor(graph, sweep) ?? newSampler(graph, sweep);
-  const target = write(graph, sampler, numberIn(label, "scale"), numberIn(label, "switch"));
+  const sampler = found ?? newSampler(graph, sweep);
+  for (const [name, value] of Object.entries(settings)) set(sampler, name, value);
+  if (lora) set(loader, "lora_name", lora);
+  const target = write(sampler, label);
   graph.afterChange?.();
   graph.setDirtyCanvas(true, true);
   return target;
@@ -56,11 +66,36 @@ export async function toLoadImage(api, grid, { url, label }, selected) {
   return node;
 }
 
-/** The pack's sampler or model node with the sweep's tuned model, if there is one. */
-function samplerFor(graph, sweep) {
+/** The axis nodes of a sweep, from the innermost on. */
+function axesOf(sweep) {
+  const axes = [];
+  for (let node = sweep && originOf(sweep, "axis"); node; node = originOf(node, "axis")) axes.push(node);
+  return axes;
+}
+
+/** What a sampler needs to be set to for a cell, by the names of its widgets; those of schedules are not among them. */
+function settingsOf(axes, label) {
+  const names = axes.map((axis) => widgetOf(axis, "vary")?.value).filter((name) => name && name !== "power");
+  const numbers = names.map((name) => [name, numberIn(label, name)]);
+  return Object.fromEntries(numbers.filter(([, number]) => number !== undefined));
+}
+
+/** The LoRA of a cell as lists of LoRAs have it; labels have its name without folder, suffix and commas. */
+function loraOf(axes, label) {
+  const said = partsOf(label).get("lora")?.slice("lora ".length);
+  const choices = axes.filter(({ type }) => type === LORA_AXIS).flatMap(({ widgets }) => widgets.map(({ value }) => value));
+  return choices.find((value) => {
+    const whole = String(value).replaceAll(",", "");
+    return said && (said === whole || said === whole.split(/[\\/]/).at(-1).replace(/\.safetensors$/, ""));
+  });
+}
+
+/** The pack's sampler or model node with the sweep's tuned model and these widgets, if there is one. */
+function samplerFor(graph, sweep, widgets) {
   const tuned = sweep && linkOf(sweep, "tuned");
   return graph.nodes.find((node) => {
-    const link = WITH_SCALE.includes(node.type) && linkOf(node, "tuned");
+    const fits = WITH_SCALE.includes(node.type) && widgets.every((name) => widgetOf(node, name));
+    const link = fits && linkOf(node, "tuned");
     return link && (!tuned || (link.origin_id === tuned.origin_id && link.origin_slot === tuned.origin_slot));
   });
 }
@@ -84,15 +119,12 @@ function newSampler(graph, sweep) {
   return sampler;
 }
 
-function write(graph, sampler, scale, switchAt) {
+function write(sampler, label) {
   const schedule = originOf(sampler, "schedule");
-  if (switchAt !== undefined) {
-    const target = schedule?.type === SWITCHED ? schedule : added(sampler, SWITCHED, sampler.pos[0]);
-    if (target !== schedule) target.connect(0, sampler, slotOf(sampler, "schedule"));
-    set(target, "switch_percent", switchAt);
-    set(target, "scale", scale);
-    return target;
-  }
+  const [scale, switchAt, power] = ["scale", "switch", "power"].map((name) => numberIn(label, name));
+  if (power !== undefined)
+    return writeSchedule(sampler, schedule, RAMP, { start_scale: 0, end_scale: scale, curve: "power", power });
+  if (switchAt !== undefined) return writeSchedule(sampler, schedule, SWITCHED, { switch_percent: switchAt, scale });
   if (schedule && schedule.type !== SWITCHED && widgetOf(schedule, "scale")) {
     set(schedule, "scale", scale);
     return schedule;
@@ -101,6 +133,14 @@ function write(graph, sampler, scale, switchAt) {
   if (schedule) sampler.disconnectInput(slotOf(sampler, "schedule"));
   set(sampler, "scale", scale);
   return sampler;
+}
+
+/** A schedule of this type for a sampler: the one that it has, or a new one. */
+function writeSchedule(sampler, schedule, type, values) {
+  const target = schedule?.type === type ? schedule : added(sampler, type, sampler.pos[0]);
+  if (target !== schedule) target.connect(0, sampler, slotOf(sampler, "schedule"));
+  for (const [name, value] of Object.entries(values)) set(target, name, value);
+  return target;
 }
 
 /** A new node to the right of another. */
@@ -138,7 +178,7 @@ function slotOf(node, name) {
 }
 
 function widgetOf(node, name) {
-  return node.widgets?.find((widget) => widget.name === name);
+  return node?.widgets?.find((widget) => widget.name === name);
 }
 
 function set(node, name, value) {

@@ -24,6 +24,19 @@ SMALL = {"EmptySD3LatentImage": {"width": 64, "height": 64}, "RLGSweep": {"steps
 LABELS = ["scale 0, seed 42", "scale 1, seed 42", "scale 2, seed 42"]
 TABLE = [f"switch {switch}, scale {scale}, seed 42" for switch in (0, 0.5) for scale in (1, 1.5, 2)]
 EXTENSIONS = ["RLG.ScheduleCurve", "RLG.SweepViewer"]
+ADD_AXES = """() => {
+    const sweep = app.graph.nodes.find(({type}) => type === "RLGSweep");
+    let inner = sweep;
+    for (const [vary, values] of [["seed", "42, 43"], ["power", "1, 3"]]) {
+        const axis = LiteGraph.createNode("RLGAxis");
+        axis.pos = [inner.pos[0] - 400, inner.pos[1] + 700];
+        app.graph.add(axis);
+        for (const [name, value] of [["vary", vary], ["values", values]])
+            axis.widgets.find(widget => widget.name === name).value = value;
+        axis.connect(0, inner, inner.inputs.findIndex(({name}) => name === "axis"));
+        inner = axis;
+    }
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +215,27 @@ def test_a_cell_of_a_table_is_used(front_end: FrontEnd) -> None:
     )
     chosen = _values(front_end, "RLGCombinedGeneration")
     assert (chosen["switch_percent"], chosen["scale"]) == (0, 2)
+
+
+def test_a_cell_of_axes_is_used_with_what_they_say(front_end: FrontEnd) -> None:
+    """Its seed and the power of its ramp, so that it is sampled as the cell was."""
+    front_end.drop(SWEEP)
+    front_end.set_widgets(SMALL | {"RLGSweep": {"steps": 3, "scales": "1, 2"}})
+    front_end.page.evaluate(ADD_AXES)
+    front_end.fit_view()
+    assert front_end.run()["status"]["status_str"] == "success" and front_end.problems() == []
+    viewer = _viewer(front_end)
+    viewer.get_by_role("button", name="power 3, scale 2, seed 43").click()
+    cell = front_end.page.context.request.get(_address(front_end, _shown(viewer))).body()
+    viewer.get_by_role("button", name="Use this scale").click()
+    front_end.page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'RLGKSampler')")
+    ramp = _values(front_end, "RLGRamp")
+    assert [ramp[name] for name in ("start_scale", "end_scale", "curve", "power")] == [0, 2, "power", 3]
+    assert _values(front_end, "RLGKSampler")["seed"] == 43
+    run = front_end.run()
+    assert run["status"]["status_str"] == "success" and front_end.problems() == []
+    (file,) = [file for output in run["outputs"].values() for file in output["images"] if file["type"] == "output"][-1:]
+    assert _pixels(front_end.view(file)) == _pixels(cell)
 
 
 def _pixels(file: bytes) -> bytes:
