@@ -12,9 +12,10 @@ from ..rewards import diversity as diversities
 from ..rewards.curve import curve
 from ..rewards.pixels import to_image
 from ..rlg_sampler.sweeps.labels import places, settings
+from .inputs import answer
 from .lists import as_list, check_number, only, per_image
 from .provenance import hidden_inputs, reward_of, title_of
-from .scoring import AUTO, file_input
+from .scoring import chosen, file_input
 from .search import search_aliases
 
 _REWARD = "reward"
@@ -68,15 +69,8 @@ class RLGDiversity(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, measure: str | list[str] | None = None, file: str | list[str] | None = None) -> bool | str:
-        """Are the weights there? Asked before anything runs; what another node gives is None then."""
-        measure, file = only(measure), only(file)
-        if measure is None or file is None:
-            return True
-        try:
-            diversities.weights_of(measure, None if file == AUTO else file)
-        except (ValueError, FileNotFoundError) as error:
-            return str(error)
-        return True
+        """Are the weights there?"""
+        return answer(lambda name, file: diversities.weights_of(name, chosen(file)), only(measure), only(file))
 
     @classmethod
     def execute(
@@ -93,8 +87,8 @@ class RLGDiversity(io.ComfyNode):
         check_number("labels", of_settings, len(pictures))
         of_prompts = per_image(prompts or "", batches)
         groups = [", ".join(filter(None, both)) for both in zip(of_prompts, of_settings, strict=True)]
-        name, file = only(measure), only(file)
-        found = diversities.diversity(diversities.measure(name, None if file == AUTO else file), pictures, groups)
+        name = only(measure)
+        found = diversities.diversity(diversities.measure(name, chosen(only(file))), pictures, groups)
         mean = sum(found) / len(found)
         lines = [f"{name}: mean {mean:.4f} of {len(found)} pictures"]
         for setting in dict.fromkeys(of_settings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import comfy.model_management
@@ -10,6 +9,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.v0_0_2 import io
 
+from ..files.replacing import replacing
 from ..rlg_sampler.messages import shown
 from ..rlg_sampler.weights.extraction import extract_lora
 from .host_folders import inside
@@ -73,11 +73,7 @@ class RLGExtractLora(io.ComfyNode):
         lora = extract_lora(base, tuned, rank, done)
         folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, output)
         path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-        temporary = path.with_suffix(".tmp")
-        try:
-            metadata = {"approximates": "tuned - base", "captured": f"{lora.captured:.4f}", "rank": str(rank)}
+        metadata = {"approximates": "tuned - base", "captured": f"{lora.captured:.4f}", "rank": str(rank)}
+        with replacing(path) as temporary:
             comfy.utils.save_torch_file(lora.weights, str(temporary), metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return io.NodeOutput(lora.report(str(path.relative_to(output))))

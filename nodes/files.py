@@ -75,13 +75,8 @@ class RLGLoadPrompts(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None = None) -> bool | str:
-        """Is it there? Asked before anything runs; what another node gives is None then."""
-        try:
-            if file is not None:
-                _prompt_path(file)
-        except ValueError as error:
-            return str(error)
-        return True
+        """Is it there?"""
+        return inputs.answer(_prompt_path, file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **_: Any) -> Any:

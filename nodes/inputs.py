@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import comfy.samplers
 from comfy_api.v0_0_2 import io
 
@@ -18,6 +20,20 @@ _SCALE = (
     "How strongly the RL tuning acts. 0 = base model, 1 = tuned model, between = weaker, above 1 = beyond what "
     "training reached (1 to 3 is usual; more reward, less variety), below 0 = away from it."
 )
+
+
+def answer(check: Callable[..., object], *values: str | None) -> bool | str:
+    """What a node's `validate_inputs` says of values: True, or why `check` refuses them.
+
+    The host asks before anything runs; what another node gives is None then, and not checked.
+    """
+    if None in values:
+        return True
+    try:
+        check(*values)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return True
 
 
 def base_input() -> io.Model.Input:

@@ -11,6 +11,7 @@ from comfy_api.v0_0_2 import io
 from ..rlg_sampler.messages import shown
 from ..rlg_sampler.weights.lora_file import load_lora
 from ..rlg_sampler.weights.peft_config import CONFIG_NAME, WEIGHTS_NAME
+from .inputs import answer
 from .search import search_aliases
 
 _STRENGTH_TOOLTIP = (
@@ -46,7 +47,8 @@ class RLGLoadLora(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
-        return _check_lora(lora_name)
+        """In place of the list of names: workflows may name the file in an adapter's folder."""
+        return answer(lora_path, lora_name)
 
     @classmethod
     def execute(cls, model: io.Model.Type, lora_name: str, strength: float) -> io.NodeOutput:
@@ -92,7 +94,7 @@ class RLGLoadModels(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
-        return _check_lora(lora_name)
+        return answer(lora_path, lora_name)
 
     @classmethod
     def execute(cls, ckpt_name: str, lora_name: str, lora_strength: float) -> io.NodeOutput:
@@ -135,19 +137,6 @@ def _is_in_a_folder_of_its_own(name: str) -> bool:
         and bool(Path(name).parent.name)
         and Path(folder_paths.get_full_path("loras", name)).with_name(CONFIG_NAME).is_file()
     )
-
-
-def _check_lora(name: str | None) -> bool | str:
-    """Asked before anything runs, in place of the list: workflows may name the file in an adapter's folder.
-
-    What another node gives is None then.
-    """
-    try:
-        if name is not None:
-            lora_path(name)
-    except ValueError as error:
-        return str(error)
-    return True
 
 
 def lora_path(name: str) -> Path:

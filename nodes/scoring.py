@@ -8,6 +8,7 @@ from comfy_api.v0_0_2 import io
 from ..rewards import host, pick, registry
 from ..rewards.protocol import Reward
 from ..rlg_sampler.sweeps.labels import saying
+from .inputs import answer
 from .lists import as_list, check_number, only, per_image
 from .search import search_aliases
 
@@ -56,18 +57,12 @@ class RLGLoadReward(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str | None = None, file: str | None = None) -> bool | str:
-        """Are the files there? Asked before anything runs; what another node gives is None then."""
-        if name is None or file is None:
-            return True
-        try:
-            registry.weights_of(name, None if file == AUTO else file)
-        except (ValueError, FileNotFoundError) as error:
-            return str(error)
-        return True
+        """Are the files there?"""
+        return answer(lambda name, file: registry.weights_of(name, chosen(file)), name, file)
 
     @classmethod
     def execute(cls, name: str, file: str) -> io.NodeOutput:
-        return io.NodeOutput(registry.load(name, None if file == AUTO else file))
+        return io.NodeOutput(registry.load(name, chosen(file)))
 
 
 class RLGScore(io.ComfyNode):
@@ -210,6 +205,11 @@ def file_input(what: str) -> io.Combo.Input:
         tooltip=f"Weights of {what}, from models/reward_models: a file, or a folder as downloaded from Hugging Face. "
         "auto = the one with the published name; where it is missing, the error says what to get.",
     )
+
+
+def chosen(file: str) -> str | None:
+    """What a file input means; None takes the one with the published name."""
+    return None if file == AUTO else file
 
 
 def _scores_input(name: str, tooltip: str, optional: bool = False) -> io.Float.Input:

@@ -22,6 +22,7 @@ from ..training.prompts import Prompts
 from ..training.task import Task
 from ..training.team import ALONE, Team
 from ..training.trainer import Settings, Trainer
+from .inputs import answer
 from .lists import only
 from .live_training import EVENT, LiveTraining
 from .scoring import RewardType
@@ -148,11 +149,7 @@ class RLGTrainLora(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str | list[str]) -> bool | str:
-        try:
-            _check_name(only(name))
-        except ValueError as error:
-            return str(error)
-        return True
+        return answer(_check_name, only(name))
 
     @classmethod
     def execute(

@@ -13,6 +13,7 @@ from ..files.captioned import captioned
 from ..rewards.pixels import to_image
 from ..rlg_sampler.messages import shown
 from .host_folders import inside
+from .inputs import answer
 from .search import search_aliases
 
 
@@ -62,13 +63,8 @@ class RLGLoadImages(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: str | None = None) -> bool | str:
-        """Are the pictures there? Asked before anything runs; what another node gives is None then."""
-        if folder is not None:
-            try:
-                captioned(_folder(folder))
-            except ValueError as error:
-                return str(error)
-        return True
+        """Are the pictures there?"""
+        return answer(lambda name: captioned(_folder(name)), folder)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_: Any) -> Any:
