@@ -14,7 +14,7 @@ from skimage.metrics import structural_similarity
 
 from demo.rewards import composition
 from demo.run import demo_models
-from demo.scenes import SIDE, Prompt, prompts
+from demo.scenes import SIDE, prompts
 from demo.trained_pair import CHECKPOINT, LORAS
 from evaluation.host import Extension
 from rewards.intervals import Estimate, bootstrap
@@ -78,54 +78,64 @@ def measure_errors(extension: Extension, progress: Callable[[str], None]) -> dic
     models = demo_models()
     for kind in ("checkpoints", "loras"):
         folder_paths.add_model_folder_path(kind, str(models / kind), is_default=True)
-    base, tuned, clip, vae, _ = extension.run_node(
-        "RLGLoadModels", ckpt_name=CHECKPOINT, lora_name=LORAS["composition"], lora_strength=1.0
-    )
-    asked = prompts(_PROMPT_SEED, _PROMPTS, held_out=True)
-
-    def sample(cfg: float, mode: Inputs) -> tuple[np.ndarray, np.ndarray]:
-        """Latents (prompts, seeds, …) and pictures (prompts, seeds, height, width, 3) uint8."""
-        approximation = _approximation(extension, mode)
-        (negative,) = extension.run_node("CLIPTextEncode", clip=clip, text="")
-        latents, pictures = [], []
-        for index, prompt in enumerate(asked):
-            (positive,) = extension.run_node("CLIPTextEncode", clip=clip, text=prompt.text)
-            (latent,) = extension.run_node(
-                "RLGKSampler", base=base, tuned=tuned, seed=1000 + index, steps=STEPS, cfg=cfg, sampler_name="euler",
-                scheduler="normal", positive=positive, negative=negative,
-                latent_image={"samples": torch.zeros(_SEEDS, 16, SIDE // 8, SIDE // 8)}, denoise=1.0, scale=SCALE,
-                approximate=approximation,
-            )  # fmt: skip
-            latents.append(latent["samples"].numpy())
-            pictures.append(to_bytes(vae.decode(latent["samples"])))
-        return np.stack(latents), np.stack(pictures)
-
+    pair = _Pair(extension)
     found: dict[float, dict[str, Error]] = {}
     for cfg in _CFGS:
         progress(f"approximations: {_PROMPTS} × {_SEEDS} pictures at CFG {cfg:g}, exact")
-        latents, pictures = sample(cfg, EXACT)
-        rewards = _rewards(asked, pictures)
+        exact = pair.sampled(cfg, EXACT)
         found[cfg] = {}
         for name, mode in MODES.items():
             if cfg == 1.0 and mode.get("shared_uncond"):
                 continue
             progress(f"approximations: {_PROMPTS} × {_SEEDS} pictures at CFG {cfg:g}, {name}")
-            of_mode, drawn = sample(cfg, mode)
-            error = np.sqrt(np.square(of_mode - latents).mean() / np.square(latents).mean())
-            alike = [
-                structural_similarity(a, b, channel_axis=-1)
-                for a, b in zip(pictures.reshape(-1, SIDE, SIDE, 3), drawn.reshape(-1, SIDE, SIDE, 3), strict=True)
-            ]
-            gained = bootstrap(_rewards(asked, drawn) - rewards)
-            found[cfg][name] = Error(float(error), float(np.mean(alike)), bootstrap(rewards), gained)
+            found[cfg][name] = _error(pair.sampled(cfg, mode), exact)
     return found
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Of each prompt and seed: latents, pictures (prompts, seeds, height, width, 3) uint8, and their rewards."""
+
+    latents: np.ndarray
+    pictures: np.ndarray
+    rewards: np.ndarray
+
+
+class _Pair:
+    """The demo's composition pair, and held-out prompts."""
+
+    def __init__(self, extension: Extension) -> None:
+        self._extension = extension
+        self._base, self._tuned, self._clip, self._vae, _ = extension.run_node(
+            "RLGLoadModels", ckpt_name=CHECKPOINT, lora_name=LORAS["composition"], lora_strength=1.0
+        )
+        self._prompts = prompts(_PROMPT_SEED, _PROMPTS, held_out=True)
+
+    def sampled(self, cfg: float, mode: Inputs) -> _Sampled:
+        approximation, negative = _approximation(self._extension, mode), self._encoded("")
+        latents, pictures, rewards = [], [], []
+        for index, prompt in enumerate(self._prompts):
+            (latent,) = self._extension.run_node(
+                "RLGKSampler", base=self._base, tuned=self._tuned, seed=1000 + index, steps=STEPS, cfg=cfg,
+                sampler_name="euler", scheduler="normal", positive=self._encoded(prompt.text), negative=negative,
+                latent_image={"samples": torch.zeros(_SEEDS, 16, SIDE // 8, SIDE // 8)}, denoise=1.0, scale=SCALE,
+                approximate=approximation,
+            )  # fmt: skip
+            latents.append(latent["samples"].numpy())
+            pictures.append(to_bytes(self._vae.decode(latent["samples"])))
+            rewards.append([composition(picture, prompt).score for picture in pictures[-1]])
+        return _Sampled(np.stack(latents), np.stack(pictures), np.array(rewards))
+
+    def _encoded(self, text: str) -> Any:
+        return self._extension.run_node("CLIPTextEncode", clip=self._clip, text=text)[0]
+
+
+def _error(of_mode: _Sampled, exact: _Sampled) -> Error:
+    latent = np.sqrt(np.square(of_mode.latents - exact.latents).mean() / np.square(exact.latents).mean())
+    pairs = zip(*(sampled.pictures.reshape(-1, SIDE, SIDE, 3) for sampled in (exact, of_mode)), strict=True)
+    ssim = np.mean([structural_similarity(a, b, channel_axis=-1) for a, b in pairs])
+    return Error(float(latent), float(ssim), bootstrap(exact.rewards), bootstrap(of_mode.rewards - exact.rewards))
 
 
 def _approximation(extension: Extension, mode: Inputs) -> Any:
     return extension.run_node("RLGApproximate", **{**EXACT, **mode})[0]
-
-
-def _rewards(asked: list[Prompt], pictures: np.ndarray) -> np.ndarray:
-    """(prompts, seeds)"""
-    rows = zip(asked, pictures, strict=True)
-    return np.array([[composition(picture, prompt).score for picture in row] for prompt, row in rows])

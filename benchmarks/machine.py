@@ -1,20 +1,31 @@
-"""The machine that the numbers belong to."""
+"""The machine that the numbers belong to, and processes of their own on it."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import subprocess
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from evaluation.host import CPU_ARGUMENTS, device, host_arguments, host_version
+from evaluation.host import CPU_ARGUMENTS, device, host_arguments, host_version, open_host
 
 
 def host_options(on_cpu: bool) -> tuple[str, ...]:
     """For the host: the same attention on every machine, or a comparison with diffusers would say nothing."""
     return CPU_ARGUMENTS if on_cpu or not torch.cuda.is_available() else CPU_ARGUMENTS[1:]
+
+
+def in_own_process(host: Path, on_cpu: bool, work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a module's function returns in a fresh process, in which the host is open."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=open_host, initargs=(host, host_options(on_cpu))) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def describe_machine() -> dict[str, str | int]:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import torch
 
-from evaluation.host import Extension, device, open_host
+from evaluation.host import Extension, device
 
 from .evaluations import at_evaluations
-from .machine import host_options
 from .measure import load_methods
 from .models import Files, add_lora_folder
 from .task import make_task
@@ -40,22 +36,8 @@ class Memory:
     peak: int
 
 
-def measure_memory(name: str, host: Path, on_cpu: bool, files: Files, latent: int, dtype: torch.dtype) -> Memory:
-    """`Memory` of one method, from a fresh process.
-
-    Args:
-        name: of the method.
-        host: its folder.
-        on_cpu: leave a GPU alone.
-        latent: side of the latents.
-        dtype: what the host holds weights in.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=open_host, initargs=(host, host_options(on_cpu))) as pool:
-        return pool.submit(_measure_here, name, files, latent, dtype).result()
-
-
-def _measure_here(name: str, files: Files, latent: int, dtype: torch.dtype) -> Memory:
+def measure_memory(name: str, files: Files, latent: int, dtype: torch.dtype) -> Memory:
+    """Of a method on latents of a side, with weights held in `dtype`; to be called in a process of its own."""
     extension = Extension()
     add_lora_folder(files.adapter.parent)
     task = make_task(latent, 1, _STEPS)

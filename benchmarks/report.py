@@ -36,9 +36,9 @@ def cell_section(result: Result) -> str:
         ]
         for name, seconds in wall.items()
     ]
-    title = f"### {result.cell} ({result.timings.rounds} rounds, {result.steps} steps a run)"
+    title = f"{result.cell} ({result.timings.rounds} rounds, {result.steps} steps a run)"
     note = f"Differences are those from {result.reference}, whose latents reach {result.magnitude:.1f}."
-    return f"{title}\n\n{aligned([header, *rows])}\n\n{note}"
+    return f"{_section(title, header, rows)}\n\n{note}"
 
 
 def summary_section(results: Sequence[Result]) -> str:
@@ -55,7 +55,7 @@ def summary_section(results: Sequence[Result]) -> str:
             beside = {name: getattr(r.timings, clock) for r in reversed(of_cell) for name in r.timings.wall}
             ratios = [_against(beside.get(reference, {}), OURS, reference) for reference in _TIME_TARGETS]
             rows.append([str(cell), clock, *ratios, *_auto(of_cell[0], beside[OURS])])
-    return f"### {OURS}, time of a step\n\n{aligned([header, *rows])}"
+    return _section(f"{OURS}, time of a step", header, rows)
 
 
 def _auto(result: Result, seconds: Seconds) -> list[str]:
@@ -85,8 +85,7 @@ def sweep_section(sweeps: Sequence[SweepResult]) -> str:
         ]
         for sweep in sweeps
     ]
-    title = "### Sweeps against separate runs (evaluations are rows of latents through the model)"
-    return f"{title}\n\n{aligned([header, *rows])}"
+    return _section("Sweeps against separate runs (evaluations are rows of latents through the model)", header, rows)
 
 
 def approximation_times_section(timings: Timings) -> str:
@@ -97,9 +96,7 @@ def approximation_times_section(timings: Timings) -> str:
         for name, seconds in timings.wall.items()
     ]
     aims = ", ".join(f"≤ {aim} × {PLAIN} for {name}" for name, aim in _APPROXIMATE_TARGETS.items())
-    return (
-        f"### Approximate modes, time of a step ({timings.rounds} rounds; aims: {aims})\n\n{aligned([header, *rows])}"
-    )
+    return _section(f"Approximate modes, time of a step ({timings.rounds} rounds; aims: {aims})", header, rows)
 
 
 def approximation_errors_section(errors: Mapping[float, Mapping[str, Error]]) -> str:
@@ -111,8 +108,8 @@ def approximation_errors_section(errors: Mapping[float, Mapping[str, Error]]) ->
         for name, error in modes.items()
     ]
     exact = "; ".join(f"{next(iter(modes.values())).exact_reward} at CFG {cfg:g}" for cfg, modes in errors.items())
-    title = "### Approximate modes, error against exact guidance on the demo's composition pair"
-    return f"{title}\n\n{aligned([header, *rows])}\n\nExact reward: {exact}."
+    title = "Approximate modes, error against exact guidance on the demo's composition pair"
+    return f"{_section(title, header, rows)}\n\nExact reward: {exact}."
 
 
 def overhead_section(timings: Timings) -> str:
@@ -127,7 +124,7 @@ def overhead_section(timings: Timings) -> str:
         [name, f"{1e3 * Spread.of(seconds).median:.3f}", more(seconds, PLAIN), more(seconds, TWO_LOADED)]
         for name, seconds in timings.cpu.items()
     ]
-    return f"### Code around networks that do nothing ({timings.rounds} rounds)\n\n{aligned([header, *rows])}"
+    return _section(f"Code around networks that do nothing ({timings.rounds} rounds)", header, rows)
 
 
 def memory_section(depth: int, dtype: str, memory: Mapping[str, Memory]) -> str:
@@ -143,7 +140,11 @@ def memory_section(depth: int, dtype: str, memory: Mapping[str, Memory]) -> str:
     peak = {name: m.peak for name, m in memory.items()}
     rows = [[name, *against(weights, name), *against(peak, name)] for name in memory]
     aims = ", ".join(f"≤ {aim} of {name}" for name, aim in _MEMORY_TARGETS.items())
-    return f"### Memory at depth {depth}, {dtype} (aims for our weights: {aims})\n\n{aligned([header, *rows])}"
+    return _section(f"Memory at depth {depth}, {dtype} (aims for our weights: {aims})", header, rows)
+
+
+def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return f"### {title}\n\n{aligned([header, *rows])}"
 
 
 def _milliseconds(seconds: Sequence[float]) -> str:

@@ -21,7 +21,7 @@ from files.pictures import write_bytes
 
 from . import report
 from .approximations import measure_errors, measure_times
-from .machine import describe_machine
+from .machine import describe_machine, in_own_process
 from .measure import EVERYTHING, Cell, Result, groups_that_fit, load_methods, measure_cell, measure_overhead
 from .memory import Memory, measure_memory
 from .methods import DIFFUSERS, HOOKS, OURS, PLAIN, TWO_LOADED, TWO_PASSES
@@ -138,7 +138,8 @@ class Session:
         others = [HOOKS, DIFFUSERS] if dtype == torch.float32 else [HOOKS]
         for name in (PLAIN, OURS, TWO_PASSES, TWO_LOADED, *others):
             self._progress(f"memory of a process of its own: {name}, depth {depth}")
-            memory[name] = measure_memory(name, self._arguments.host, self._arguments.cpu, files, _MEMORY_LATENT, dtype)
+            process = self._arguments.host, self._arguments.cpu
+            memory[name] = in_own_process(*process, measure_memory, name, files, _MEMORY_LATENT, dtype)
         stored = str(dtype).removeprefix("torch.")
         of_methods = {name: asdict(m) for name, m in memory.items()}
         self._values["memory"] = {"depth": depth, "dtype": stored, **of_methods}

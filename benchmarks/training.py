@@ -8,13 +8,11 @@ its own, in turn: seconds of the processor, so that what else the machine does c
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from evaluation.host import Extension, open_host
+from evaluation.host import Extension
 from evaluation.summary import aligned
 from files.pictures import write_bytes
 
 from . import diffusers_loop, models
-from .machine import describe_machine, host_options
+from .machine import describe_machine, in_own_process
 from .memory import peak, used
 from .models import Files
 from .task import CFG, make_task
@@ -79,20 +77,14 @@ def compare(host: Path, on_cpu: bool, depth: int, rounds: int, threads: int | No
         for _ in range(rounds):
             for name in order.sample(list(seconds), 2):
                 bar.set_description_str(name)
-                cost = _measured(name, host, on_cpu, files, threads)
+                cost = in_own_process(host, on_cpu, _measured, name, files, threads)
                 seconds[name] += cost.seconds
                 peaks[name].append(cost.peak)
                 bar.update()
     _write(depth, seconds, peaks)
 
 
-def _measured(name: str, host: Path, on_cpu: bool, files: Files, threads: int | None) -> Cost:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=open_host, initargs=(host, host_options(on_cpu))) as pool:
-        return pool.submit(_measure_here, name, files, threads).result()
-
-
-def _measure_here(name: str, files: Files, threads: int | None) -> Cost:
+def _measured(name: str, files: Files, threads: int | None) -> Cost:
     if threads:
         torch.set_num_threads(threads)
     before = used()

@@ -232,15 +232,6 @@ def write_peft_adapter(
     size of B·A before alpha/r, compared with the weights it is added to, at depth 2.
     """
     rank_pattern = dict(rank_pattern or {})
-    w = _Weights(seed)
-    scale = init_scale * math.sqrt(2 / config.depth)
-    for module in lora_modules(config):
-        r = next((r for pattern, r in rank_pattern.items() if re.match(rf"(.*\.)?({pattern})$", module)), rank)
-        size = scale * _image_gain(config.hidden) if module.endswith(".to_out.0") else scale
-        name = f"base_model.model.{module}"
-        w[f"{name}.lora_A.weight"] = w.randn(f"{module}.A", r, config.hidden) / math.sqrt(config.hidden)
-        w[f"{name}.lora_B.weight"] = w.randn(f"{module}.B", config.hidden, r) / math.sqrt(r)
-        w[f"{name}.lora_B.weight"] *= torch.as_tensor(size).reshape(-1, 1)
     adapter_config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -257,9 +248,24 @@ def write_peft_adapter(
     )
     folder = Path(folder)
     with replacing(folder / "adapter_model.safetensors") as temporary:
-        save_file(dict(w), temporary, metadata={"format": "pt"})
+        weights = _adapter_weights(config, rank, rank_pattern, seed, init_scale * math.sqrt(2 / config.depth))
+        save_file(weights, temporary, metadata={"format": "pt"})
     adapter_config.save_pretrained(str(folder))
     return folder
+
+
+def _adapter_weights(
+    config: TinySD3, rank: int, rank_pattern: Mapping[str, int], seed: int, scale: float
+) -> dict[str, torch.Tensor]:
+    w = _Weights(seed)
+    for module in lora_modules(config):
+        r = next((r for pattern, r in rank_pattern.items() if re.match(rf"(.*\.)?({pattern})$", module)), rank)
+        size = scale * _image_gain(config.hidden) if module.endswith(".to_out.0") else scale
+        name = f"base_model.model.{module}"
+        w[f"{name}.lora_A.weight"] = w.randn(f"{module}.A", r, config.hidden) / math.sqrt(config.hidden)
+        w[f"{name}.lora_B.weight"] = w.randn(f"{module}.B", config.hidden, r) / math.sqrt(r)
+        w[f"{name}.lora_B.weight"] *= torch.as_tensor(size).reshape(-1, 1)
+    return dict(w)
 
 
 def lora_modules(config: TinySD3) -> Iterator[str]:

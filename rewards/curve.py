@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .intervals import Estimate, student
 
@@ -95,17 +96,7 @@ def curve(
     Raises:
         ValueError: the numbers of these differ, there are none, or one is not finite.
     """
-    for name, values in (("labels", places), ("diversity", diversity), ("prompts", prompts)):
-        if values is not None and len(values) != len(scores):
-            raise ValueError(
-                f"{name}: there are {len(values)} of them for {len(scores)} scores; connect what belongs to the same "
-                "images."
-            )
-    if not scores:
-        raise ValueError("scores: there are none; connect those of RLG Score.")
-    for name, values in (("scores", scores), ("diversity", diversity or ())):
-        if not all(map(math.isfinite, values)):
-            raise ValueError(f"{name}: one is not a finite number; look at the images that were measured.")
+    _check_numbers(scores, labels=places, diversity=diversity, prompts=prompts)
     texts = prompts or [""] * len(scores)
     rows: dict[tuple[str, float], list[int]] = {}
     for row, (series, x, _) in enumerate(places):
@@ -127,6 +118,21 @@ def curve(
             )
         )
     return Curve(axis, tuple(points))
+
+
+def _check_numbers(scores: Sequence[float], **others: Sequence[Any] | None) -> None:
+    """Raises ValueError: see `curve`."""
+    for name, values in others.items():
+        if values is not None and len(values) != len(scores):
+            raise ValueError(
+                f"{name}: there are {len(values)} of them for {len(scores)} scores; connect what belongs to the same "
+                "images."
+            )
+    if not scores:
+        raise ValueError("scores: there are none; connect those of RLG Score.")
+    for name, values in (("scores", scores), ("diversity", others["diversity"] or ())):
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"{name}: one is not a finite number; look at the images that were measured.")
 
 
 def estimate(values: Sequence[float], prompts: Sequence[str] | None = None) -> Estimate:
