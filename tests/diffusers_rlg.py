@@ -60,29 +60,32 @@ def sample(
     """
     flow, latents = scheduler(steps), noise
     for timestep in flow.timesteps:
-        tuned = _guided_velocity(model, latents, timestep, positive, negative, cfg)
-        with model.disable_adapter():
-            base = _guided_velocity(model, latents, timestep, positive, negative, cfg)
-        latents = flow.step(base + scale * (tuned - base), timestep, latents, return_dict=False)[0]
+        mixed = torch.zeros_like(latents)
+        if scale != 0:
+            mixed += scale * _guided_velocity(model, latents, timestep, positive, negative, cfg)
+        if scale != 1:
+            with model.disable_adapter():
+                mixed += (1 - scale) * _guided_velocity(model, latents, timestep, positive, negative, cfg)
+        latents = flow.step(mixed, timestep, latents, return_dict=False)[0]
     return latents / VAE_SCALE + VAE_SHIFT
 
 
 def _guided_velocity(
     model: PeftModel, latents: torch.Tensor, timestep: torch.Tensor, positive: Text, negative: Text, cfg: float
 ) -> torch.Tensor:
-    uncond, cond = velocity(model, latents, timestep, positive, negative).chunk(2)
+    if cfg == 1:  # as in the pipelines
+        return velocity(model, latents, timestep, positive)
+    uncond, cond = velocity(model, latents, timestep, negative, positive).chunk(2)
     return uncond + cfg * (cond - uncond)
 
 
-def velocity(
-    model: PeftModel, latents: torch.Tensor, timestep: torch.Tensor, positive: Text, negative: Text
-) -> torch.Tensor:
-    """The model's predictions, those for `negative` first, then those for `positive`: twice the rows of `latents`."""
+def velocity(model: PeftModel, latents: torch.Tensor, timestep: torch.Tensor, *texts: Text) -> torch.Tensor:
+    """The model's predictions for each of `texts`, one after the other: (texts * batch, 16, height, width)."""
     return model(
-        hidden_states=torch.cat([latents, latents]),
-        timestep=timestep.expand(2 * len(latents)),
-        encoder_hidden_states=torch.cat([negative.tokens, positive.tokens]),
-        pooled_projections=torch.cat([negative.pooled, positive.pooled]),
+        hidden_states=latents.repeat(len(texts), 1, 1, 1),
+        timestep=timestep.expand(len(texts) * len(latents)),
+        encoder_hidden_states=torch.cat([text.tokens for text in texts]),
+        pooled_projections=torch.cat([text.pooled for text in texts]),
         return_dict=False,
     )[0]
 

@@ -85,7 +85,7 @@ class Iteration:
     def _velocity(
         self, x: torch.Tensor, index: int, positive: diffusers_rlg.Text, negative: diffusers_rlg.Text
     ) -> torch.Tensor:
-        uncond, cond = diffusers_rlg.velocity(self._model, x, self._flow.timesteps[index], positive, negative).chunk(2)
+        uncond, cond = diffusers_rlg.velocity(self._model, x, self._flow.timesteps[index], negative, positive).chunk(2)
         return uncond.detach() + self._cfg * (cond - uncond.detach())
 
 

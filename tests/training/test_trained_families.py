@@ -172,7 +172,7 @@ def test_diffusers_pipelines_read_the_folder(sd3) -> None:
 
 def _velocity(model: Any) -> torch.Tensor:
     noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
-    return diffusers_rlg.velocity(model, noise, torch.tensor(500.0), _text(1), _text(2))
+    return diffusers_rlg.velocity(model, noise, torch.tensor(500.0), _text(2), _text(1))
 
 
 def test_the_files_say_how_they_were_made(sd3) -> None:
