@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
@@ -20,6 +22,15 @@ from demo.tiny_model import TinySD3
 from pairs import CLOSE, FAMILIES, conds, empty_latent, load_checkpoint, relative, task
 
 RANK = 4
+
+
+ROTARY = ("Flux", "Qwen-Image", "Wan")
+
+
+def _skip_without_gradients(name: str) -> None:
+    """Hosts between 0.3.75 and 0.14 rotate queries and keys by comfy_kitchen's operators, in training too."""
+    if name in ROTARY and find_spec("comfy_kitchen") and not hasattr(comfy.model_management, "in_training"):
+        pytest.skip(f"gradients do not pass the rotary embeddings of {name} in this ComfyUI")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +76,7 @@ def _x0(
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_reach_every_matrix(training, name) -> None:
     """In a model made in inference mode, as nodes make it; its weights ask for none and get none."""
+    _skip_without_gradients(name)
     family = FAMILIES[name]
     model = family.load()
     policy = _policy(training, model)
@@ -86,6 +98,7 @@ def test_gradients_reach_every_matrix(training, name) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_are_those_of_finite_differences(training, name, checkpointing) -> None:
     """Along the gradient, where the slope is its norm. Without CFG, whose other side is a constant to the gradient."""
+    _skip_without_gradients(name)
     family = FAMILIES[name]
     model = family.load()
     policy = _policy(training, model)
