@@ -12,12 +12,18 @@ from .protocol import WithoutGradient, check_inputs
 
 _QUOTED = re.compile('["\u201c\u201d]([^"\u201c\u201d]+)["\u201c\u201d]')
 
+_SETTINGS = {
+    "Global.log_level": "error", "Global.use_cls": False, "Det.limit_type": "max", "Det.limit_side_len": 960,
+}  # fmt: skip
+"""PaddleOCR's own, with `use_angle_cls=False` as in flow_grpo/ocr.py of the authors."""
+
 
 class TextRendering(WithoutGradient):
     """1 minus the edit distance of the text read from the picture to the one asked for, per letter of it, at least 0.
 
     As Flow-GRPO's OCR reward (arXiv 2505.05470, section 5.1): spaces and case do not count, and neither does what
-    stands around the text that was asked for. It reads with PaddleOCR; here it is RapidOCR, with PaddleOCR's models.
+    stands around the text that was asked for. It reads with PaddleOCR; here it is RapidOCR, with PaddleOCR's models and
+    the settings that the authors use: pictures are not enlarged, and nothing is read upside down.
     """
 
     name = "text_rendering"
@@ -36,7 +42,7 @@ class TextRendering(WithoutGradient):
                 f"reward: {self.name} needs Python packages that are not installed ({error.name}); install them in "
                 "ComfyUI's environment: pip install rapidocr onnxruntime rapidfuzz."
             ) from error
-        self._ocr = RapidOCR(params={"Global.log_level": "error"})
+        self._ocr = RapidOCR(params=_SETTINGS)
         self._distance = Levenshtein.distance
 
     def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:

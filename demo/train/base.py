@@ -22,6 +22,7 @@ from demo.scenes import Prompt, draw, random_prompt
 from demo.tiny_encoders import CLIP_WIDTH, LATENT_CHANNELS
 from demo.tiny_model import TinySD3
 from demo.train.loop import cosine, train
+from demo.train.precision import half_where_fast
 from demo.train.text import Text, encoded
 from files.replacing import replacing
 
@@ -72,12 +73,12 @@ def build(config: TinySD3 = CONFIG) -> SD3Transformer2DModel:
 def velocity(model: torch.nn.Module, latents: Tensor, sigma: Tensor, text: Text) -> Tensor:
     """The network's prediction of ε − x0, float32. `sigma`: (batch,)."""
     # On a CPU the fused attention is the slower one, in its backward pass above all.
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with half_where_fast(), sdpa_kernel(SDPBackend.MATH):
         predicted = model(
             hidden_states=latents,
             timestep=1000 * sigma,
-            encoder_hidden_states=text.tokens,
-            pooled_projections=text.pooled,
+            encoder_hidden_states=text.tokens.float(),
+            pooled_projections=text.pooled.float(),
             return_dict=False,
         )[0]
     return predicted.float()
@@ -112,7 +113,7 @@ def _encoded_scenes(vae: AutoencoderTiny, prompts: list[Prompt], rng: np.random.
     for index, prompt in enumerate(prompts):
         scenes = np.stack([np.array(draw(prompt, rng)) for _ in range(SCENES_EACH)])
         batch = torch.from_numpy(scenes).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_where_fast():
             found[index] = vae.encoder(batch.to(memory_format=torch.channels_last))
         if index % 1000 == 999:
             print(f"scenes of {index + 1}/{len(prompts)} captions", flush=True)

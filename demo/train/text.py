@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from demo.tiny_encoders import CLIP_POSITIONS, clip_l_state_dict
+from demo.train.precision import half_where_fast
 from files.replacing import replacing
 
 BATCH = 32
@@ -61,7 +62,7 @@ def encode(captions: Sequence[str], host: Path) -> Text:
         ids = tokenizer(
             list(captions[first : first + BATCH]), padding="max_length", max_length=CLIP_POSITIONS, return_tensors="pt"
         ).input_ids
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_where_fast():
             output = model(ids, output_hidden_states=True)
         tokens.append(output.hidden_states[-2].bfloat16())
         pooled.append(output.pooler_output.bfloat16())

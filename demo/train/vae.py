@@ -17,6 +17,7 @@ from torch import Tensor
 from demo.scenes import SIDE, draw, random_prompt
 from demo.tiny_encoders import LATENT_CHANNELS, vae_state_dict
 from demo.train.loop import cosine, train
+from demo.train.precision import half_where_fast
 
 WIDTH = 32
 STEPS, BATCH, CROP, LEARNING_RATE = 3500, 16, 64, 1.5e-3
@@ -69,7 +70,7 @@ def train_vae(folder: Path, seed: int) -> AutoencoderTiny:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * cosine(index, STEPS)
         batch = _crops(scenes(), generator).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_where_fast():
             latents = model.encoder(batch)
             noise = LATENT_NOISE * torch.randn(latents.shape, generator=generator)
             decoded = model.decoder(latents + noise)
