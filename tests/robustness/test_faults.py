@@ -37,8 +37,8 @@ PLACES = ("model", "adapted module", "conds", "guidance of another pack", "sampl
 QKV = "joint_blocks.1.x_block.attn.qkv"
 
 
-KEPT = {"KnownCells"}
-"""What outlives a run by intent: the cells of the last sweeps, sixteen of them at most."""
+KEPT = {"_Task"}
+"""What outlives a run by intent: the tasks of the last sweeps with their cells, sixteen of them at most."""
 
 
 class Runs:
