@@ -116,9 +116,7 @@ class RLGSweep(io.ComfyNode):
         names = [
             name
             for setting, each in zip(chosen, tasks, strict=True)
-            for name in labels(
-                [join(filter(None, (setting.label, cell.label))) for cell in wanted], pictures, each.inputs.seed
-            )
+            for name in labels([join([*setting.said, cell.label]) for cell in wanted], pictures, each.inputs.seed)
         ]
         model = tasks[0].model
         make_callback = functools.partial(latent_preview.prepare_callback, model)

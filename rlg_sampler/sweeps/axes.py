@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..schedules.schedule import exact
-from .labels import join
 from .number_list import number_list
 
 if TYPE_CHECKING:
@@ -41,11 +40,11 @@ class Setting:
 
     Attributes:
         values: name of an axis → its value.
-        label: what labels say of it before the scale; may be empty. The seed has its own place in them.
+        said: the parts of labels that say it, before the scale. The seed has its own place in them.
     """
 
     values: Mapping[str, Any]
-    label: str
+    said: tuple[str, ...]
 
 
 def number_axis(name: str, text: str) -> Axis:
@@ -93,5 +92,5 @@ def settings(axes: Sequence[Axis]) -> Iterator[Setting]:
     """Every combination of the axes' values, the last changing fastest; one of nothing where there are no axes."""
     names = [axis.name for axis in axes]
     for picks in itertools.product(*(zip(axis.values, axis.texts, strict=True) for axis in axes)):
-        said = [f"{name} {text}" for name, (_, text) in zip(names, picks, strict=True) if name != SEED]
-        yield Setting({name: value for name, (value, _) in zip(names, picks, strict=True)}, join(said))
+        said = tuple(f"{name} {text}" for name, (_, text) in zip(names, picks, strict=True) if name != SEED)
+        yield Setting({name: value for name, (value, _) in zip(names, picks, strict=True)}, said)

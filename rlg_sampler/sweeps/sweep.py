@@ -154,10 +154,10 @@ class _Part:
         self, progress: _Progress, done: Callable[[Sequence[int], torch.Tensor], None]
     ) -> Iterator[torch.Tensor]:
         """What is missing, cell by cell."""
-        task, shared = self._task, SharedEvaluations()
-        for turn in in_turn(list(self.missing)):
+        task, shared, missing = self._task, SharedEvaluations(), list(self.missing)
+        for turn in in_turn(missing):
             shared.begin(turn)
-            scales = list(self.missing)[turn.cell]
+            scales = missing[turn.cell]
             model = on_schedule(task.model, self.missing[scales], shared)
             # Noise is drawn again for each cell: samplers that use the global generator go on from there.
             noise, report = task.inputs.noise(self._start), progress.of_run(self.steps)
