@@ -1,14 +1,15 @@
 """Published methods as settings: where pictures start, which steps draw noise, which are trained, what is compared.
 
-A method is one of two gradients. A policy gradient makes the drawn steps of good pictures more likely and those of bad
-ones less; it needs nothing of the reward but its numbers. A reward gradient goes from the score through the picture and
-the last predictions; it learns more from a picture, and needs a reward that can be differentiated.
+A policy gradient makes the drawn steps of good pictures more likely and those of bad ones less; it needs nothing of the
+reward but its numbers. So does a contrast on the forward process, which learns from finished pictures with noise added.
+A reward gradient goes from the score through the picture and the last predictions; it learns more from a picture, and
+needs a reward that can be differentiated.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -269,7 +270,65 @@ class DirectAlign:
         return self.wanted[iteration % len(self.wanted)], self.unwanted[iteration % len(self.unwanted)]
 
 
-Method = PolicyGradient | RewardGradient | DirectAlign
+@dataclass(frozen=True)
+class ForwardProcess:
+    """A contrast of good and bad pictures where noise is added to them.
+
+    Pictures are sampled without noise on the way. Each is then noised to some of the sigmas it was sampled at, and the
+    prediction there is drawn to the pictures above their group's mean and pushed away from those below.
+
+    Attributes:
+        name, source: of the published method.
+        steps, cfg, scheduler: of sampling.
+        groups: prompts per iteration.
+        group_size: pictures per prompt.
+        trained_steps: noise levels that a picture is learned from, random ones; 0 = all it was sampled at.
+        beta: how far the compared policies are from the one that drew; smaller learns faster and less steadily.
+        kl_weight: of the distance to the base model.
+        largest_advantage: advantages are cut off there; there a picture counts as wholly good or bad.
+        lag_growth, largest_lag: the policy that draws keeps this share of its own weights after an iteration, more from
+            iteration to iteration up to the second number.
+        average_decay: of the averaged LoRA, per update.
+    """
+
+    name: str
+    source: str
+    steps: int = 10
+    cfg: float = 1.0
+    scheduler: str = "normal"
+    groups: int = 4
+    group_size: int = 24
+    trained_steps: int = 0
+    beta: float = 1.0
+    kl_weight: float = 1e-4
+    largest_advantage: float = 5.0
+    lag_growth: float = 1e-3
+    largest_lag: float = 0.5
+    average_decay: float = 0.9
+    through_negative: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that no iteration could be made with."""
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size: {self.group_size} picture per prompt has none to be compared with; use 2 or more."
+            )
+        if self.groups < 1:
+            raise ValueError("groups: without pictures nothing is learned; use 1 or more.")
+        if not 0 <= self.trained_steps <= self.steps:
+            raise ValueError(
+                f"trained_steps: {self.trained_steps} noise levels are more than the {self.steps} steps have; lower it "
+                "or raise steps."
+            )
+        if self.beta <= 0.0:
+            raise ValueError(f"beta: {self.beta:g} compares the policy with itself; use a value above 0, such as 1.")
+
+    def levels(self, generator: torch.Generator) -> list[int]:
+        """Steps whose noise some pictures are learned from."""
+        return torch.randperm(self.steps, generator=generator)[: self.trained_steps or self.steps].tolist()
+
+
+Method = PolicyGradient | RewardGradient | DirectAlign | ForwardProcess
 
 FLOW_GRPO = PolicyGradient("Flow-GRPO", "arXiv 2505.05470, yifan123/flow_grpo config/grpo.py")
 """As its authors train SD3.5 medium, with 4 prompts per iteration in place of 48 on their 32 GPUs, and an average that
@@ -299,6 +358,8 @@ IMAGE_REFL = replace(
 )
 """From real images, and with a diffusion loss on them."""
 
+DIFFUSION_NFT = ForwardProcess("DiffusionNFT", "arXiv 2509.16117, NVlabs/DiffusionNFT config/nft.py sd3_geneval")
+"""As its authors train SD3.5 medium on GenEval, with 4 prompts per iteration in place of 48 on 8 GPUs."""
 
 SRPO = DirectAlign("SRPO", "arXiv 2509.06942, Tencent-Hunyuan/SRPO SRPO_training_hpsv2.sh")
 """As its authors train FLUX.1-dev on HPS v2.1, with 4 prompts per iteration in place of 32. Without their threshold,

@@ -14,11 +14,12 @@ import torch
 from ..rlg_sampler.messages import model_name
 from .checkpoint import State, changes
 from .direct_align import DirectAlignLearner
+from .forward_process import ForwardLearner
 from .gradients import check_differentiable, training_mode
 from .host_model import HostModel, Run
 from .iteration import Learned, Report
 from .lora_output import save_lora
-from .method import DirectAlign, Method, PolicyGradient, RewardGradient
+from .method import DirectAlign, ForwardProcess, Method, PolicyGradient, RewardGradient
 from .policy import Policy
 from .policy_gradient import PolicyLearner
 from .prompts import Prompts
@@ -34,7 +35,12 @@ LARGEST_GRADIENT = 1.0
 """Gradients are scaled down to this norm, as all references do."""
 WEIGHT_DECAY = 1e-4
 _SECONDS_BETWEEN_CHECKPOINTS = 30.0
-_LEARNERS = {PolicyGradient: PolicyLearner, RewardGradient: LastStepsLearner, DirectAlign: DirectAlignLearner}
+_LEARNERS = {
+    PolicyGradient: PolicyLearner,
+    ForwardProcess: ForwardLearner,
+    RewardGradient: LastStepsLearner,
+    DirectAlign: DirectAlignLearner,
+}
 
 
 @dataclass(frozen=True)

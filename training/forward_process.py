@@ -1,0 +1,145 @@
+"""An iteration of DiffusionNFT: what good pictures have that bad ones have not, learned where noise is added to them.
+
+With x0 a drawn picture, x_t the same with noise, x̂_old what the policy that drew it predicts there and x̂ what the
+trained one does, there are two policies beside it,
+
+    x̂⁺ = (1 − β)·x̂_old + β·x̂,    x̂⁻ = (1 + β)·x̂_old − β·x̂
+    loss = r·‖x̂⁺ − x0‖² + (1 − r)·‖x̂⁻ − x0‖²
+
+so the better a picture (r, 0 … 1), the more is x̂ drawn to it, and away from it below ½. No density of a step is
+needed: pictures are sampled without noise on the way, and any step of any model family can be learned from (arXiv
+2509.16117, eq. 5; weights and constants as in NVlabs/DiffusionNFT scripts/train_nft_sd3.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+
+from .advantages import compared
+from .gradient_sum import GradientSum
+from .gradients import training_mode
+from .host_model import HostModel, Run
+from .iteration import Learned, Report
+from .losses import contrast_loss
+from .method import ForwardProcess
+from .rollout import Pictures, chunks
+from .streams import noise
+from .task import Task
+from .team import Team
+
+
+class ForwardLearner:
+    """Makes the iterations of a method that learns on the forward process.
+
+    Args, Raises:
+        As `PolicyLearner`.
+    """
+
+    def __init__(
+        self, method: ForwardProcess, task: Task, host: HostModel, batch_size: int, seed: int, team: Team
+    ) -> None:
+        self._method, self._task, self._host, self._team, self._seed = method, task, host, team, seed
+        self._parts = chunks(method.groups, method.group_size, batch_size)
+        task.check_scores(min(len(rows) for _, rows in self._parts))
+        with training_mode():
+            self._old = {name: p.detach().clone() for name, p in host.policy.parameters.items()}
+        """Of the policy that draws, which follows the trained one."""
+
+    def iterate(self, iteration: int, step: Callable[[], float], report: Report) -> Learned:
+        """See `PolicyLearner.iterate`."""
+        drawn, scores = self._drawn(iteration, report)
+        advantages = self._advantages(iteration, self._task.sum.measured(scores))
+        gradients, kl = GradientSum(self._host.policy.parameters.values()), 0.0
+        for done, (number, (pictures, x0)) in enumerate(drawn.items(), 1):
+            own = advantages[number]
+            if own.any() or self._method.kl_weight:
+                body = partial(self._gradients, clean=x0, advantages=own, pictures=pictures)
+                kl += self._with_model(pictures, body)
+                gradients.take()
+            report(0.5 + 0.5 * done / len(drawn))
+        kl = float(self._team.total(torch.tensor(kl, dtype=torch.float64)))
+        gradients.give(self._team)
+        norm = step()
+        self._follow(iteration)
+        rewards = self._task.sum.weighed(scores)
+        return Learned(
+            reward=float(rewards.mean()),
+            spread=float(rewards.std(correction=0)),
+            kl=kl,
+            clipped=0.0,
+            diffusion=0.0,
+            gradient=norm,
+        )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What later iterations depend on."""
+        return {f"old.{name}": tensor for name, tensor in self._old.items()}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        for name, own in self._old.items():
+            own.copy_(tensors[f"old.{name}"])
+
+    def _drawn(self, iteration: int, report: Report) -> tuple[dict[int, tuple[Pictures, torch.Tensor]], torch.Tensor]:
+        """This worker's pictures and their latents by the number of their part, and all workers' scores."""
+        method, shape = self._method, self._task.latent_shape
+        prompts = self._task.prompts.chosen(self._seed, iteration, method.groups)
+        own = [number for number, (group, _) in enumerate(self._parts) if self._team.makes(group)]
+        scores = torch.zeros(method.groups, method.group_size, self._task.sum.count, dtype=torch.float64)
+        drawn: dict[int, tuple[Pictures, torch.Tensor]] = {}
+        with self._host.policy.with_values(self._old):
+            for number in own:
+                group, rows = self._parts[number]
+                pictures = Pictures.of(self._seed, iteration, prompts[group], group, rows, shape)
+                begun = noise(pictures.own, shape, torch.device("cpu"))
+                drawn[number] = pictures, self._with_model(pictures, lambda run, x=begun: run.sampled(x).cpu())
+                report(0.4 * len(drawn) / len(own))
+        for done, (number, (pictures, x0)) in enumerate(drawn.items(), 1):
+            group, rows = self._parts[number]
+            found = self._task.scores(self._task.decoded(x0), [pictures.prompt] * len(x0))
+            scores[group, rows.start : rows.stop] = found
+            report(0.4 + 0.1 * done / len(own))
+        return drawn, self._team.total(scores).flatten(0, 1)
+
+    def _advantages(self, iteration: int, rewards: torch.Tensor) -> list[torch.Tensor]:
+        """Of each part, those of its pictures."""
+        chosen = self._task.prompts.chosen(self._seed, iteration, self._method.groups)
+        prompts = [prompt for prompt in chosen for _ in range(self._method.group_size)]
+        advantages = compared(rewards, prompts, self._method.largest_advantage)
+        return list(advantages.split([len(rows) for _, rows in self._parts]))
+
+    def _gradients(self, run: Run, clean: torch.Tensor, advantages: torch.Tensor, pictures: Pictures) -> float:
+        """Add the gradients of some pictures; what they add to the mean distance to the base model."""
+        method, clean, kl = self._method, clean.to(run.device), 0.0
+        largest = method.largest_advantage
+        r = (0.5 + 0.5 * advantages / largest).to(run.device)
+        levels = method.levels(pictures.common)
+        weight = 1.0 / (method.groups * method.group_size * len(levels))
+        for index in levels:
+            x = run.start(noise(pictures.own, pictures.shape, run.device), clean, index)
+            with self._host.policy.with_values(self._old):
+                old = run.x0(x, index)
+            base = self._base(run, x, index) if method.kl_weight else old
+            with torch.enable_grad():
+                x0 = run.x0(x, index)
+                distance = ((x0 - base) / run.sigmas[index]).square().flatten(1).mean(dim=1)
+                loss = largest / method.beta * contrast_loss(x0, old, clean, r, method.beta)
+                ((loss + method.kl_weight * distance).sum() * weight).backward()
+            kl += float(distance.detach().sum()) * weight
+        return kl
+
+    def _base(self, run: Run, x: torch.Tensor, index: int) -> torch.Tensor:
+        with self._host.policy.disabled():
+            return run.x0(x, index)
+
+    def _follow(self, iteration: int) -> None:
+        """Take the policy that draws nearer to the trained one."""
+        kept = min(self._method.lag_growth * iteration, self._method.largest_lag)
+        for name, parameter in self._host.policy.parameters.items():
+            self._old[name].lerp_(parameter.detach(), 1.0 - kept)
+
+    def _with_model(self, pictures: Pictures, body: Callable[[Run], torch.Tensor | float]) -> torch.Tensor | float:
+        return self._host.run(pictures.prompt, torch.Size((len(pictures.own), *pictures.shape)), body)
