@@ -9,6 +9,9 @@ trained one does, there are two policies beside it,
 so the better a picture (r, 0 … 1), the more is x̂ drawn to it, and away from it below ½. No density of a step is
 needed: pictures are sampled without noise on the way, and any step of any model family can be learned from (arXiv
 2509.16117, eq. 5; weights and constants as in NVlabs/DiffusionNFT scripts/train_nft_sd3.py).
+
+Pictures that are computed together and all as good as their group's mean are left out. As long as x̂ is x̂_old their
+gradient is 0, which AdamW would make steps of rounding errors of; later the reference draws x̂ back to x̂_old there.
 """
 
 from __future__ import annotations
@@ -21,14 +24,18 @@ import torch
 from .advantages import compared
 from .gradient_sum import GradientSum
 from .gradients import training_mode
+from .groups import Groups
 from .host_model import HostModel, Run
 from .iteration import Learned, Report
 from .losses import contrast_loss
 from .method import ForwardProcess
-from .rollout import Pictures, chunks
+from .rollout import Pictures
 from .streams import noise
 from .task import Task
 from .team import Team
+
+Finished = tuple[Pictures, torch.Tensor]
+"""Pictures that were drawn together, with their latents, (rows, channels, ...) as the model sees them, on the CPU."""
 
 
 class ForwardLearner:
@@ -41,16 +48,16 @@ class ForwardLearner:
     def __init__(
         self, method: ForwardProcess, task: Task, host: HostModel, batch_size: int, seed: int, team: Team
     ) -> None:
-        self._method, self._task, self._host, self._team, self._seed = method, task, host, team, seed
-        self._parts = chunks(method.groups, method.group_size, batch_size)
-        task.check_scores(min(len(rows) for _, rows in self._parts))
+        self._method, self._task, self._host, self._team = method, task, host, team
+        self._groups = Groups(method, task, batch_size, seed, team)
         with training_mode():
             self._old = {name: p.detach().clone() for name, p in host.policy.parameters.items()}
         """Of the policy that draws, which follows the trained one."""
 
     def iterate(self, iteration: int, step: Callable[[], float], report: Report) -> Learned:
         """See `PolicyLearner.iterate`."""
-        drawn, scores = self._drawn(iteration, report)
+        with self._host.policy.with_values(self._old):
+            drawn, scores = self._groups.drawn(iteration, self._sampled, lambda finished: finished[1], report)
         advantages = self._advantages(iteration, self._task.sum.measured(scores))
         gradients, kl = GradientSum(self._host.policy.parameters.values()), 0.0
         for done, (number, (pictures, x0)) in enumerate(drawn.items(), 1):
@@ -83,55 +90,38 @@ class ForwardLearner:
         for name, own in self._old.items():
             own.copy_(tensors[f"old.{name}"])
 
-    def _drawn(self, iteration: int, report: Report) -> tuple[dict[int, tuple[Pictures, torch.Tensor]], torch.Tensor]:
-        """This worker's pictures and their latents by the number of their part, and all workers' scores."""
-        method, shape = self._method, self._task.latent_shape
-        prompts = self._task.prompts.chosen(self._seed, iteration, method.groups)
-        own = [number for number, (group, _) in enumerate(self._parts) if self._team.makes(group)]
-        scores = torch.zeros(method.groups, method.group_size, self._task.sum.count, dtype=torch.float64)
-        drawn: dict[int, tuple[Pictures, torch.Tensor]] = {}
-        with self._host.policy.with_values(self._old):
-            for number in own:
-                group, rows = self._parts[number]
-                pictures = Pictures.of(self._seed, iteration, prompts[group], group, rows, shape)
-                begun = noise(pictures.own, shape, torch.device("cpu"))
-                drawn[number] = pictures, self._with_model(pictures, lambda run, x=begun: run.sampled(x).cpu())
-                report(0.4 * len(drawn) / len(own))
-        for done, (number, (pictures, x0)) in enumerate(drawn.items(), 1):
-            group, rows = self._parts[number]
-            found = self._task.scores(self._task.decoded(x0), [pictures.prompt] * len(x0))
-            scores[group, rows.start : rows.stop] = found
-            report(0.4 + 0.1 * done / len(own))
-        return drawn, self._team.total(scores).flatten(0, 1)
+    def _sampled(self, pictures: Pictures) -> Finished:
+        started = noise(pictures.own, pictures.shape, torch.device("cpu"))
+        return pictures, self._with_model(pictures, lambda run: run.sampled(started).cpu())
 
     def _advantages(self, iteration: int, rewards: torch.Tensor) -> list[torch.Tensor]:
         """Of each part, those of its pictures."""
-        chosen = self._task.prompts.chosen(self._seed, iteration, self._method.groups)
-        prompts = [prompt for prompt in chosen for _ in range(self._method.group_size)]
-        advantages = compared(rewards, prompts, self._method.largest_advantage)
-        return list(advantages.split([len(rows) for _, rows in self._parts]))
+        prompts = self._groups.prompts(iteration)
+        return self._groups.by_part(compared(rewards, prompts, self._method.largest_advantage))
 
     def _gradients(self, run: Run, clean: torch.Tensor, advantages: torch.Tensor, pictures: Pictures) -> float:
         """Add the gradients of some pictures; what they add to the mean distance to the base model."""
         method, clean, kl = self._method, clean.to(run.device), 0.0
-        largest = method.largest_advantage
-        r = (0.5 + 0.5 * advantages / largest).to(run.device)
+        r = (0.5 + 0.5 * advantages / method.largest_advantage).to(run.device)
         levels = method.levels(pictures.common)
         weight = 1.0 / (method.groups * method.group_size * len(levels))
         for index in levels:
             x = run.start(noise(pictures.own, pictures.shape, run.device), clean, index)
             with self._host.policy.with_values(self._old):
                 old = run.x0(x, index)
-            base = self._base(run, x, index) if method.kl_weight else old
+            base = self._base(run, x, index)
             with torch.enable_grad():
                 x0 = run.x0(x, index)
-                distance = ((x0 - base) / run.sigmas[index]).square().flatten(1).mean(dim=1)
-                loss = largest / method.beta * contrast_loss(x0, old, clean, r, method.beta)
+                loss = method.largest_advantage / method.beta * contrast_loss(x0, old, clean, r, method.beta)
+                distance = torch.zeros_like(loss) if base is None else _distance(x0, base, run.sigmas[index])
                 ((loss + method.kl_weight * distance).sum() * weight).backward()
             kl += float(distance.detach().sum()) * weight
         return kl
 
-    def _base(self, run: Run, x: torch.Tensor, index: int) -> torch.Tensor:
+    def _base(self, run: Run, x: torch.Tensor, index: int) -> torch.Tensor | None:
+        """The base model's prediction; None where nothing asks for it."""
+        if not self._method.kl_weight:
+            return None
         with self._host.policy.disabled():
             return run.x0(x, index)
 
@@ -143,3 +133,8 @@ class ForwardLearner:
 
     def _with_model(self, pictures: Pictures, body: Callable[[Run], torch.Tensor | float]) -> torch.Tensor | float:
         return self._host.run(pictures.prompt, torch.Size((len(pictures.own), *pictures.shape)), body)
+
+
+def _distance(x0: torch.Tensor, base: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """(rows,) mean squared difference of what two models say of the noise or the velocity, which x0 follows from."""
+    return ((x0 - base) / sigma).square().flatten(1).mean(dim=1)

@@ -315,13 +315,20 @@ class ForwardProcess:
             )
         if self.groups < 1:
             raise ValueError("groups: without pictures nothing is learned; use 1 or more.")
+        if self.steps < 1:
+            raise ValueError("steps: pictures cannot be sampled without a step; use 1 or more.")
         if not 0 <= self.trained_steps <= self.steps:
             raise ValueError(
-                f"trained_steps: {self.trained_steps} noise levels are more than the {self.steps} steps have; lower it "
-                "or raise steps."
+                f"trained_steps: {self.trained_steps} of {self.steps} noise levels cannot be trained; use 0 (all) to "
+                f"{self.steps}, or raise steps."
             )
         if self.beta <= 0.0:
             raise ValueError(f"beta: {self.beta:g} compares the policy with itself; use a value above 0, such as 1.")
+        if self.largest_advantage <= 0.0:
+            raise ValueError(
+                f"largest_advantage: {self.largest_advantage:g} leaves no picture better than another; use a value "
+                "above 0, such as 5."
+            )
 
     def levels(self, generator: torch.Generator) -> list[int]:
         """Steps whose noise some pictures are learned from."""
@@ -359,7 +366,8 @@ IMAGE_REFL = replace(
 """From real images, and with a diffusion loss on them."""
 
 DIFFUSION_NFT = ForwardProcess("DiffusionNFT", "arXiv 2509.16117, NVlabs/DiffusionNFT config/nft.py sd3_geneval")
-"""As its authors train SD3.5 medium on GenEval, with 4 prompts per iteration in place of 48 on 8 GPUs."""
+"""As its authors train SD3.5 medium on GenEval, with 4 prompts per iteration in place of 48 on 8 GPUs, Euler's steps in
+place of a second-order solver's, and all 10 noise levels in place of a random 9 of them."""
 
 SRPO = DirectAlign("SRPO", "arXiv 2509.06942, Tencent-Hunyuan/SRPO SRPO_training_hpsv2.sh")
 """As its authors train FLUX.1-dev on HPS v2.1, with 4 prompts per iteration in place of 32. Without their threshold,

@@ -11,12 +11,13 @@ import torch
 from ..rlg_sampler.stochastic.step import stochastic_step
 from .advantages import ROUNDS, best_and_worst, compared
 from .gradient_sum import GradientSum
+from .groups import Groups
 from .host_model import HostModel, Run
 from .iteration import Learned, Report
 from .losses import clipped_policy_loss
 from .method import Plan, PolicyGradient
 from .real_images import RealImages, diffusion_loss
-from .rollout import Drawn, Pictures, Trajectories, chunks, draw
+from .rollout import Drawn, Pictures, Trajectories, draw
 from .streams import noise, stream
 from .task import Task
 from .team import Team
@@ -43,10 +44,8 @@ class PolicyLearner:
     def __init__(
         self, method: PolicyGradient, task: Task, host: HostModel, batch_size: int, seed: int, team: Team
     ) -> None:
-        self._method, self._task, self._host, self._team = method, task, host, team
-        self._parts = chunks(method.groups, method.group_size, batch_size)
-        task.check_scores(min(len(rows) for _, rows in self._parts))
-        self._seed = seed
+        self._method, self._task, self._host, self._team, self._seed = method, task, host, team, seed
+        self._groups = Groups(method, task, batch_size, seed, team)
         self._images = RealImages(task, method.name) if method.image_weight else None
         self._seen = torch.zeros(0, 3, dtype=torch.float64)
         """Of the latest rounds: iteration, prompt, reward."""
@@ -92,33 +91,19 @@ class PolicyLearner:
 
     def _rollouts(self, iteration: int, plan: Plan, report: Report) -> tuple[dict[int, Trajectories], torch.Tensor]:
         """This worker's pictures by the number of their part, and all workers' (pictures, rewards) scores."""
-        prompts = self._task.prompts.chosen(self._seed, iteration, self._method.groups)
-        own = [number for number, (group, _) in enumerate(self._parts) if self._team.makes(group)]
-        size = (self._method.groups, self._method.group_size, self._task.sum.count)
-        drawn, scores = {}, torch.zeros(size, dtype=torch.float64)
-        for number in own:
-            group, rows = self._parts[number]
-            pictures = Pictures.of(self._seed, iteration, prompts[group], group, rows, self._task.latent_shape)
-            drawn[number] = self._with_model(
-                pictures.prompt, len(rows), lambda run, p=pictures: self._draw(run, p, plan)
-            )
-            report(0.4 * len(drawn) / len(own))
-        # After all of them: where memory is short the model gives way to the VAE and the reward once, not each time.
-        for done, (number, chunk) in enumerate(drawn.items(), 1):
-            group, rows = self._parts[number]
-            found = self._task.scores(self._task.decoded(chunk.end), [chunk.prompt] * len(chunk))
-            scores[group, rows.start : rows.stop] = found
-            report(0.4 + 0.1 * done / len(own))
-        return drawn, self._team.total(scores).flatten(0, 1)
+        method, policy = self._method, self._host.policy
 
-    def _draw(self, run: Run, pictures: Pictures, plan: Plan) -> Trajectories:
-        return draw(run, self._host.policy, pictures, plan, self._method.noise_level, self._method.kl_weight > 0)
+        def drawn(pictures: Pictures) -> Trajectories:
+            def body(run: Run) -> Trajectories:
+                return draw(run, policy, pictures, plan, method.noise_level, with_base=method.kl_weight > 0)
+
+            return self._with_model(pictures.prompt, len(pictures.own), body)
+
+        return self._groups.drawn(iteration, drawn, lambda made: made.end, report)
 
     def _advantages(self, iteration: int, rewards: torch.Tensor) -> list[torch.Tensor]:
         """Of each part, those of its pictures."""
-        method = self._method
-        chosen = self._task.prompts.chosen(self._seed, iteration, method.groups)
-        prompts = [prompt for prompt in chosen for _ in range(method.group_size)]
+        method, prompts = self._method, self._groups.prompts(iteration)
         if method.compared_with == "branch":
             numbers = torch.tensor(prompts, dtype=torch.float64)
             latest = self._seen[self._seen[:, 0] >= iteration - ROUNDS]
@@ -128,11 +113,11 @@ class PolicyLearner:
         else:
             groups = prompts if method.compared_with == "group" else [0] * len(prompts)
             advantages = compared(rewards, groups, method.largest_advantage)
-        return list(advantages.split([len(rows) for _, rows in self._parts]))
+        return self._groups.by_part(advantages)
 
     def _shares(self, iteration: int) -> list[list[int]]:
         """Numbers of parts by the update that they take part in."""
-        order = torch.randperm(len(self._parts), generator=stream(self._seed, "order", iteration))
+        order = torch.randperm(len(self._groups.parts), generator=stream(self._seed, "order", iteration))
         return [share.tolist() for share in order.chunk(self._method.updates)]
 
     def _update(
