@@ -11,6 +11,7 @@ from .combining import RLGCombineRewards
 from .curves import RLGDiversity, RLGPlot
 from .extraction import RLGExtractLora
 from .files import RLGLoadPrompts, RLGSaveSet
+from .forward_process import RLGDiffusionNFT
 from .guidance import RLGGuiderNode, RLGModel
 from .loaders import RLGLoadLora, RLGLoadModels
 from .policy_methods import RLGDDPO, RLGB2DiffuRL, RLGFlowGRPO
@@ -52,6 +53,7 @@ class RLGExtension(ComfyExtension):
             RLGApproximate,
             RLGTrainLora,
             RLGFlowGRPO,
+            RLGDiffusionNFT,
             RLGDDPO,
             RLGB2DiffuRL,
             RLGReFL,

@@ -65,8 +65,8 @@ class WithoutGradient:
     def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Raises ValueError: there is no gradient."""
         raise ValueError(
-            f"reward: {self.name} has no gradient; train on it with a policy gradient (Flow-GRPO, DDPO, B²-DiffuRL), "
-            "or choose a reward that has one, such as pickscore."
+            f"reward: {self.name} has no gradient; train on it with Flow-GRPO, DiffusionNFT, DDPO or B²-DiffuRL, or "
+            "choose a reward that has one, such as pickscore."
         )
 
 

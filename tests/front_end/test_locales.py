@@ -45,6 +45,7 @@ LITERALS = re.compile(
 
 SAME_EVERYWHERE = {
     "RLG Flow-GRPO",
+    "RLG DiffusionNFT",
     "RLG DDPO",
     "RLG B²-DiffuRL",
     "RLG ReFL",

@@ -164,6 +164,7 @@ def test_a_reward_that_compares_pictures_is_not_given_single_ones(train, run_nod
     ("node", "preset"),
     [
         ("RLGFlowGRPO", "FLOW_GRPO"),
+        ("RLGDiffusionNFT", "DIFFUSION_NFT"),
         ("RLGDDPO", "DDPO"),
         ("RLGB2DiffuRL", "B2_DIFFU_RL"),
         ("RLGReFL", "REFL"),
