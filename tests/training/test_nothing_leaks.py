@@ -43,6 +43,7 @@ def _methods(training: SimpleNamespace) -> dict[str, Any]:
     return {
         "Flow-GRPO": replace(of.FLOW_GRPO, **small, group_size=2, cfg=2.0),
         "B²-DiffuRL": replace(of.B2_DIFFU_RL, **small, group_size=3, cfg=2.0, tail=(3, 4)),
+        "DiffusionNFT": replace(of.DIFFUSION_NFT, **small, group_size=2, trained_steps=2),
         "ImageReFL": replace(of.IMAGE_REFL, **small, first_step=2, last_step=3, image_step=1),
         "SRPO": replace(of.SRPO, **small),
     }
@@ -68,7 +69,7 @@ class _Countdown:
             handle.remove()
 
 
-@pytest.mark.parametrize("name", ["Flow-GRPO", "B²-DiffuRL", "ImageReFL", "SRPO"])
+@pytest.mark.parametrize("name", ["Flow-GRPO", "B²-DiffuRL", "DiffusionNFT", "ImageReFL", "SRPO"])
 def test_an_error_anywhere_leaves_no_trace(training, loaded, run_node, name, times) -> None:
     """At least 200 places with `--times 3`."""
     model, vae = loaded

@@ -1,4 +1,4 @@
-"""DDPO, B²-DiffuRL and the reward gradients: their references' numbers, on flow and ε models, and resumed runs."""
+"""DDPO, B²-DiffuRL and the reward gradients: their references' numbers, on flow and ε models; all methods resumed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import comfy.sd
 import pytest
 import torch
 import training_tasks as tasks
 
-from demo.tiny_encoders import vae_state_dict
 from pairs import FAMILIES
 
 SIDE = tasks.SIDE
@@ -26,28 +24,11 @@ def training(rlg: SimpleNamespace) -> SimpleNamespace:
     return SimpleNamespace(**rooms, jpeg=rlg.module("rewards.jpeg"))
 
 
-def _four_channels() -> Any:
-    """A VAE of SD1.5's kind: the tiny one with its first four channels."""
-    weights = vae_state_dict()
-    del weights["vae_scale"], weights["vae_shift"]
-    weights["taesd_decoder.1.weight"] = weights["taesd_decoder.1.weight"][:, :4]
-    for part in ("weight", "bias"):
-        weights[f"taesd_encoder.14.{part}"] = weights[f"taesd_encoder.14.{part}"][:4]
-    return comfy.sd.VAE(sd=weights)
-
-
 @pytest.fixture(scope="module")
 def models(models_dir: Path) -> dict[str, tuple[Any, Any]]:
     with torch.inference_mode():
-        unet = FAMILIES["SD1.5"].load(), _four_channels()
+        unet = FAMILIES["SD1.5"].load(), tasks.four_channels()
     return {"SD3": tasks.load(tasks.tiny_checkpoint(models_dir, "other-methods")), "SD1.5": unet}
-
-
-def _texts(family: str, training: SimpleNamespace) -> Any:
-    if family == "SD3":
-        return tasks.prompts_of(training, 2)
-    made = [FAMILIES[family].task() for _ in range(2)]
-    return training.prompts.Prompts(("a", "b"), tuple(m["positive"] for m in made), made[0]["negative"])
 
 
 class ByWord(tasks.Redness):
@@ -66,7 +47,7 @@ def make(training, models):
     ) -> Any:
         model, vae = models[family]
         images = torch.rand(2, 80, 96, 3, generator=torch.Generator().manual_seed(1))
-        texts = _texts(family, training)
+        texts = tasks.texts_of(training, family)
         of = training.task.Task(model, vae, texts, reward or tasks.Redness(), SIDE, SIDE, images)
         settings = training.trainer.Settings(rank=4, learning_rate=rate, batch_size=5, checkpointing=False)
         return training.trainer.Trainer(of, method, settings, checkpoint)
@@ -81,6 +62,7 @@ def _methods(training: SimpleNamespace) -> dict[str, Any]:
     return {
         "DDPO": replace(of.DDPO, **small, group_size=3, trained_steps=2, cfg=2.0, image_weight=0.1),
         "B²-DiffuRL": replace(of.B2_DIFFU_RL, **small, cfg=2.0, tail=(3, 6), stages=4),
+        "DiffusionNFT": replace(of.DIFFUSION_NFT, **small, group_size=3, trained_steps=2, lag_growth=0.3),
         "Flow-GRPO-Fast": replace(of.FLOW_GRPO_FAST, **small, group_size=3, window_start=2, cfg=2.0),
         "ReFL": replace(of.REFL, **reward),
         "ImageReFL": replace(of.IMAGE_REFL, **reward, image_step=2, reward_weight=1.0),
@@ -89,7 +71,7 @@ def _methods(training: SimpleNamespace) -> dict[str, Any]:
     }
 
 
-METHODS = ("DDPO", "B²-DiffuRL", "Flow-GRPO-Fast", "ReFL", "ImageReFL", "DRaFT-K", "SRPO")
+METHODS = ("DDPO", "B²-DiffuRL", "DiffusionNFT", "Flow-GRPO-Fast", "ReFL", "ImageReFL", "DRaFT-K", "SRPO")
 
 
 def _run(trainer: Any, until: int) -> dict[str, torch.Tensor]:

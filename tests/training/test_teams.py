@@ -34,6 +34,7 @@ def _methods(of: SimpleNamespace) -> dict[str, Any]:
         "Flow-GRPO": replace(of.FLOW_GRPO, **small, group_size=2),
         "DDPO": replace(of.DDPO, **small, group_size=2, trained_steps=2, image_weight=0.1),
         "B²-DiffuRL": replace(of.B2_DIFFU_RL, **small | {"groups": 5}, group_size=3, tail=(2, 3), stages=2),
+        "DiffusionNFT": replace(of.DIFFUSION_NFT, **small, group_size=2, trained_steps=2),
         "ImageReFL": replace(of.IMAGE_REFL, **small, first_step=2, last_step=3, image_step=1, reward_weight=1.0),
     }
 
@@ -92,7 +93,7 @@ def _state(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer._tensors().items()}
 
 
-@pytest.mark.parametrize("name", ["Flow-GRPO", "DDPO", "B²-DiffuRL", "ImageReFL"])
+@pytest.mark.parametrize("name", ["Flow-GRPO", "DDPO", "B²-DiffuRL", "DiffusionNFT", "ImageReFL"])
 def test_a_team_ends_with_the_lora_of_one_worker(training, run, times, name) -> None:
     """To the last bit, and each of its workers: sums are rounded once. The history says the same to 1e-9."""
     method = _methods(training.method)[name]

@@ -10,8 +10,9 @@ from typing import Any
 import comfy.sd
 import torch
 
+from demo.tiny_encoders import vae_state_dict
 from demo.tiny_model import TinySD3, write_checkpoint
-from pairs import conds
+from pairs import FAMILIES, conds
 
 SIDE = 64
 """Of pictures, in pixels: latents of 8 × 8."""
@@ -47,3 +48,21 @@ def prompts_of(training: SimpleNamespace, count: int) -> Any:
     """Random text embeddings under the names of prompts."""
     texts = tuple(f"prompt {number}" for number in range(count))
     return training.prompts.Prompts(texts, tuple(conds(10 + number) for number in range(count)), conds(2))
+
+
+def texts_of(training: SimpleNamespace, family: str) -> Any:
+    """Two prompts for the tiny model of a family, SD3 or another of `pairs.FAMILIES`."""
+    if family == "SD3":
+        return prompts_of(training, 2)
+    made = [FAMILIES[family].task() for _ in range(2)]
+    return training.prompts.Prompts(("a", "b"), tuple(m["positive"] for m in made), made[0]["negative"])
+
+
+def four_channels() -> Any:
+    """A VAE of SD1.5's kind: the tiny one with its first four channels."""
+    weights = vae_state_dict()
+    del weights["vae_scale"], weights["vae_shift"]
+    weights["taesd_decoder.1.weight"] = weights["taesd_decoder.1.weight"][:, :4]
+    for part in ("weight", "bias"):
+        weights[f"taesd_encoder.14.{part}"] = weights[f"taesd_encoder.14.{part}"][:4]
+    return comfy.sd.VAE(sd=weights)
