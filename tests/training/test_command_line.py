@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 from demo.tiny_model import TinySD3, write_checkpoint
 from evaluation.errors import EvaluationError
 from training.__main__ import parse
-from training.program.plan import load_plan
+from training.program.plan import load_plan, widgets
 from training.program.run import TrainingRun
 
 REPO = Path(__file__).resolve().parents[2]
@@ -65,6 +65,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
             "learning_rate": 0.01, "rank": 4, "seed": 5, "width": 64, "height": 64, "preview_every": 0, **changes,
         }  # fmt: skip
         (tmp_path / "prompts.txt").write_text("a red cat\na blue dog\nthree birds\n")
+        (tmp_path / "captioned").mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "captioned" / "red.png")
+        (tmp_path / "captioned" / "red.txt").write_text("all is red")
         file = tmp_path / "plan.yaml"
         file.write_text(yaml.safe_dump({name: value for name, value in settings.items() if value is not None}))
         return file
@@ -152,9 +155,39 @@ def test_a_plan_makes_the_node_s_lora(write, extension, by_the_node, output, run
     assert _lora(output, "two") == _lora(output, "node of two")
 
 
+def test_a_folder_of_pictures_is_learned_from_as_in_the_graph(write, extension, output, run_node, monkeypatch) -> None:
+    plan = write(prompts=None, images="pictures", method={"ddpo": {**METHOD, "image_weight": 5.0}}, iterations=1)
+    folder = plan.parent / "pictures"
+    folder.mkdir()
+    for number, (colour, caption) in enumerate({"red": "a red cat", "blue": "a blue dog", "lime": "birds"}.items()):
+        Image.new("RGB", (80, 64), colour).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption)
+    list(TrainingRun(load_plan(plan), extension).train())
+
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(plan.parent))
+    images, prompts = run_node("RLGLoadImages", folder="pictures", width=64, height=64)
+    model, clip, vae = host_nodes.CheckpointLoaderSimple().load_checkpoint("command_line.safetensors")
+    (jpeg,) = run_node("RLGLoadReward", name="jpeg_compressibility", file="auto")
+    defaults = widgets(extension.node("RLGDDPO"), {**METHOD, "image_weight": 5.0})
+    (method,) = run_node("RLGDDPO", **defaults, images=images)
+    (without,) = run_node("RLGDDPO", **defaults)
+    for name, chosen in {"node": method, "node without": without}.items():
+        inputs = {
+            "model": model, "clip": clip, "vae": vae, "reward": jpeg, "method": chosen, "name": name, "iterations": 1,
+            "learning_rate": 0.01, "rank": 4, "seed": 5, "width": 64, "height": 64, "preview_every": 0,
+        }  # fmt: skip
+        run_node("RLGTrainLora", prompts=prompts, **{key: [value] for key, value in inputs.items()})
+    assert _lora(output) == _lora(output, "node") != _lora(output, "node without")
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"prompts": None}, "prompts: give a file of prompts, or images"),
+        ({"images": "pictures"}, "prompts: give a file of prompts, or images"),
+        ({"prompts": None, "images": "gone"}, "images: there is no folder "),
+        ({"prompts": None, "images": "captioned"}, "images: flow_grpo does not learn from pictures; take refl"),
+        ({"prompts": None, "images": "."}, "images: there is no picture in "),
         ({"rewards": []}, "rewards: list should have at least 1 item"),
         ({"checkpoint": None}, "checkpoint is missing; add it, or diffusion_model, text_encoders and vae"),
         ({"checkpoint": "gone"}, "checkpoint: 'gone' is not in models/checkpoints"),

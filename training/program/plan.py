@@ -9,8 +9,9 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from evaluation.errors import EvaluationError
-from evaluation.plan import ModelFile, Number, Positive, PromptFile, Text
+from evaluation.plan import AnyPath, ModelFile, Number, Positive, PromptFile, Text
 from evaluation.plan_file import Part, read_plan
+from files.captioned import Captioned, captioned
 from files.prompts import read_prompts
 from rlg_sampler.messages import shown
 
@@ -36,7 +37,9 @@ class Plan(Part):
     type: Text = "stable_diffusion"
     """Of the text encoders, as in the host's CLIP loaders."""
     vae: Text | None = None
-    prompts: PromptFile
+    prompts: PromptFile | None = None
+    images: AnyPath | None = None
+    """A folder of pictures whose captions are the prompts, for methods that learn from real ones."""
     preview_prompts: tuple[Text, ...] = ()
     rewards: tuple[WeightedReward, ...] = Field(min_length=1, max_length=4)
     normalise: Text = "none"
@@ -67,6 +70,8 @@ class Plan(Part):
             raise ValueError("method: give one, such as flow_grpo, with its inputs")
         if not (self.checkpoint or self.diffusion_model):
             raise ValueError("checkpoint is missing; add it, or diffusion_model, text_encoders and vae")
+        if (self.prompts is None) == (self.images is None):
+            raise ValueError("prompts: give a file of prompts, or images, a folder of pictures with captions")
         return self
 
     @property
@@ -74,9 +79,26 @@ class Plan(Part):
         """Of RLG Train LoRA, as they are in the file."""
         return {**(self.model_extra or {}), "preview_prompts": "\n".join(self.preview_prompts)}
 
+    def read_images(self) -> list[Captioned]:
+        """Raises EvaluationError: the folder does not hold them."""
+        if self.images is None:
+            return []
+        if not self.images.is_dir():
+            raise EvaluationError(f"images: there is no folder {self.images}; put pictures with captions there.")
+        try:
+            return captioned(self.images)
+        except ValueError as error:
+            raise EvaluationError(f"images: {str(error).removeprefix('folder: ')}") from None
+
     def read_prompts(self) -> list[str]:
-        """Raises EvaluationError: the file does not hold them."""
+        """Those of the file, or the images' captions.
+
+        Raises:
+            EvaluationError: they cannot be read.
+        """
         source = self.prompts
+        if source is None:
+            return [image.caption for image in self.read_images()]
         try:
             return read_prompts(source.file, source.column, source.start, source.count, source.shuffle_seed)
         except ValueError as error:
@@ -90,7 +112,10 @@ def load_plan(file: Path) -> Plan:
         EvaluationError: it cannot be read, or says what cannot be.
     """
     plan = read_plan(file, Plan)
-    prompts = plan.prompts.model_copy(update={"file": file.resolve().parent / plan.prompts.file.expanduser()})
+    folder = file.resolve().parent
+    if plan.prompts is None:
+        return plan.model_copy(update={"images": folder / plan.images.expanduser()})
+    prompts = plan.prompts.model_copy(update={"file": folder / plan.prompts.file.expanduser()})
     return plan.model_copy(update={"prompts": prompts})
 
 

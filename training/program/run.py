@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from evaluation.errors import EvaluationError, refusing
 from evaluation.host import Extension, HostSettings, host_version, start_host
+from files.captioned import Captioned
 from files.pictures import image_name, png, write_bytes
 from training.program.models import load_models, load_reward
 from training.program.plan import Plan, widgets
@@ -60,14 +62,16 @@ class TrainingRun:
     @torch.inference_mode()  # as the host runs nodes
     def __init__(self, plan: Plan, extension: Extension, place: int = 0, size: int = 1) -> None:
         self._extension = extension
-        node, texts = extension.module("nodes.training"), plan.read_prompts()
+        node, pictures = extension.module("nodes.training"), plan.read_images()
+        texts = [one.caption for one in pictures] or plan.read_prompts()
         inputs = widgets(extension.node("RLGTrainLora"), plan.inputs)
         del inputs["prompts"]
         if (answer := extension.node("RLGTrainLora").validate_inputs(inputs["name"])) is not True:
             raise EvaluationError(answer)
         self.until, every = inputs.pop("iterations"), inputs.pop("preview_every")
         shown = node.lines([inputs.pop("preview_prompts")]) or texts[:2]
-        method, self._reward = chosen_method(plan, extension), load_reward(plan, extension)
+        images = _batch(pictures, inputs["width"], inputs["height"], extension) if pictures else None
+        method, self._reward = chosen_method(plan, extension, images), load_reward(plan, extension)
         model, clip, vae = load_models(plan, extension)
         team = extension.module("training.team").Team(place, size)
         self._keeps_files = place == 0
@@ -139,8 +143,17 @@ def _of_team(extension: Extension) -> Iterator[None]:
         raise TeamBroken(str(error)) from error
 
 
-def chosen_method(plan: Plan, extension: Extension) -> Any:
+def _batch(pictures: Sequence[Captioned], width: int, height: int, extension: Extension) -> torch.Tensor:
+    """IMAGE of that size, as RLG Load Images makes it."""
+    with refusing("images", ValueError):  # a damaged file
+        return extension.module("rewards.pixels").to_image(np.stack([one.pixels(width, height) for one in pictures]))
+
+
+def chosen_method(plan: Plan, extension: Extension, images: torch.Tensor | None = None) -> Any:
     """What the node of the plan's method makes of its inputs.
+
+    Args:
+        images: real pictures to learn from, one per prompt.
 
     Raises:
         EvaluationError: there is no such node, or it refuses them.
@@ -151,7 +164,14 @@ def chosen_method(plan: Plan, extension: Extension) -> Any:
         raise EvaluationError(f"method: there is no '{name}'; use one of {', '.join(nodes.values())}.")
     node_id = nodes[_plain(name)]
     with refusing(f"method.{name}", ValueError):
-        inputs = widgets(extension.node(node_id), given, f"method.{name}.")
+        node = extension.node(node_id)
+        inputs = widgets(node, given, f"method.{name}.")
+        if images is not None:
+            if "images" not in node.INPUT_TYPES().get("optional", {}):
+                raise EvaluationError(
+                    f"images: {name} does not learn from pictures; take refl, srpo or ddpo, or prompts."
+                )
+            inputs["images"] = images
         (method,) = extension.run_node(node_id, **inputs)
     return method
 
