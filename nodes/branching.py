@@ -16,6 +16,7 @@ from ..rlg_sampler.stochastic.flow_grpo_sampler import sample_flow_grpo
 from ..rlg_sampler.sweeps.branch_sampling import Fork, branch_samples
 from ..rlg_sampler.sweeps.labels import labels
 from . import inputs
+from .live_cells import LiveCells
 from .search import search_aliases
 
 
@@ -129,6 +130,7 @@ class RLGBranch(io.ComfyNode):
         fork = Fork(branch_percent, branches, noise_level)
         ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
         make_callback = functools.partial(latent_preview.prepare_callback, model)
-        latent = branch_samples(model, fork, ksampler, make_callback, sampler)
-        names = [f"branch {branch + 1}" for branch in range(branches)]
-        return io.NodeOutput(latent, labels(names, len(latent_image["samples"]), seed))
+        pictures = len(latent_image["samples"])
+        names = labels([f"branch {branch + 1}" for branch in range(branches)], pictures, seed)
+        done = LiveCells(model, names, pictures)
+        return io.NodeOutput(branch_samples(model, fork, ksampler, make_callback, sampler, done), names)

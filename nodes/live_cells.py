@@ -1,4 +1,4 @@
-"""The cells of a sweep on the page as each is done: small and quick, long before the exact pictures are decoded."""
+"""Cells of a sweep, or branches, on the page as each is done: small and quick, long before the exact pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LARGEST = 256
 
 
 class LiveCells:
-    """Tells the page which cells of a sweep are done.
+    """Tells the page which cells are done: of a sweep, or the branches of one beginning.
 
     Args:
         model: the MODEL that samples.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ def branch_samples(
     inputs: KSamplerInputs,
     make_callback: Callable[[int], Callable],
     sampler: comfy.samplers.Sampler | None = None,
+    done: Callable[[Sequence[int], torch.Tensor], None] = lambda branches, samples: None,
 ) -> dict[str, Any]:
     """Sample to the fork once, and from there once per branch; branch j draws fresh noise from seed + j, j from 1.
 
@@ -74,6 +75,7 @@ def branch_samples(
         inputs: of the stock KSampler.
         make_callback: number of all steps → the host's callback for progress and previews.
         sampler: in place of the one that `inputs` names.
+        done: told the number of a branch, from 0, and its samples, (batch, channels, ...), as soon as these are there.
 
     Returns:
         The latent with `samples` of shape (branches · batch, channels, ...), a branch's pictures next to each other.
@@ -97,6 +99,7 @@ def branch_samples(
             # A seed that no branch's fresh noise has: on the CPU a stochastic sampler would draw that noise once more.
             own_seed = (seed + fork.branches + branch) % 2**64
             results.append(parts.run(sigmas[forked:], mixed, x0, own_seed))
+            done([branch - 1], results[-1])
     return inputs.latent_of(results)
 
 

@@ -1,4 +1,4 @@
-"""The page is told of each cell of a sweep as soon as it is there, once, and of nothing where all are known."""
+"""The page is told of each cell of a sweep and of each branch as soon as it is there, and of nothing that it knows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from comfy_execution.utils import CurrentNodeContext
 from PIL import Image
 
-from pairs import SIZE, task
+from pairs import SIZE, Counter, task
 
 
 @pytest.fixture
@@ -47,6 +47,26 @@ def test_each_cell_is_shown_once_it_is_done(base, tune, run_node, sent) -> None:
     assert sent[0]["pictures"][0] == shown[0]
 
 
+def test_each_branch_is_shown_before_the_next_is_sampled(base, tune, run_node, rlg, monkeypatch) -> None:
+    counter, messages = Counter(base), []
+    monkeypatch.setattr(
+        rlg.module("nodes.page"), "send", lambda event, data: messages.append((counter.rows, event, data))
+    )
+    fork = {"branches": 3, "branch_percent": 0.5, "noise_level": 0.7, "scale": 1.6}
+    with CurrentNodeContext("a prompt", "12:3"):
+        _, labels = run_node("RLGBranch", base=base, tuned=tune(base), **fork, **task(batch=2, steps=4))
+    rows_per_step = 2 * 2 * 2  # two pictures, cond and uncond, two models
+    assert [rows for rows, _, _ in messages] == [rows_per_step * steps for steps in (4, 6, 8)]
+    assert all(event == "rlg_cells" and data["node"] == "12:3" for _, event, data in messages)
+    assert all(data["labels"] == labels for _, _, data in messages)
+    assert [data["begins"] for _, _, data in messages] == [True, False, False]
+    assert [set(data["pictures"]) for _, _, data in messages] == [{0, 1}, {2, 3}, {4, 5}]
+    shown = {picture for _, _, data in messages for picture in data["pictures"].values()}
+    assert len(shown) == 6 and all(picture.startswith("data:image/jpeg;base64,") for picture in shown)
+
+
 def test_a_script_has_no_page(base, tune, run_node, sent) -> None:
-    run_node("RLGSweep", base=base, tuned=tune(base), scales="0", switch_percents="", **task(steps=1))
+    tuned, inputs = tune(base), task(steps=1)
+    run_node("RLGSweep", base=base, tuned=tuned, scales="0", switch_percents="", **inputs)
+    run_node("RLGBranch", base=base, tuned=tuned, scale=1.0, branches=1, branch_percent=0.0, noise_level=0.7, **inputs)
     assert sent == []
