@@ -163,7 +163,7 @@ function copyLink(graph, from, to, name) {
 }
 
 /** The node that an input comes from. */
-export function originOf(node, name) {
+function originOf(node, name) {
   const link = linkOf(node, name);
   return link && node.graph.getNodeById(link.origin_id);
 }

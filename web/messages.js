@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addPart, html } from "./node_parts.js";
+import { nodeAt } from "./server_graph.js";
 
 // Of a line of text in a node of usual width: its characters, and its height in pixels.
 const LINE = { length: 44, height: 17 };
@@ -44,15 +45,6 @@ app.registerExtension({
 function heightOf(sentences) {
   const lines = sentences.map(({ length }) => Math.ceil(length / LINE.length));
   return PADDING + LINE.height * lines.reduce((a, b) => a + b, 0);
-}
-
-/** The node with an id as the server has it: of a node in a subgraph it holds those of the nodes around it. */
-export function nodeAt(path) {
-  const ids = path.split(":");
-  const last = ids.pop();
-  let { graph } = app;
-  for (const id of ids) graph = graph?.getNodeById(id)?.subgraph;
-  return graph?.getNodeById(last);
 }
 
 /** In the node, until it runs again. */

@@ -2,10 +2,11 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { hasScale, originOf, toLoadImage, useScale } from "./cell_actions.js";
+import { hasScale, toLoadImage, useScale } from "./cell_actions.js";
 import { CellViewer } from "./cell_viewer.js";
-import { nodeAt, tell } from "./messages.js";
+import { tell } from "./messages.js";
 import { addPart, after, hideHostPreview, html, outputOf, pictureUrl } from "./node_parts.js";
+import { leadsTo } from "./server_graph.js";
 
 const EVENT = "rlg_cells"; // as in nodes/live_cells.py
 const EMPTY_HEIGHT = 64;
@@ -35,8 +36,7 @@ function addViewer(node) {
     node.graph.setDirtyCanvas(true, true); // it may have grown
   };
   const listen = ({ detail }) => {
-    const sweep = nodeAt(String(detail.node));
-    if (!sweep || originOf(node, "labels") !== sweep) return;
+    if (!leadsTo(String(detail.node), node, "labels")) return;
     viewer.showDone(detail);
     node.graph.setDirtyCanvas(true, true);
   };

@@ -1,4 +1,4 @@
-"""Cells and branches are in the viewer of RLG Grid as soon as they are sampled."""
+"""Cells and branches are in the viewer of RLG Grid as soon as they are sampled, also where a subgraph lies between."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ FIVE = {
     "RLGBranch": {"steps": STEPS, "branches": 5, "branch_percent": 0.1},
 }
 FIRST = {"RLGSweep": "scale 0", "RLGBranch": "branch 1"}
+INTO_A_SUBGRAPH = """async (type) => {
+    app.canvas.deselectAll();
+    app.canvas.select(app.graph.nodes.find(node => node.type === type));
+    await app.extensionManager.command.execute("Comfy.Graph.ConvertToSubgraph");
+    return [...app.canvas.selectedItems][0].type;
+}"""
+ENTER = "(type) => app.canvas.setGraph(app.graph.nodes.find(node => node.type === type).subgraph)"
 
 
 def _load(front_end: FrontEnd, sampler: str, seed: int) -> str:
@@ -34,6 +41,11 @@ def _load(front_end: FrontEnd, sampler: str, seed: int) -> str:
     front_end.drop(file)
     front_end.set_widgets(SMALL | {sampler: FIVE[sampler] | {"seed": own}})
     return f"{FIRST[sampler]}, seed {own}"
+
+
+def _into_a_subgraph(front_end: FrontEnd, kind: str) -> str:
+    """The node of this type, as a user puts it there; the result is the type of the node that holds it."""
+    return front_end.page.evaluate(INTO_A_SUBGRAPH, kind)
 
 
 def _viewer(front_end: FrontEnd) -> Locator:
@@ -77,10 +89,30 @@ def test_cells_appear_as_they_are_done_and_cancel_keeps_them(front_end: FrontEnd
     expect(viewer.get_by_role("button", name="To Load Image")).to_be_enabled()
 
 
-def test_the_grid_sees_what_is_sampled(front_end: FrontEnd) -> None:
-    first = _load(front_end, "RLGBranch", 9)
+@pytest.mark.parametrize(
+    ("sampler", "subgraphs", "seed"),
+    [("RLGBranch", 0, 9), ("RLGSweep", 1, 10), ("RLGBranch", 2, 11)],
+    ids=["branch", "sweep in a subgraph", "branch two subgraphs deep"],
+)
+def test_the_grid_sees_what_is_sampled(front_end: FrontEnd, sampler: str, subgraphs: int, seed: int) -> None:
+    first, kind = _load(front_end, sampler, seed), sampler
+    for _ in range(subgraphs):
+        kind = _into_a_subgraph(front_end, kind)
     front_end.go_to("RLGGrid")
     before = front_end.start()
     _sees_a_preview(_viewer(front_end), first)
-    assert front_end.ended(before)["status"]["status_str"] == "success" and front_end.problems() == []
+    run = front_end.ended(before)
+    assert run["status"]["status_str"] == "success" and front_end.problems() == []
+    (path,) = [path for path, node in run["prompt"][2].items() if node["class_type"] == sampler]
+    assert path.count(":") == subgraphs
     _sees_the_pictures(_viewer(front_end), first)
+
+
+def test_a_grid_in_a_subgraph_sees_the_sweep_outside(front_end: FrontEnd) -> None:
+    first = _load(front_end, "RLGSweep", 12)
+    front_end.page.evaluate(ENTER, _into_a_subgraph(front_end, "RLGGrid"))
+    before = front_end.start()
+    _sees_a_preview(_viewer(front_end), first)
+    front_end.cancel()
+    front_end.ended(before)
+    front_end.page.evaluate("() => app.canvas.setGraph(app.graph)")
