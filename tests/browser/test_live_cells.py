@@ -13,8 +13,8 @@ from browser.server import WORKFLOWS
 
 pytestmark = pytest.mark.slow
 
-STEPS = 60
-"""So many that the browser has time to look between one cell and the next."""
+STEPS = 30
+"""So many that the browser has time to look between one cell and the next, also on a machine that is not busy."""
 SMALL = {"EmptySD3LatentImage": {"width": 64, "height": 64}}
 FILES = {"RLGSweep": "RLG 02 - Scale sweep", "RLGBranch": "RLG 07 - Branch and pick"}
 FIVE = {
