@@ -53,6 +53,7 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--freeze", action="store_true", help="write tests/frozen anew for the version in pyproject.toml")
+    parser.addoption("--pictures", action="store_true", help="write the pictures of tests/browser in docs/images anew")
     parser.addoption(
         "--times",
         type=int,

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Playwright, expect
+from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Playwright, ViewportSize, expect
 
 from browser.server import Server
 
 T = TypeVar("T")
 
-SCREEN = {"width": 1600, "height": 1000}
-LARGE_SCREEN = {"width": 2560, "height": 1440}
+SCREEN: ViewportSize = {"width": 1600, "height": 1000}
+LARGE_SCREEN: ViewportSize = {"width": 2560, "height": 1440}
 """For screenshots: a whole workflow on it can be read."""
 LIMIT = 120.0
 """Seconds that anything may take. A quiet machine needs a few; a busy one has its own idea of time."""
@@ -104,10 +104,10 @@ ADD = """(type) => {
 }"""
 
 # As large as a user has a node that he works with; `fit_view` would make a single one larger than the screen.
-GO_TO = """(type) => {
+GO_TO = """([type, zoom]) => {
     const node = app.graph.nodes.find(node => node.type === type);
-    app.canvas.ds.scale = 1;
-    app.canvas.ds.offset = [400 - node.pos[0], 200 - node.pos[1]];
+    app.canvas.ds.scale = zoom;
+    app.canvas.ds.offset = [400 / zoom - node.pos[0], 200 / zoom - node.pos[1]];
     app.canvas.setDirty(true, true);
 }"""
 
@@ -247,13 +247,13 @@ class FrontEnd:
         self.page.evaluate(ADD, kind)
         self.go_to(kind)
 
-    def go_to(self, kind: str) -> None:
-        """The first node of this type in its own size on the screen."""
+    def go_to(self, kind: str, zoom: float = 1.0) -> None:
+        """The first node of this type on the screen, so many times its own size."""
 
         def there() -> bool:
-            self.page.evaluate(GO_TO, kind)
+            self.page.evaluate(GO_TO, [kind, zoom])
             self.page.wait_for_timeout(300)  # a view that was still gliding would go on
-            return self.page.evaluate("() => app.canvas.ds.scale === 1")
+            return self.page.evaluate("(zoom) => app.canvas.ds.scale === zoom", zoom)
 
         self.until(there, "the view did not stay")
 
@@ -291,10 +291,10 @@ class FrontEnd:
         """The file of a picture in the history."""
         return self.page.context.request.get(f"{self.server.address}/api/view", params=image).body()
 
-    def screenshot(self, path: Path) -> None:
-        """The whole workflow on the screen, in a file."""
+    def screenshot(self, path: Path, screen: ViewportSize = LARGE_SCREEN) -> None:
+        """The whole workflow on a screen of this size, in a file."""
         self.page.mouse.move(SCREEN["width"] / 2, SCREEN["height"] - 10)  # away from what has a tooltip
-        self.page.set_viewport_size(LARGE_SCREEN)
+        self.page.set_viewport_size(screen)
         self.fit_view()
         self.page.screenshot(path=path)
         self.page.set_viewport_size(SCREEN)

@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 
 from demo import run as demo
@@ -99,9 +98,10 @@ def _models(folder: Path) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     for name in _chosen(CHECKPOINT_WIDGETS):
         _link(source / "checkpoints" / CHECKPOINT, folder / "checkpoints" / name)
-    # In turn, so that two LoRAs of one workflow differ.
-    for name, lora in zip(_chosen(LORA_WIDGETS), cycle(LORAS.values()), strict=False):
-        shutil.copytree(source / "loras" / lora, folder / "loras" / name)
+    for name in _chosen(LORA_WIDGETS):
+        # GenEval is about composition too; PickScore's is the other one, so that two LoRAs of one workflow differ.
+        reward = "compressibility" if "PickScore" in name else "composition"
+        shutil.copytree(source / "loras" / LORAS[reward], folder / "loras" / name)
     return folder
 
 
