@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Playwright, ViewportSize, expect
+from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Playwright, expect
 
 from browser.server import Server
 
 T = TypeVar("T")
 
-SCREEN: ViewportSize = {"width": 1600, "height": 1000}
-LARGE_SCREEN: ViewportSize = {"width": 2560, "height": 1440}
+SCREEN = {"width": 1600, "height": 1000}
+LARGE_SCREEN = {"width": 2560, "height": 1440}
 """For screenshots: a whole workflow on it can be read."""
 LIMIT = 120.0
 """Seconds that anything may take. A quiet machine needs a few; a busy one has its own idea of time."""
@@ -35,13 +35,14 @@ NO_BROWSER = (
     "Google Chrome or Microsoft Edge"
 )
 
-# No greeting for newcomers, no tabs of the last test, no more drawing than a CPU can do beside its work, and texts also
-# on nodes that are small.
+# No greeting for newcomers, no tabs of the last test, no more drawing than a CPU can do beside its work and no numbers
+# about that, and texts also on nodes that are small.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Workflow.Persist": False,
     "Comfy.Minimap.Visible": False,
     "LiteGraph.Canvas.MaximumFps": 10,
+    "Comfy.Graph.CanvasInfo": False,
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
 }
 NO_ADVERTISEMENT = "localStorage.setItem('vueNodesBannerDismissed', 'true')"
@@ -291,10 +292,10 @@ class FrontEnd:
         """The file of a picture in the history."""
         return self.page.context.request.get(f"{self.server.address}/api/view", params=image).body()
 
-    def screenshot(self, path: Path, screen: ViewportSize = LARGE_SCREEN) -> None:
-        """The whole workflow on a screen of this size, in a file."""
+    def screenshot(self, path: Path) -> None:
+        """The whole workflow on the screen, in a file."""
         self.page.mouse.move(SCREEN["width"] / 2, SCREEN["height"] - 10)  # away from what has a tooltip
-        self.page.set_viewport_size(screen)
+        self.page.set_viewport_size(LARGE_SCREEN)
         self.fit_view()
         self.page.screenshot(path=path)
         self.page.set_viewport_size(SCREEN)
