@@ -20,7 +20,7 @@ import torch
 
 from demo.scenes import SIDE, Prompt, draw, prompts
 from demo.tiny_encoders import LATENT_CHANNELS
-from demo.train.lora import SceneReward, load
+from demo.train.lora import DemoReward, load
 from demo.trained_pair import checkpoint
 from evaluation.host import Extension
 from evaluation.summary import aligned
@@ -140,7 +140,7 @@ class Session:
         return trainer, done
 
     def _reward(self, name: str, asked: Sequence[Prompt]) -> Any:
-        return Smoothness() if name == "smoothness" else SceneReward(name, asked)
+        return Smoothness() if name == "smoothness" else DemoReward(name, asked)
 
     def _pictures(self, tuned: Any, scale: float) -> np.ndarray:
         """(prompts, seeds, height, width, 3) uint8; the base's are made once."""

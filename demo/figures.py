@@ -11,15 +11,15 @@ from PIL import Image
 from demo.client import ComfyClient
 from demo.graphs import Setting, sweep_prompt
 from demo.picture import opened, sheet
-from demo.rewards import composition
 from demo.run import PROMPT_SEED
-from demo.scenes import SIDE, Prompt, prompts
+from demo.scenes import SIDE
+from demo.tasks import TASKS, Asked
 
 FIRST_SEED = 1000
 """Of the first prompt's noise; the next prompt has the next one, as in the demo's measurement."""
 LIST = 64
 """Prompts to choose from, of a fixed order."""
-ONE_REWARD, OTHER_REWARD = "composition", "compressibility"
+FIRST_LORA = "composition"
 OPEN_PROMPT = "a green circle"
 """Leaves place, size and background open, so that pictures of it may differ."""
 
@@ -31,17 +31,12 @@ def scales(*values: float) -> list[Setting]:
     return [Setting(scale) for scale in values]
 
 
-def ramp(end: float, power: float) -> Setting:
-    widgets = {"start_scale": 0.0, "end_scale": end, "curve": "power", "power": power}
-    return Setting(end, ("RLGRamp", widgets), name=f"0 to {end:g}, power {power:g}")
-
-
 def with_cfg(cfg: float, tuned_cfg: float, scale: float) -> Setting:
     return Setting(scale, cfg=cfg, tuned_cfg=tuned_cfg, name=f"base {cfg:g}, tuned {tuned_cfg:g}")
 
 
 def render(
-    client: ComfyClient, settings: Sequence[Setting], text: str, seed: int, batch: int = 1, lora: str = ONE_REWARD
+    client: ComfyClient, settings: Sequence[Setting], text: str, seed: int, batch: int = 1, lora: str = FIRST_LORA
 ) -> dict[str, list[Image.Image]]:
     """Every setting from the same noise: the pictures of each node of `sweep_prompt`."""
     pngs = client.outputs(sweep_prompt(lora, settings, text, batch, seed))
@@ -52,12 +47,12 @@ def render(
 
 
 def by_prompt(
-    settings: Sequence[Setting], right: int, wrong: int, lora: str = ONE_REWARD, curves: bool = False
+    settings: Sequence[Setting], right: int, wrong: int, lora: str = FIRST_LORA, curves: bool = False
 ) -> Figure:
     """Settings side by side, a row for each prompt and noise: so many that the base draws right, and so many wrong."""
 
     def draw(client: ComfyClient) -> Image.Image:
-        chosen = chosen_prompts(client, right, wrong)
+        chosen = chosen_prompts(client, right, wrong, lora)
         rendered = [render(client, settings, prompt.text, seed, lora=lora) for prompt, seed in chosen]
         numbers = range(len(settings))
         pictures = [[row[f"save{number}"][0] for number in numbers] for row in rendered]
@@ -70,18 +65,24 @@ def by_prompt(
     return draw
 
 
-def chosen_prompts(client: ComfyClient, right: int, wrong: int) -> list[tuple[Prompt, int]]:
+def chosen_prompts(client: ComfyClient, right: int, wrong: int, lora: str = FIRST_LORA) -> list[tuple[Asked, int]]:
     """The first held-out prompts that the base model draws right, and the first it does not, with their noises' seeds.
 
     Only the base's picture is looked at: what the tuned model makes of them is not chosen.
     """
-    found: dict[bool, list[tuple[Prompt, int]]] = {True: [], False: []}
-    for index, prompt in enumerate(prompts(PROMPT_SEED, LIST, held_out=True)):
-        picture = _base_picture(client, prompt.text, FIRST_SEED + index)
-        found[bool(composition(np.array(picture), prompt).correct)].append((prompt, FIRST_SEED + index))
+    found: dict[bool, list[tuple[Asked, int]]] = {True: [], False: []}
+    for asked, seed in unchosen_prompts(LIST, lora):
+        picture = _base_picture(client, asked.text, seed)
+        found[TASKS[lora].judge(np.array(picture), asked).right].append((asked, seed))
         if len(found[True]) >= right and len(found[False]) >= wrong:
             return [*found[True][:right], *found[False][:wrong]]
     raise ValueError(f"the base model draws fewer than {right} of {LIST} prompts right, or fewer than {wrong} wrong")
+
+
+def unchosen_prompts(count: int, lora: str = FIRST_LORA) -> list[tuple[Asked, int]]:
+    """The first held-out prompts, whatever the models make of them, with their noises' seeds."""
+    asked = TASKS[lora].prompts(PROMPT_SEED, count, held_out=True)
+    return [(one, FIRST_SEED + index) for index, one in enumerate(asked)]
 
 
 @functools.cache
@@ -96,6 +97,22 @@ def by_noise(settings: Sequence[Setting], text: str, pictures: int) -> Figure:
         rendered = render(client, settings, text, FIRST_SEED, pictures)
         rows = [rendered[f"save{number}"] for number in range(len(settings))]
         return sheet(rows, [f"noise {n + 1}" for n in range(pictures)], [str(setting) for setting in settings])
+
+    return draw
+
+
+def beginning_of_list(settings: Sequence[Setting], counts: dict[str, int], side: int) -> Figure:
+    """A row for each of the first held-out prompts of some LoRAs, pictures `side` pixels wide. Nothing is chosen."""
+
+    def draw(client: ComfyClient) -> Image.Image:
+        rows, labels = [], []
+        for lora, count in counts.items():
+            for asked, seed in unchosen_prompts(count, lora):
+                rendered = render(client, settings, asked.text, seed, lora=lora)
+                pictures = [rendered[f"save{number}"][0] for number in range(len(settings))]
+                rows.append([picture.resize((side, side), Image.Resampling.LANCZOS) for picture in pictures])
+                labels.append(asked.text)
+        return sheet(rows, [str(setting) for setting in settings], labels)
 
     return draw
 

@@ -40,6 +40,12 @@ def combined(switch: float, scale: float) -> Setting:
     return Setting(scale, ("RLGCombinedGeneration", widgets), name=f"base to {switch:g}, then {scale:g}")
 
 
+def ramp(end: float, power: float) -> Setting:
+    """Annealed guidance: from the base model to that scale, later with a higher power."""
+    widgets = {"start_scale": 0.0, "end_scale": end, "curve": "power", "power": power}
+    return Setting(end, ("RLGRamp", widgets), name=f"0 to {end:g}, power {power:g}")
+
+
 def node(kind: str, **inputs: object) -> Json:
     return {"class_type": kind, "inputs": inputs}
 

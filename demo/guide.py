@@ -1,8 +1,9 @@
-"""The pictures of the guide "How strong should it be?", of the help pages and of the workflows, rendered anew.
+"""The pictures of the README, of the guide "How strong should it be?", of help pages and workflows, rendered anew.
 
     python -m demo.guide --host PATH [--only NAME ...]
 
-Every picture is of the demo's pair. Prompts are held-out ones, chosen by what the base alone makes of them.
+Every picture is of the demo's pair. Prompts are held-out ones: in the README the first of the list, elsewhere chosen by
+what the base alone makes of them.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import sys
 from pathlib import Path
 
 from demo.client import PromptError
-from demo.figures import OPEN_PROMPT, OTHER_REWARD, Figure, by_noise, by_prompt, ramp, scales, with_cfg
-from demo.graphs import Setting, combined
+from demo.figures import OPEN_PROMPT, Figure, beginning_of_list, by_noise, by_prompt, scales, with_cfg
+from demo.graphs import Setting, combined, ramp
 from demo.run import demo_models
 from demo.server import REPO, ServerError, comfy_server
 from demo.thumbnails import FIGURES as THUMBNAILS
@@ -26,18 +27,21 @@ from files.pictures import write_bytes
 GUIDE, HELP = REPO / "docs" / "guide", REPO / "web" / "docs" / "images"
 QUALITY = 85
 
-BEYOND = by_prompt(scales(0, 1, 1.6, 2, 3), right=1, wrong=3)
+BEYOND = by_prompt(scales(0, 1, 1.6, 2, 3), right=1, wrong=3, lora="text")
 CFG_PER_BRANCH = by_prompt(
     [with_cfg(1, 1, 1.6), with_cfg(3, 3, 1.6), with_cfg(3, 1, 1.6), with_cfg(1, 3, 1.6)], right=2, wrong=2
 )
 COMBINED = by_noise([*scales(0, 1, 2), combined(0.2, 2), combined(0.5, 2)], OPEN_PROMPT, 6)
 CONSTANT = Setting(2.0, ("RLGKeyframes", {"keyframes": "0:2", "interpolation": "step"}), name="s = 2")
 ANNEALING = by_prompt([CONSTANT, ramp(2, 0.5), ramp(2, 1), ramp(2, 3)], right=1, wrong=2, curves=True)
+FORGETFUL = by_prompt(scales(0, 1, 2, 4, 6), right=2, wrong=1, lora="compressibility")
+HERO = beginning_of_list(scales(0, 0.5, 1, 1.6, 2, 3), {"composition": 3, "text": 5}, side=160)
 FIGURES: dict[Path, Figure] = {
-    GUIDE / "interpolation.jpg": by_prompt(scales(0, 0.25, 0.5, 0.75, 1), right=1, wrong=3),
+    REPO / "docs" / "demo_sweep.jpg": HERO,
+    GUIDE / "interpolation.jpg": by_prompt(scales(0, 0.25, 0.5, 0.75, 1), right=1, wrong=3, lora="text"),
     GUIDE / "extrapolation.jpg": BEYOND,
     GUIDE / "over_guidance.jpg": by_prompt(scales(1, 2, 4, 6, 10), right=2, wrong=2),
-    GUIDE / "over_guidance_compressibility.jpg": by_prompt(scales(0, 1, 2, 4, 6), right=2, wrong=1, lora=OTHER_REWARD),
+    GUIDE / "over_guidance_compressibility.jpg": FORGETFUL,
     GUIDE / "below_zero.jpg": by_prompt(scales(-2, -1, 0, 1), right=1, wrong=2),
     GUIDE / "combined_generation.jpg": COMBINED,
     GUIDE / "annealing.jpg": ANNEALING,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -12,8 +13,7 @@ from tqdm import tqdm
 from demo.client import ComfyClient
 from demo.graphs import Setting, sweep_prompt
 from demo.picture import opened, sheet
-from demo.rewards import REWARDS, composition
-from demo.scenes import Prompt
+from demo.tasks import TASKS, Asked
 from evaluation.summary import aligned
 from rewards.curve import Curve, curve
 from rewards.intervals import student
@@ -26,14 +26,26 @@ class Measured:
 
     lora: str
     settings: tuple[Setting, ...]
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[Asked, ...]
     pictures: np.ndarray
     """(S, P, N, height, width, 3) uint8"""
 
+    @cached_property
+    def judged(self) -> np.ndarray:
+        """(S, P, N, 2): reward of what the LoRA was trained for, and whether all is right."""
+        judge = TASKS[self.lora].judge
+        return np.array(
+            [
+                [[judge(picture, asked) for picture in row] for asked, row in zip(self.prompts, rows, strict=True)]
+                for rows in self.pictures
+            ],
+            dtype=float,
+        )
+
     @property
     def rewards(self) -> np.ndarray:
-        """(S, P, N): what the LoRA was trained for: the composition's score, or minus the kB of a JPEG."""
-        return self._each(REWARDS[self.lora])
+        """(S, P, N): of what the LoRA was trained for."""
+        return self.judged[..., 0]
 
     @property
     def diversity(self) -> np.ndarray:
@@ -54,11 +66,12 @@ class Measured:
     def table(self) -> str:
         """For a console: means with 95 % intervals over prompts; differences are of the same prompts and noise."""
         rewards = self.rewards
-        columns = {"reward": rewards}
+        columns = {}
         for name, model in (("base", Setting(0.0)), ("tuned", Setting(1.0))):
             if model in self.settings:
                 columns[f"above the {name}"] = rewards - rewards[self.settings.index(model)]
-        columns["all is right"] = self._each(lambda picture, prompt: composition(picture, prompt).correct)
+        columns["reward"] = rewards
+        columns["all is right"] = self.judged[..., 1]
         columns["diversity"] = self.diversity
         rows = [
             [str(setting), *(str(student(values[index].mean(axis=1))) for values in columns.values())]
@@ -76,19 +89,9 @@ class Measured:
             [prompt.text for prompt in self.prompts[:count]],
         )
 
-    def _each(self, value: Callable[[np.ndarray, Prompt], float]) -> np.ndarray:
-        """(S, P, N): of each picture and what it should show."""
-        return np.array(
-            [
-                [[value(picture, prompt) for picture in row] for prompt, row in zip(self.prompts, rows, strict=True)]
-                for rows in self.pictures
-            ],
-            dtype=float,
-        )
-
 
 def measure(
-    client: ComfyClient, lora: str, settings: Sequence[Setting], prompts: Sequence[Prompt], seeds: int
+    client: ComfyClient, lora: str, settings: Sequence[Setting], prompts: Sequence[Asked], seeds: int
 ) -> Measured:
     """Sample every prompt with `seeds` noises, the same ones at every setting. `lora` is one of LORAS."""
     rows = []

@@ -7,7 +7,6 @@ detector, and checks count, colours, shapes, sizes and positions against the pro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -160,10 +159,3 @@ def _is_so(relation: str, one: Found, two: Found) -> bool:
     distance = {"left of": across, "right of": -across, "above": down, "below": -down}[relation]
     aside = abs(down) if relation in ("left of", "right of") else abs(across)
     return distance > max(8.0, aside)
-
-
-REWARDS: dict[str, Callable[[np.ndarray, Prompt], float]] = {
-    "composition": lambda picture, prompt: composition(picture, prompt).score,
-    "compressibility": lambda picture, prompt: compressibility(picture),
-}
-"""What LoRAs are trained for: picture (SIDE, SIDE, 3) uint8 and its prompt → higher is better."""

@@ -19,10 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from demo.client import ComfyClient, Json, PromptError
-from demo.graphs import CFG, STEPS, Setting, combined
+from demo.graphs import CFG, STEPS, Setting, combined, ramp
 from demo.measure import measure
-from demo.scenes import SIDE, prompts
+from demo.scenes import SIDE
 from demo.server import REPO, ServerError, comfy_server
+from demo.tasks import TASKS
 from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models
 from demo.ui_to_api import WorkflowError, node_info, set_widget, to_prompt
 from dev import cache_folder
@@ -37,18 +38,15 @@ PROMPT_SEED = 7
 """Of the held-out prompts."""
 ROWS = 6
 """Prompts in a sheet of pictures."""
-REWARD_NAMES = {
-    "composition": "composition reward (share of the prompt that is right)",
-    "compressibility": "compressibility reward (minus kB as JPEG)",
-}
 
 
 def main() -> int:
     arguments = _parser().parse_args()
-    return carried_out(lambda: run(arguments), ServerError, PromptError, WorkflowError, OSError)
+    return carried_out(lambda: run(arguments), ServerError, PromptError, WorkflowError, ValueError, OSError)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    asked = {lora: TASKS[lora].prompts(PROMPT_SEED, arguments.prompts, held_out=True) for lora in arguments.loras}
     models = demo_models()
     print(f"Starting ComfyUI from {arguments.host} on the CPU (half a minute) ...", flush=True)
     started = time.monotonic()
@@ -56,15 +54,18 @@ def run(arguments: argparse.Namespace) -> None:
         version = client.system_stats()["system"].get("comfyui_version", "of unknown version")
         print(f"ComfyUI {version} is ready after {time.monotonic() - started:.0f} s.\n", flush=True)
         picture = run_workflow(client)
-        asked = prompts(PROMPT_SEED, arguments.prompts, held_out=True)
-        settings = [*map(Setting, arguments.scales), *(combined(at, 1.0) for at in arguments.switches)]
-        measured = [measure(client, lora, settings, asked, arguments.seeds) for lora in LORAS]
+        settings = [
+            *map(Setting, arguments.scales),
+            *(combined(at, 1.0) for at in arguments.switches),
+            *(ramp(1.0, power) for power in arguments.powers),
+        ]
+        measured = [measure(client, lora, settings, asked[lora], arguments.seeds) for lora in asked]
     print("\nDrop rlg_text_to_image.png on ComfyUI to get its workflow; the others show what was measured:")
     _write(arguments.output / "rlg_text_to_image.png", picture)
     pictures = arguments.prompts * arguments.seeds
     for one in measured:
         curve, title = one.curve, f"{one.lora} LoRA, {pictures} pictures of held-out prompts at every point"
-        figure = reward_curve(curve, "light", title, REWARD_NAMES[one.lora])
+        figure = reward_curve(curve, "light", title, TASKS[one.lora].axis)
         _write(arguments.output / f"rlg_sweep_{one.lora}.png", png(np.array(one.sheet(ROWS))))
         _write(arguments.output / f"rlg_measured_{one.lora}.png", saved(figure, "png"))
         _write(arguments.output / f"rlg_measured_{one.lora}.csv", curve.csv().encode())
@@ -152,15 +153,23 @@ def _parser() -> argparse.ArgumentParser:
         help="where the pictures go (default: output/ of the repository)",
     )  # fmt: skip
     parser.add_argument(
-        "--scales", type=_numbers(-10, 10, always=(0.0,)), default="0,0.5,1,2,3,4,6", metavar="S,S,...",
+        "--scales", type=_numbers(-10, 10, always=(0.0,)), default="0,0.5,1,1.6,2,3", metavar="S,S,...",
         help="constant scales, -10 to 10; 0 is always measured too, to compare with (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--switches", type=_numbers(0, 1), default="0.5,0.7", metavar="P,P,...",
+        "--switches", type=_numbers(0, 1), default="0.2,0.5", metavar="P,P,...",
         help="combined generation: base model first, tuned one from this part of the steps (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--prompts", type=at_least(2), default=12, help="held-out prompts (default: 12)")
-    parser.add_argument("--seeds", type=at_least(2), default=4, help="pictures of a prompt (default: 4)")
+    parser.add_argument(
+        "--powers", type=_numbers(0.1, 10), default="1", metavar="P,P,...",
+        help="annealed guidance: from base to tuned model with this power of the progress (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--loras", nargs="+", choices=LORAS, default=["text"], metavar="NAME",
+        help=f"of {', '.join(LORAS)} (default: text, whose gain so few pictures show)",
+    )  # fmt: skip
+    parser.add_argument("--prompts", type=at_least(2), default=48, help="held-out prompts (default: 48)")
+    parser.add_argument("--seeds", type=at_least(2), default=2, help="pictures of a prompt (default: 2)")
     return parser
 
 

@@ -154,7 +154,7 @@ def _say(rng: np.random.Generator, wordings: list[str], background: str | None) 
 def draw(prompt: Prompt, rng: np.random.Generator) -> Image.Image:
     """A random RGB picture, SIDE × SIDE, of which `prompt` is true."""
     scale = 2  # drawn larger, for smooth edges
-    picture = _background(prompt.background or _choice(rng, BACKGROUNDS), rng, scale)
+    picture, _ = background(prompt.background or _choice(rng, BACKGROUNDS), rng, scale)
     pen = ImageDraw.Draw(picture)
     for thing, centre, radius in _arranged(prompt, rng):
         colour = tuple(int(np.clip(value + rng.integers(-8, 9), 0, 255)) for value in COLOURS[thing.colour])
@@ -206,11 +206,12 @@ _SIDES = {
 }
 
 
-def _background(kind: str, rng: np.random.Generator, scale: int) -> Image.Image:
+def background(kind: str, rng: np.random.Generator, scale: int) -> tuple[Image.Image, bool]:
+    """One of BACKGROUNDS in two tones of a weak tint, `scale` times SIDE wide, and whether they are dark."""
     one, two = _tones(rng)
-    side = SIDE * scale
+    side, dark = SIDE * scale, max(one) < 128
     if kind == "plain":
-        return Image.new("RGB", (side, side), one)
+        return Image.new("RGB", (side, side), one), dark
     y, x = np.mgrid[:side, :side] / scale
     along = (x, y, x + y, x - y)[rng.integers(4)]
     pattern: Callable[[], np.ndarray] = {
@@ -220,7 +221,7 @@ def _background(kind: str, rng: np.random.Generator, scale: int) -> Image.Image:
         "dotted": lambda: np.hypot(x % TOKEN - TOKEN / 2, y % TOKEN - TOKEN / 2) < TOKEN / 4,
     }[kind]
     share = pattern()[..., None].astype(float)
-    return Image.fromarray((share * two + (1 - share) * np.array(one)).round().astype(np.uint8))
+    return Image.fromarray((share * two + (1 - share) * np.array(one)).round().astype(np.uint8)), dark
 
 
 def _tones(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:

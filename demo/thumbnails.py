@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from demo.client import ComfyClient, Json
-from demo.figures import OPEN_PROMPT, Figure, by_noise, by_prompt, chosen_prompts, ramp, scales
-from demo.graphs import CFG, STEPS, Setting, combined, node
+from demo.figures import OPEN_PROMPT, Figure, by_noise, by_prompt, chosen_prompts, scales
+from demo.graphs import CFG, STEPS, Setting, combined, node, ramp
 from demo.picture import opened, sheet
-from demo.rewards import REWARDS
 from demo.scenes import SIDE, Prompt
 from demo.server import REPO
+from demo.tasks import composed
 from demo.trained_pair import CHECKPOINT, LORAS
 
 WORKFLOWS, HELP = REPO / "workflows", REPO / "web" / "docs" / "images"
@@ -65,7 +65,7 @@ def picked(client: ComfyClient) -> Image.Image:
     """The same, with a frame around the one of each row that is worth most to the LoRA's own reward."""
 
     def framed(pictures: list[Image.Image], prompt: Prompt) -> list[Image.Image]:
-        worth = [REWARDS["composition"](np.array(picture), prompt) for picture in pictures]
+        worth = [composed(np.array(picture), prompt).reward for picture in pictures]
         best = worth.index(max(worth))
         pictures[best] = ImageOps.expand(ImageOps.crop(pictures[best], FRAME), FRAME, fill="#e69f00")
         return pictures
@@ -152,7 +152,7 @@ def _stacked(above: Image.Image, below: Image.Image) -> Image.Image:
 CONSTANT = Setting(1.0, ("RLGKeyframes", {"keyframes": "0:1", "interpolation": "step"}), name="s = 1")
 SWITCHES = by_prompt([combined(at, 1.6) for at in (0.2, 0.5, 0.8)], right=1, wrong=2)
 FIGURES: dict[Path, Figure] = {
-    WORKFLOWS / "RLG 02 - Scale sweep.jpg": card(by_prompt(scales(0, 1, 2, 3), right=1, wrong=3)),
+    WORKFLOWS / "RLG 02 - Scale sweep.jpg": card(by_prompt(scales(0, 1, 2, 3), right=1, wrong=3, lora="text")),
     WORKFLOWS / "RLG 03 - Combined generation.jpg": card(by_noise([*scales(0, 1), combined(0.5, 1)], OPEN_PROMPT, 4)),
     WORKFLOWS / "RLG 04 - Switch point sweep.jpg": card(SWITCHES),
     WORKFLOWS / "RLG 05 - Annealed guidance.jpg": card(

@@ -17,8 +17,8 @@ from demo.tiny_encoders import clip_l_in_checkpoint, vae_state_dict
 
 PAIR = Path(__file__).parent / "pair"
 CHECKPOINT = "rlg_demo_sd3.safetensors"
-LORAS = {"composition": "rlg_demo_composition", "compressibility": "rlg_demo_compressibility"}
-"""Reward → folder under `loras`."""
+LORAS = {name: f"rlg_demo_{name}" for name in ("composition", "text", "compressibility")}
+"""What it is tuned for → folder under `loras`."""
 
 CONTEXT_DIM, POOLED_DIM = 4096, 2048
 _WIDENED = {

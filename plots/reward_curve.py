@@ -29,7 +29,7 @@ _Of = Callable[["Point"], "Estimate | None"]
 
 
 def reward_curve(curve: Curve, theme: str, title: str, reward: str) -> Figure:
-    """Reward against scale, the gain on the base, diversity, and reward against diversity: as much of it as is known.
+    """The gain on the base, reward against scale, diversity, and reward against diversity: as much of it as is known.
 
     Bars are 95 % intervals. An axis that shows a mean without one begins at 0. In the last panel the points of the
     Pareto front are ringed and connected.
@@ -44,12 +44,13 @@ def reward_curve(curve: Curve, theme: str, title: str, reward: str) -> Figure:
         ValueError: matplotlib is not installed.
     """
     colours, points = THEMES[theme], curve.points
-    panels: list[Callable[[Axes], None]] = [
-        lambda axes: _against_scale(axes, curve, colours, lambda p: p.reward, f"{reward} (mean, 95 % interval)")
-    ]
+    panels: list[Callable[[Axes], None]] = []
     if any(point.above_base for point in points):
+        # First, as it says whether there is a difference; the means' intervals are mostly of how prompts differ.
         title_of_gain = f"{reward} minus the base's (same prompt and noise)"
         panels.append(lambda axes: _against_scale(axes, curve, colours, lambda p: p.above_base, title_of_gain))
+    title_of_mean = f"{reward} (mean, 95 % interval)"
+    panels.append(lambda axes: _against_scale(axes, curve, colours, lambda p: p.reward, title_of_mean))
     if any(point.diversity for point in points):
         panels.append(lambda axes: _against_scale(axes, curve, colours, lambda p: p.diversity, "diversity"))
         panels.append(lambda axes: _trade_off(axes, curve, colours, reward))

@@ -1,4 +1,4 @@
-"""The demo's base model: an MMDiT-X of three blocks, trained by flow matching on drawn scenes.
+"""The demo's base model: an MMDiT-X of three blocks, trained by flow matching on drawn scenes and signs.
 
 Rectified flow as in SD3 (arXiv 2403.03206): x_t = (1 − σ) x0 + σ ε, the network predicts ε − x0, and σ is
 logit-normal, then shifted by 3 as the host's sampler does. One caption in ten is empty, for CFG.
@@ -7,18 +7,22 @@ logit-normal, then shifted by 3 as the host's sampler does. One caption in ten i
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, SD3Transformer2DModel
+from PIL import Image
 from torch import Tensor
 from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from demo.scenes import Prompt, draw, random_prompt
+from demo.letters import draw_sign, random_sign
+from demo.scenes import draw, random_prompt
 from demo.tiny_encoders import CLIP_WIDTH, LATENT_CHANNELS
 from demo.tiny_model import TinySD3
 from demo.train.loop import cosine, train
@@ -27,16 +31,40 @@ from demo.train.text import Text, encoded
 from files.replacing import replacing
 
 CONFIG = TinySD3(depth=3, dual_attention_blocks=1, pos_embed_max_size=16)
-CAPTIONS, SCENES_EACH = 8192, 3
+SCENES, SIGNS, PICTURES_EACH = 8192, 4096, 3
+"""Captions of either kind, and pictures of each."""
 BATCH = 32
-STEPS, LEARNING_RATE, WARM_UP = 8000, 1e-3, 300
-COSINE_STEPS, COOL_DOWN = 13000, 1500
-"""The learning rate follows a cosine of that length, and falls to 0 over the last COOL_DOWN of STEPS."""
-LAST_STEPS, LAST_LEARNING_RATE = 2000, 4e-4
-WRONG_CAPTIONS = 1 / 6
-"""Share of scenes that have the caption of another in the LAST_STEPS, as in data from the web. Now and then the model
-then draws what was not asked for, and a reward has something to put right."""
 DROPPED_CAPTIONS = 0.1
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training, with a schedule of its learning rate of its own.
+
+    Attributes:
+        signs: share of the batch that is signs.
+        wrong_scenes, wrong_signs: share of them that have the caption of another, as in data from the web. Now and then
+            the model then draws what was not asked for, and a reward has something to put right.
+    """
+
+    steps: int
+    rate: Callable[[int], float]
+    signs: float = 0.0
+    wrong_scenes: float = 0.0
+    wrong_signs: float = 0.0
+
+
+PHASES = (
+    # A cosine of 13000 steps that is cut off by a fall to 0.
+    Phase(8000, lambda index: 1e-3 * cosine(index, 13000, 300) * min(1.0, (8000 - index) / 1500)),
+    Phase(2000, lambda index: 4e-4 * cosine(index, 2000), wrong_scenes=1 / 6),
+    Phase(3000, lambda index: 8e-4 * cosine(index, 3500), signs=0.5),
+    Phase(1500, lambda index: 4e-4 * cosine(index, 1500), signs=0.4, wrong_scenes=0.35, wrong_signs=0.5),
+    Phase(500, lambda index: 3e-4 * cosine(index, 500), signs=0.4, wrong_scenes=0.6, wrong_signs=0.5),
+)
+LAST_SHARE = 0.3
+"""Of the weights after the last phase in the mix with those before it. Alone they draw one scene of five right, those
+before it nearly one of two."""
 SHIFT = 3.0
 EMA = 0.999
 LATENT_SIDE = 16
@@ -44,7 +72,7 @@ LATENT_SIDE = 16
 
 @dataclass(frozen=True)
 class Data:
-    """Latents (captions, SCENES_EACH, 16, side, side) bfloat16, and the captions; the last one is empty."""
+    """Latents (captions, PICTURES_EACH, 16, side, side) bfloat16; captions of scenes, of signs, then the empty one."""
 
     latents: Tensor
     text: Text
@@ -95,76 +123,103 @@ def compiled(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def training_data(vae: AutoencoderTiny, folder: Path, seed: int, host: Path) -> Data:
-    """Scenes drawn for random captions, encoded; kept in `folder`."""
+    """Pictures drawn for random captions, encoded; kept in `folder`."""
     rng = np.random.default_rng(seed)
-    prompts = [random_prompt(rng, held_out=False) for _ in range(CAPTIONS)]
-    text = encoded([prompt.text for prompt in prompts] + [""], folder, host)
+    scenes = [random_prompt(rng, held_out=False) for _ in range(SCENES)]
+    drawn = [partial(draw, prompt, rng) for prompt in scenes]
+    signs = [random_sign(rng, held_out=False) for _ in range(SIGNS)]
+    drawn += [partial(draw_sign, sign, rng) for sign in signs]
+    text = encoded([asked.text for asked in (*scenes, *signs)] + [""], folder, host)
     path = folder / f"latents_{seed}.pt"
     if not path.exists():
-        scenes = _encoded_scenes(vae, prompts, rng)
+        latents = _encoded_pictures(vae, drawn)
         with replacing(path) as temporary:
-            torch.save(scenes, temporary)
+            torch.save(latents, temporary)
     return Data(torch.load(path, weights_only=True), text)
 
 
 @torch.inference_mode()
-def _encoded_scenes(vae: AutoencoderTiny, prompts: list[Prompt], rng: np.random.Generator) -> Tensor:
-    found = torch.empty(len(prompts), SCENES_EACH, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE, dtype=torch.bfloat16)
-    for index, prompt in enumerate(prompts):
-        scenes = np.stack([np.array(draw(prompt, rng)) for _ in range(SCENES_EACH)])
-        batch = torch.from_numpy(scenes).permute(0, 3, 1, 2).float() / 127.5 - 1
+def _encoded_pictures(vae: AutoencoderTiny, drawn: Sequence[Callable[[], Image.Image]]) -> Tensor:
+    found = torch.empty(len(drawn), PICTURES_EACH, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE, dtype=torch.bfloat16)
+    for index, picture in enumerate(drawn):
+        pictures = np.stack([np.array(picture()) for _ in range(PICTURES_EACH)])
+        batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
         with half_where_fast():
             found[index] = vae.encoder(batch.to(memory_format=torch.channels_last))
         if index % 1000 == 999:
-            print(f"scenes of {index + 1}/{len(prompts)} captions", flush=True)
+            print(f"pictures of {index + 1}/{len(drawn)} captions", flush=True)
     return found
 
 
-def learning_rate(index: int) -> float:
-    """Of a step."""
-    if index >= STEPS:
-        return LAST_LEARNING_RATE * cosine(index - STEPS, LAST_STEPS)
-    return LEARNING_RATE * cosine(index, COSINE_STEPS, WARM_UP) * min(1.0, (STEPS - index) / COOL_DOWN)
+def phase_at(index: int) -> tuple[Phase, int]:
+    """The phase that a step belongs to, and the step's number in it."""
+    for phase in PHASES:
+        if index < phase.steps:
+            return phase, index
+        index -= phase.steps
+    raise IndexError(index)
+
+
+def _batch(data: Data, phase: Phase, generator: torch.Generator) -> tuple[Tensor, Text]:
+    """x0 (BATCH, 16, side, side) and captions, some of them wrong or empty."""
+
+    def share(size: float) -> Tensor:
+        return torch.rand(BATCH, generator=generator) < size
+
+    is_sign = share(phase.signs)
+    own, other = (
+        torch.where(
+            is_sign,
+            SCENES + torch.randint(SIGNS, (BATCH,), generator=generator),
+            torch.randint(SCENES, (BATCH,), generator=generator),
+        )
+        for _ in range(2)
+    )
+    x0 = data.latents[own, torch.randint(PICTURES_EACH, (BATCH,), generator=generator)].float()
+    wrong = torch.where(is_sign, share(phase.wrong_signs), share(phase.wrong_scenes))
+    captions = torch.where(wrong, other, own)
+    captions[share(DROPPED_CAPTIONS)] = SCENES + SIGNS
+    return x0, data.text.rows(captions)
 
 
 def train_base(folder: Path, seed: int, data: Data) -> SD3Transformer2DModel:
-    """Train, or go on, with a checkpoint in `folder`; returns the moving average of the weights."""
+    """Train, or go on, with a checkpoint in `folder`; returns the mix of the moving average with that of before."""
     torch.manual_seed(seed)
     model = build()
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
+    average, before = (copy.deepcopy(model).requires_grad_(False) for _ in range(2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     network = compiled(model)
 
     def step(index: int, generator: torch.Generator) -> dict[str, float]:
+        phase, number = phase_at(index)
+        if phase is PHASES[-1] and number == 0:
+            before.load_state_dict(average.state_dict())
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(index)
-        captions = torch.randint(CAPTIONS, (BATCH,), generator=generator)
-        x0 = data.latents[captions, torch.randint(SCENES_EACH, (BATCH,), generator=generator)].float()
-        if index >= STEPS:
-            wrong = torch.rand(BATCH, generator=generator) < WRONG_CAPTIONS
-            captions = torch.where(wrong, captions.roll(1), captions)
-        captions[torch.rand(BATCH, generator=generator) < DROPPED_CAPTIONS] = CAPTIONS
-        t = torch.randn(BATCH, generator=generator).sigmoid()
-        sigma = SHIFT * t / (1 + (SHIFT - 1) * t)
-        noise = torch.randn(x0.shape, generator=generator)
-        noisy = torch.lerp(x0, noise, sigma[:, None, None, None])
-        loss = (velocity(network, noisy, sigma, data.text.rows(captions)) - (noise - x0)).square().mean()
+            group["lr"] = phase.rate(number)
+        loss = _loss(network, *_batch(data, phase, generator), generator)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        with torch.no_grad():
-            for kept, new in zip(average.parameters(), model.parameters(), strict=True):
-                kept.lerp_(new, 1 - min(EMA, index / (index + 10)))
+        _move(average, model, 1 - min(EMA, index / (index + 10)))
         return {"loss": float(loss.detach())}
 
-    train(
-        folder / "base.ckpt",
-        STEPS + LAST_STEPS,
-        seed,
-        {"model": model, "average": average, "optimizer": optimizer},
-        step,
-    )
-    return average.eval()
+    state = {"model": model, "average": average, "before": before, "optimizer": optimizer}
+    train(folder / "base.ckpt", sum(phase.steps for phase in PHASES), seed, state, step)
+    _move(before, average, LAST_SHARE)
+    return before.eval()
+
+
+def _loss(network: torch.nn.Module, x0: Tensor, text: Text, generator: torch.Generator) -> Tensor:
+    t = torch.randn(BATCH, generator=generator).sigmoid()
+    sigma = SHIFT * t / (1 + (SHIFT - 1) * t)
+    noise = torch.randn(x0.shape, generator=generator)
+    noisy = torch.lerp(x0, noise, sigma[:, None, None, None])
+    return (velocity(network, noisy, sigma, text) - (noise - x0)).square().mean()
+
+
+@torch.no_grad()
+def _move(model: torch.nn.Module, to: torch.nn.Module, share: float) -> None:
+    """Each weight goes this share of its way to that of another model."""
+    for kept, new in zip(model.parameters(), to.parameters(), strict=True):
+        kept.lerp_(new, share)

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from demo.rewards import REWARDS
-from demo.scenes import SIDE, Prompt
+from demo.scenes import SIDE
+from demo.tasks import TASKS, Asked
 from files.replacing import replacing
 from rewards.pixels import to_bytes
 from rewards.protocol import WithoutGradient
@@ -29,17 +29,19 @@ Module = Callable[[str], ModuleType]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a LoRA is trained with Flow-GRPO.
+    """How a LoRA is trained.
 
     Attributes:
-        method: the settings in which it differs from Flow-GRPO's own.
+        method: one of the presets of `training.method`.
+        settings: those in which it differs from the preset.
     """
 
     iterations: int
-    learning_rate: float = 1e-3
+    method: str = "DIFFUSION_NFT"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: float = 6e-4
     rank: int = 16
-    batch_size: int = 12
-    method: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 16
 
 
 class Loaded(NamedTuple):
@@ -50,24 +52,24 @@ class Loaded(NamedTuple):
     vae: Any
 
 
-class SceneReward(WithoutGradient):
+class DemoReward(WithoutGradient):
     """One of the demo's rewards, as the trainer takes one.
 
     Args:
-        name: one of REWARDS.
+        name: one of TASKS.
         asked: the prompts that it may meet.
     """
 
-    unit, range, source = "", (-math.inf, math.inf), "demo/rewards.py"
+    unit, range, source = "", (-math.inf, math.inf), "demo/tasks.py"
 
-    def __init__(self, name: str, asked: Sequence[Prompt]) -> None:
+    def __init__(self, name: str, asked: Sequence[Asked]) -> None:
         self.name = name
         self._asked = {prompt.text: prompt for prompt in asked}
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """See `Reward.score`."""
-        pairs = zip(to_bytes(images), prompts, strict=True)
-        return torch.tensor([REWARDS[self.name](picture, self._asked[text]) for picture, text in pairs])
+        pairs, judge = zip(to_bytes(images), prompts, strict=True), TASKS[self.name].judge
+        return torch.tensor([judge(picture, self._asked[text]).reward for picture, text in pairs])
 
 
 def load(checkpoint: dict[str, Tensor]) -> Loaded:
@@ -79,29 +81,28 @@ def load(checkpoint: dict[str, Tensor]) -> Loaded:
     return Loaded(model, clip, vae)
 
 
-def flow_grpo(
-    module: Module, loaded: Loaded, recipe: Recipe, reward: str, asked: Sequence[Prompt], seed: int, checkpoint: Path
+def trainer(
+    module: Module, loaded: Loaded, recipe: Recipe, name: str, asked: Sequence[Asked], seed: int, checkpoint: Path
 ) -> Any:
     """The pack's `Trainer` for a recipe, which goes on from its checkpoint.
 
     Args:
-        reward: one of REWARDS.
+        name: one of TASKS.
         asked: the prompts to train on.
     """
-    prompts = module("training.prompts").Prompts.encode(loaded.clip, [prompt.text for prompt in asked])
-    of = SceneReward(reward, asked)
-    task = module("training.task").Task(loaded.model, loaded.vae, prompts, of, SIDE, SIDE)
-    method = replace(module("training.method").FLOW_GRPO, **recipe.method)
-    trainer = module("training.trainer")
-    settings = trainer.Settings(recipe.learning_rate, recipe.rank, seed=seed, batch_size=recipe.batch_size)
-    return trainer.Trainer(task, method, settings, checkpoint)
+    prompts = module("training.prompts").Prompts.encode(loaded.clip, [one.text for one in asked])
+    task = module("training.task").Task(loaded.model, loaded.vae, prompts, DemoReward(name, asked), SIDE, SIDE)
+    method = replace(getattr(module("training.method"), recipe.method), **recipe.settings)
+    training = module("training.trainer")
+    settings = training.Settings(recipe.learning_rate, recipe.rank, seed=seed, batch_size=recipe.batch_size)
+    return training.Trainer(task, method, settings, checkpoint)
 
 
-def train(trainer: Any, iterations: int) -> None:
+def train(run: Any, iterations: int) -> None:
     """Make the iterations that are missing, and say how far it is."""
-    if trainer.history:
-        print(f"Going on after iteration {len(trainer.history)} of {iterations}", flush=True)
-    for entry in trainer.iterate(iterations):
+    if run.history:
+        print(f"Going on after iteration {len(run.history)} of {iterations}", flush=True)
+    for entry in run.iterate(iterations):
         left = (iterations - entry.number) * entry.seconds / 60
         print(
             f"iteration {entry.number}/{iterations}  reward {entry.reward:.4g}  KL {entry.kl:.3g}  "
@@ -110,10 +111,10 @@ def train(trainer: Any, iterations: int) -> None:
         )
 
 
-def write(trainer: Any, folder: Path) -> None:
+def write(run: Any, folder: Path) -> None:
     """The averaged LoRA as a PEFT folder in fp16, with the course of the run in `curve.csv`."""
     with tempfile.TemporaryDirectory() as temporary:
-        whole = trainer.save(Path(temporary))
+        whole = run.save(Path(temporary))
         with safe_open(whole, "pt") as file, replacing(folder / whole.name) as smaller:
             half = {name: file.get_tensor(name).half() for name in file.keys()}  # noqa: SIM118 (not a mapping)
             save_file(half, smaller, metadata=file.metadata())
@@ -122,5 +123,5 @@ def write(trainer: Any, folder: Path) -> None:
     with replacing(folder / "curve.csv") as file, open(file, "w", newline="", encoding="utf-8") as text:
         rows = csv.writer(text)
         rows.writerow(["iteration", *names[1:]])
-        rows.writerows([f"{getattr(entry, name):.5g}" for name in names] for entry in trainer.history)
+        rows.writerows([f"{getattr(entry, name):.5g}" for name in names] for entry in run.history)
     print(f"Wrote {folder}")

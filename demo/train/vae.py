@@ -2,6 +2,8 @@
 
 The latents are made to look like noise of size 1 (mean and size of each channel), as the flow expects, and the decoder
 sees them with a little noise added, so that small errors of the flow stay small in the picture.
+
+The decoder alone then learns to draw signs too. The encoder stays, and with it the latents that a base model knows.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
+from PIL import Image
 from torch import Tensor
 
+from demo.letters import draw_sign, random_sign
 from demo.scenes import SIDE, draw, random_prompt
 from demo.tiny_encoders import LATENT_CHANNELS, vae_state_dict
 from demo.train.loop import cosine, train
@@ -22,6 +26,8 @@ from demo.train.precision import half_where_fast
 WIDTH = 32
 STEPS, BATCH, CROP, LEARNING_RATE = 3500, 16, 64, 1.5e-3
 SCENES = 4096
+DECODER_STEPS, DECODER_LEARNING_RATE = 2000, 6e-4
+"""Of the decoder alone, on as many signs as scenes."""
 LATENT_NOISE = 0.1
 
 
@@ -49,44 +55,70 @@ def host_name(name: str) -> str:
     return f"taesd_{part}.{int(layer) + (part == 'decoder')}.{rest}"
 
 
-def pictures(seed: int, count: int) -> Tensor:
-    """Scenes of training prompts, (count, 3, SIDE, SIDE) uint8."""
+def pictures(seed: int, count: int, *, signs: bool = False) -> Tensor:
+    """Scenes of training prompts, or signs, (count, 3, SIDE, SIDE) uint8."""
     rng = np.random.default_rng(seed)
     found = torch.empty(count, 3, SIDE, SIDE, dtype=torch.uint8)
     for index in range(count):
-        scene = draw(random_prompt(rng, held_out=False), rng)
-        found[index] = torch.from_numpy(np.array(scene)).permute(2, 0, 1)
+        picture = draw_sign(random_sign(rng, held_out=False), rng) if signs else _scene(rng)
+        found[index] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     return found
 
 
+def _scene(rng: np.random.Generator) -> Image.Image:
+    return draw(random_prompt(rng, held_out=False), rng)
+
+
 def train_vae(folder: Path, seed: int) -> AutoencoderTiny:
-    """Train, or go on, with a checkpoint in `folder`."""
+    """Train, or go on, with checkpoints in `folder`: the whole on scenes, then the decoder on scenes and signs."""
     torch.manual_seed(seed)
     model = build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     scenes = cache(lambda: pictures(seed, SCENES))  # not drawn when there is nothing left to train
 
     def step(index: int, generator: torch.Generator) -> dict[str, float]:
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * cosine(index, STEPS)
-        batch = _crops(scenes(), generator).to(memory_format=torch.channels_last)
-        with half_where_fast():
-            latents = model.encoder(batch)
-            noise = LATENT_NOISE * torch.randn(latents.shape, generator=generator)
-            decoded = model.decoder(latents + noise)
-        latents, decoded = latents.float(), decoded.float()
-        # AutoencoderTiny takes and gives −1…1.
-        error, edges = decoded - batch, _gradients(decoded - batch)
-        # The squares see the colour of small objects, which absolute values alone give up for a grey median.
-        loss = 4 * error.square().mean() + error.abs().mean() + edges.abs().mean() + 0.1 * _not_normal(latents)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return {"loss": float(loss.detach()), "l1": float(error.detach().abs().mean())}
+        return _step(model, optimizer, LEARNING_RATE * cosine(index, STEPS), _crops(scenes(), generator), generator)
 
     train(folder / "vae.ckpt", STEPS, seed, {"model": model, "optimizer": optimizer}, step)
+    return train_decoder(model, folder, seed)
+
+
+def train_decoder(model: AutoencoderTiny, folder: Path, seed: int) -> AutoencoderTiny:
+    """Train the decoder on scenes and signs, or go on with the checkpoint in `folder`; the encoder stays as it is."""
+    model.encoder.requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=DECODER_LEARNING_RATE, weight_decay=0.0)
+    both = cache(lambda: torch.cat([pictures(seed, SCENES), pictures(seed, SCENES, signs=True)]))
+
+    def step(index: int, generator: torch.Generator) -> dict[str, float]:
+        rate = DECODER_LEARNING_RATE * cosine(index, DECODER_STEPS)
+        return _step(model, optimizer, rate, _crops(both(), generator), generator)
+
+    train(folder / "decoder.ckpt", DECODER_STEPS, seed, {"model": model, "optimizer": optimizer}, step)
     return model.eval()
+
+
+def _step(
+    model: AutoencoderTiny, optimizer: torch.optim.Optimizer, rate: float, batch: Tensor, generator: torch.Generator
+) -> dict[str, float]:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    batch = batch.to(memory_format=torch.channels_last)
+    with half_where_fast():
+        latents = model.encoder(batch)
+        noise = LATENT_NOISE * torch.randn(latents.shape, generator=generator)
+        decoded = model.decoder(latents + noise)
+    latents, decoded = latents.float(), decoded.float()
+    # AutoencoderTiny takes and gives −1…1.
+    error, edges = decoded - batch, _gradients(decoded - batch)
+    # The squares see the colour of small objects, which absolute values alone give up for a grey median.
+    loss = 4 * error.square().mean() + error.abs().mean() + edges.abs().mean() + 0.1 * _not_normal(latents)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(
+        [parameter for group in optimizer.param_groups for parameter in group["params"]], 1.0
+    )
+    optimizer.step()
+    return {"loss": float(loss.detach()), "l1": float(error.detach().abs().mean())}
 
 
 def _crops(scenes: Tensor, generator: torch.Generator) -> Tensor:

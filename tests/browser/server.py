@@ -90,13 +90,14 @@ def running_server(folder: Path) -> Iterator[Server]:
 
 
 def _models(folder: Path) -> Path:
-    """The demo's pair under every name that a bundled workflow has in its loaders.
+    """The demo's pair under its own names, and under every name that a bundled workflow has in its loaders.
 
     So the files on the canvas are the ones a user drops there, unchanged, and no list is without its value.
     """
     source = demo.demo_models()
     (folder / "checkpoints").mkdir(parents=True)
-    for name in _chosen(CHECKPOINT_WIDGETS):
+    shutil.copytree(source / "loras", folder / "loras")
+    for name in {CHECKPOINT, *_chosen(CHECKPOINT_WIDGETS)}:
         _link(source / "checkpoints" / CHECKPOINT, folder / "checkpoints" / name)
     for name in _chosen(LORA_WIDGETS):
         # GenEval is about composition too; PickScore's is the other one, so that two LoRAs of one workflow differ.

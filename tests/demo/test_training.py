@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,11 @@ from peft import PeftModel
 from safetensors import safe_open
 
 from demo.scenes import prompts
-from demo.train import base, loop, lora
+from demo.tasks import TASKS
+from demo.train import base, loop, lora, vae
 from demo.train.__main__ import LORAS
 from demo.train.export import host_state_dict
+from demo.train.text import Text
 from demo.trained_pair import checkpoint
 
 
@@ -81,17 +84,55 @@ def test_a_checkpoint_of_another_seed_is_not_continued(tmp_path: Path) -> None:
 
 
 def test_the_stages_are_recipes_that_the_trainer_takes(rlg: SimpleNamespace) -> None:
+    assert list(LORAS) == list(TASKS)
     for recipe in LORAS.values():
-        replace(rlg.module("training.method").FLOW_GRPO, **recipe.method)
+        replace(getattr(rlg.module("training.method"), recipe.method), **recipe.settings)
+
+
+def test_the_phases_have_as_many_wrong_captions_as_they_say() -> None:
+    """The pictures are told apart by their values, the captions by theirs: those of caption n are n."""
+    count = base.SCENES + base.SIGNS
+    numbers = torch.arange(count + 1, dtype=torch.float32)
+    latents = numbers[:count, None, None, None, None].expand(count, base.PICTURES_EACH, 1, 1, 1)
+    data = base.Data(latents, Text(numbers[:, None, None], numbers[:, None]))
+    for phase in base.PHASES:
+        found = [base._batch(data, phase, torch.Generator().manual_seed(seed)) for seed in range(200)]
+        own, said = torch.cat([x0.flatten() for x0, _ in found]), torch.cat([t.pooled.flatten() for _, t in found])
+        is_sign, empty = own >= base.SCENES, said == count
+        wrong = (own != said)[~empty], is_sign[~empty]
+        assert is_sign.float().mean() == pytest.approx(phase.signs, abs=0.03)
+        assert empty.float().mean() == pytest.approx(base.DROPPED_CAPTIONS, abs=0.02)
+        assert ((said >= base.SCENES) == is_sign)[~empty].all()
+        for signs, share in ((False, phase.wrong_scenes), (True, phase.wrong_signs)):
+            if (chosen := wrong[0][wrong[1] == signs]).numel():
+                assert chosen.float().mean() == pytest.approx(share, abs=0.03)
+
+
+def test_every_step_belongs_to_a_phase() -> None:
+    starts = [0, *itertools.accumulate(phase.steps for phase in base.PHASES)]
+    for phase, first, end in zip(base.PHASES, starts, starts[1:], strict=False):
+        assert base.phase_at(first) == (phase, 0) and base.phase_at(end - 1) == (phase, phase.steps - 1)
+        assert 0 <= phase.rate(phase.steps - 1) < 1e-4 < phase.rate(phase.steps // 2)
+
+
+def test_the_decoder_learns_signs_and_the_encoder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the base model would have to be trained anew."""
+    monkeypatch.setattr(vae, "DECODER_STEPS", 2)
+    monkeypatch.setattr(vae, "SCENES", 4)
+    model = vae.build()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    vae.train_decoder(model, tmp_path, seed=0)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == name.startswith("encoder"), name
 
 
 def test_a_lora_is_made_by_the_packs_trainer_and_goes_on(rlg: SimpleNamespace, tmp_path: Path) -> None:
     """On the demo's own base, in the files that the demo has: an adapter that PEFT reads, and the course of the run."""
-    method = {"cfg": 1.0, "groups": 1, "group_size": 2, "steps": 2}
-    recipe, asked = lora.Recipe(2, method=method, rank=4), prompts(0, 1, held_out=False)
+    settings = {"groups": 1, "group_size": 2, "steps": 2}
+    recipe, asked = lora.Recipe(2, settings=settings, rank=4), prompts(0, 1, held_out=False)
     loaded = lora.load(checkpoint())
     for iterations in (1, 2):
-        trainer = lora.flow_grpo(rlg.module, loaded, recipe, "compressibility", asked, 0, tmp_path / "state")
+        trainer = lora.trainer(rlg.module, loaded, recipe, "compressibility", asked, 0, tmp_path / "state")
         assert len(trainer.history) == iterations - 1
         lora.train(trainer, iterations)
         lora.write(trainer, tmp_path / "adapter")

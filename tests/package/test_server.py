@@ -288,7 +288,7 @@ def test_ctrl_c_in_the_demo_leaves_no_process_behind(server: SimpleNamespace, ca
     heeds_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL) if os.name == "posix" else None
     with output.open("w") as stdout:
         process = subprocess.Popen(
-            [*command, "--prompts", "1000"], cwd=REPO, stdout=stdout, stderr=subprocess.STDOUT, preexec_fn=heeds_ctrl_c
+            [*command, "--prompts", "500"], cwd=REPO, stdout=stdout, stderr=subprocess.STDOUT, preexec_fn=heeds_ctrl_c
         )
     demo_process = psutil.Process(process.pid)
     try:
