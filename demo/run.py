@@ -153,11 +153,11 @@ def _parser() -> argparse.ArgumentParser:
         help="where the pictures go (default: output/ of the repository)",
     )  # fmt: skip
     parser.add_argument(
-        "--scales", type=_numbers(-10, 10, always=(0.0,)), default="0,0.5,1,1.6,2,3", metavar="S,S,...",
+        "--scales", type=_numbers(-10, 10, always=(0.0,)), default="0,0.5,1,1.6,2", metavar="S,S,...",
         help="constant scales, -10 to 10; 0 is always measured too, to compare with (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--switches", type=_numbers(0, 1), default="0.2,0.5", metavar="P,P,...",
+        "--switches", type=_numbers(0, 1), default="0.2", metavar="P,P,...",
         help="combined generation: base model first, tuned one from this part of the steps (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
