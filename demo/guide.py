@@ -37,7 +37,7 @@ ANNEALING = by_prompt([CONSTANT, ramp(2, 0.5), ramp(2, 1), ramp(2, 3)], right=1,
 FORGETFUL = by_prompt(scales(0, 1, 2, 4, 6), right=2, wrong=1, lora="compressibility")
 HERO = beginning_of_list(scales(0, 0.5, 1, 1.6, 2, 3), {"composition": 3, "text": 5}, side=160)
 FIGURES: dict[Path, Figure] = {
-    GUIDE / "demo_sweep.jpg": HERO,
+    REPO / "docs" / "demo_sweep.jpg": HERO,
     GUIDE / "interpolation.jpg": by_prompt(scales(0, 0.25, 0.5, 0.75, 1), right=1, wrong=3, lora="text"),
     GUIDE / "extrapolation.jpg": BEYOND,
     GUIDE / "over_guidance.jpg": by_prompt(scales(1, 2, 4, 6, 10), right=2, wrong=2),
