@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from demo.held_out import different, of_part
 from demo.scenes import SIDE, background
 
 LETTERS = "ACEHKLNPRT"
@@ -48,9 +49,7 @@ class Sign:
 
 def random_sign(rng: np.random.Generator, *, held_out: bool) -> Sign:
     """A sign of the part kept for evaluation (`held_out`), or of the part for training."""
-    while (sign := _any_sign(rng)).held_out != held_out:
-        pass
-    return sign
+    return of_part(_any_sign, rng, held_out)
 
 
 def signs(seed: int, count: int, *, held_out: bool) -> list[Sign]:
@@ -63,12 +62,7 @@ def signs(seed: int, count: int, *, held_out: bool) -> list[Sign]:
     there = len(WORDINGS) * sum(Sign(word, "").held_out == held_out for word in words)
     if count > there:
         raise ValueError(f"prompts: there are {there} different signs of that kind, not {count}; ask for fewer.")
-    rng = np.random.default_rng(seed)
-    found: dict[str, Sign] = {}
-    while len(found) < count:
-        sign = random_sign(rng, held_out=held_out)
-        found.setdefault(sign.text, sign)
-    return list(found.values())
+    return different(_any_sign, seed, count, held_out)
 
 
 def _any_sign(rng: np.random.Generator) -> Sign:

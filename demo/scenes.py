@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from demo.held_out import different, of_part
+
 SIDE = 128
 """Width and height of a scene in pixels."""
 
@@ -76,19 +78,12 @@ class Prompt:
 
 def random_prompt(rng: np.random.Generator, *, held_out: bool) -> Prompt:
     """A prompt of the part kept for evaluation (`held_out`), or of the part for training."""
-    while (prompt := _any_prompt(rng)).held_out != held_out:
-        pass
-    return prompt
+    return of_part(_any_prompt, rng, held_out)
 
 
 def prompts(seed: int, count: int, *, held_out: bool) -> list[Prompt]:
     """`count` different prompts."""
-    rng = np.random.default_rng(seed)
-    found: dict[str, Prompt] = {}
-    while len(found) < count:
-        prompt = random_prompt(rng, held_out=held_out)
-        found.setdefault(prompt.text, prompt)
-    return list(found.values())
+    return different(_any_prompt, seed, count, held_out)
 
 
 def _any_prompt(rng: np.random.Generator) -> Prompt:

@@ -80,7 +80,7 @@ class Plan(Part):
         return {**(self.model_extra or {}), "preview_prompts": "\n".join(self.preview_prompts)}
 
     def read_images(self) -> list[Captioned]:
-        """Raises EvaluationError: the folder does not hold them."""
+        """Raises EvaluationError: the folder does not hold them. A plan with `prompts` has none."""
         if self.images is None:
             return []
         if not self.images.is_dir():
@@ -91,14 +91,8 @@ class Plan(Part):
             raise EvaluationError(f"images: {str(error).removeprefix('folder: ')}") from None
 
     def read_prompts(self) -> list[str]:
-        """Those of the file, or the images' captions.
-
-        Raises:
-            EvaluationError: they cannot be read.
-        """
+        """Raises EvaluationError: the file does not hold them. A plan with `images` has none."""
         source = self.prompts
-        if source is None:
-            return [image.caption for image in self.read_images()]
         try:
             return read_prompts(source.file, source.column, source.start, source.count, source.shuffle_seed)
         except ValueError as error:
