@@ -1,6 +1,7 @@
 /** What one does with a cell of a sweep: go on with its scale, or with its picture. */
 
 import { numberIn, partsOf } from "./cell_table.js";
+import { everyNode, isInSubgraph, sourceOf } from "./server_graph.js";
 
 const WITH_SCALE = ["RLGKSampler", "RLGModel", "RLGGuider", "RLGBranch"];
 const [SWITCHED, RAMP] = ["RLGCombinedGeneration", "RLGRamp"];
@@ -22,14 +23,17 @@ export function hasScale(label) {
  * @throws {Error} there is nothing to write into
  */
 export function useScale(grid, label) {
-  const { graph } = grid;
   const sweep = originOf(grid, "labels");
   const axes = axesOf(sweep);
   const settings = settingsOf(axes, label);
-  const found = samplerFor(graph, sweep, Object.keys(settings));
+  const found = samplerFor(sweep, Object.keys(settings));
   const lora = loraOf(axes, label);
   const loader = lora && originOf(found ?? sweep, "tuned");
   if (lora && !widgetOf(loader, "lora_name")) throw new Error(`The tuned model has no LoRA loader: load ${lora} yourself.`);
+  if (!found && !sweep) throw new Error("There is no RLG KSampler or RLG Model to write the scale into: add one.");
+  if (!found && isInSubgraph(sweep))
+    throw new Error("The sweep is in a subgraph, and no RLG KSampler or RLG Model samples its tuned model: add one.");
+  const { graph } = found ?? sweep;
   graph.beforeChange?.();
   const sampler = found ?? newSampler(graph, sweep);
   for (const [name, value] of Object.entries(settings)) set(sampler, name, value);
@@ -91,18 +95,17 @@ function loraOf(axes, label) {
 }
 
 /** The pack's sampler or model node with the sweep's tuned model and these widgets, if there is one. */
-function samplerFor(graph, sweep, widgets) {
-  const tuned = sweep && linkOf(sweep, "tuned");
-  return graph.nodes.find((node) => {
+function samplerFor(sweep, widgets) {
+  const tuned = sweep && sourceOf(sweep, "tuned");
+  return everyNode().find((node) => {
     const fits = WITH_SCALE.includes(node.type) && widgets.every((name) => widgetOf(node, name));
-    const link = fits && linkOf(node, "tuned");
-    return link && (!tuned || (link.origin_id === tuned.origin_id && link.origin_slot === tuned.origin_slot));
+    const source = fits && sourceOf(node, "tuned");
+    return source && (!tuned || (source.node === tuned.node && source.slot === tuned.slot));
   });
 }
 
 /** An RLG KSampler with what the sweep has, decoded and saved like the sweep. */
 function newSampler(graph, sweep) {
-  if (!sweep) throw new Error("There is no RLG KSampler or RLG Model to write the scale into: add one.");
   const sampler = beside(sweep, "RLGKSampler");
   for (const { name } of sampler.inputs) copyLink(graph, sweep, sampler, name);
   for (const { name, value } of sweep.widgets) if (widgetOf(sampler, name)) set(sampler, name, value);
@@ -164,8 +167,7 @@ function copyLink(graph, from, to, name) {
 
 /** The node that an input comes from. */
 function originOf(node, name) {
-  const link = linkOf(node, name);
-  return link && node.graph.getNodeById(link.origin_id);
+  return sourceOf(node, name)?.node;
 }
 
 function linkOf(node, name) {

@@ -26,6 +26,41 @@ export function leadsTo(path, node, name) {
   return targetsOf(links, from?.graph, around).some(([target, input]) => target === node && input.name === name);
 }
 
+/**
+ * Where an input's value is made, also beyond the borders of subgraphs.
+ *
+ * @param {object} node with the input
+ * @param {string} name of the input
+ * @returns {{node: object, slot: number} | undefined}
+ */
+export function sourceOf(node, name) {
+  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  return slot < 0 ? undefined : originOf(node.graph, node.inputs[slot].link);
+}
+
+/** All nodes of the workflow, in subgraphs too, those of a graph before its subgraphs'. */
+export function everyNode({ nodes } = app.graph) {
+  return [...nodes, ...nodes.filter(({ subgraph }) => subgraph).flatMap(({ subgraph }) => everyNode(subgraph))];
+}
+
+/** Whether a node is not in the workflow itself. */
+export function isInSubgraph(node) {
+  return node.graph !== app.graph;
+}
+
+/** Where a link begins. Of a subgraph that is there twice, the first one is looked out of. */
+function originOf(graph, id) {
+  const link = graph?.getLink(id);
+  if (!link) return undefined;
+  const { origin_id: origin, origin_slot: slot } = link;
+  if (link.originIsIoNode) {
+    const outer = everyNode().find(({ subgraph }) => subgraph === graph);
+    return outer && originOf(outer.graph, outer.inputs[slot].link);
+  }
+  const node = graph.getNodeById(origin);
+  return node?.subgraph ? originOf(node.subgraph, node.subgraph.outputs[slot].linkIds[0]) : node && { node, slot };
+}
+
 /** The nodes that a path names, from the outermost on; none where one is not there. */
 function nodesOn(path) {
   const nodes = [];

@@ -104,6 +104,16 @@ ADD = """(type) => {
     app.graph.add(node);
 }"""
 
+INTO_A_SUBGRAPH = """async (type) => {
+    app.canvas.deselectAll();
+    app.canvas.select(app.graph.nodes.find(node => node.type === type));
+    await app.extensionManager.command.execute("Comfy.Graph.ConvertToSubgraph");
+    return [...app.canvas.selectedItems][0].type;
+}"""
+
+ENTER = """(type) => app.canvas.setGraph(
+    type ? app.graph.nodes.find(node => node.type === type).subgraph : app.graph)"""
+
 # As large as a user has a node that he works with; `fit_view` would make a single one larger than the screen.
 GO_TO = """([type, zoom]) => {
     const node = app.graph.nodes.find(node => node.type === type);
@@ -242,6 +252,14 @@ class FrontEnd:
     def set_widgets(self, changes: dict[str, dict[str, Any]]) -> None:
         """Type of node → name of a widget → value; types and widgets that are not there are passed over."""
         self.page.evaluate(SET_WIDGETS, changes)
+
+    def into_a_subgraph(self, kind: str) -> str:
+        """Convert the first node of this type, as a user does; the result is the type of the node that holds it."""
+        return self.page.evaluate(INTO_A_SUBGRAPH, kind)
+
+    def enter(self, subgraph: str | None) -> None:
+        """Show what is in the subgraph node of this type; None = the workflow itself."""
+        self.page.evaluate(ENTER, subgraph)
 
     def add_alone(self, kind: str) -> None:
         """One node of this type, alone on the canvas."""

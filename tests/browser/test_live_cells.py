@@ -22,13 +22,6 @@ FIVE = {
     "RLGBranch": {"steps": STEPS, "branches": 5, "branch_percent": 0.1},
 }
 FIRST = {"RLGSweep": "scale 0", "RLGBranch": "branch 1"}
-INTO_A_SUBGRAPH = """async (type) => {
-    app.canvas.deselectAll();
-    app.canvas.select(app.graph.nodes.find(node => node.type === type));
-    await app.extensionManager.command.execute("Comfy.Graph.ConvertToSubgraph");
-    return [...app.canvas.selectedItems][0].type;
-}"""
-ENTER = "(type) => app.canvas.setGraph(app.graph.nodes.find(node => node.type === type).subgraph)"
 
 
 def _load(front_end: FrontEnd, sampler: str, seed: int) -> str:
@@ -41,11 +34,6 @@ def _load(front_end: FrontEnd, sampler: str, seed: int) -> str:
     front_end.drop(file)
     front_end.set_widgets(SMALL | {sampler: FIVE[sampler] | {"seed": own}})
     return f"{FIRST[sampler]}, seed {own}"
-
-
-def _into_a_subgraph(front_end: FrontEnd, kind: str) -> str:
-    """The node of this type, as a user puts it there; the result is the type of the node that holds it."""
-    return front_end.page.evaluate(INTO_A_SUBGRAPH, kind)
 
 
 def _viewer(front_end: FrontEnd) -> Locator:
@@ -97,7 +85,7 @@ def test_cells_appear_as_they_are_done_and_cancel_keeps_them(front_end: FrontEnd
 def test_the_grid_sees_what_is_sampled(front_end: FrontEnd, sampler: str, subgraphs: int, seed: int) -> None:
     first, kind = _load(front_end, sampler, seed), sampler
     for _ in range(subgraphs):
-        kind = _into_a_subgraph(front_end, kind)
+        kind = front_end.into_a_subgraph(kind)
     front_end.go_to("RLGGrid")
     before = front_end.start()
     _sees_a_preview(_viewer(front_end), first)
@@ -110,9 +98,9 @@ def test_the_grid_sees_what_is_sampled(front_end: FrontEnd, sampler: str, subgra
 
 def test_a_grid_in_a_subgraph_sees_the_sweep_outside(front_end: FrontEnd) -> None:
     first = _load(front_end, "RLGSweep", 12)
-    front_end.page.evaluate(ENTER, _into_a_subgraph(front_end, "RLGGrid"))
+    front_end.enter(front_end.into_a_subgraph("RLGGrid"))
     before = front_end.start()
     _sees_a_preview(_viewer(front_end), first)
     front_end.cancel()
     front_end.ended(before)
-    front_end.page.evaluate("() => app.canvas.setGraph(app.graph)")
+    front_end.enter(None)

@@ -236,6 +236,41 @@ def test_a_cell_of_axes_is_used_with_what_they_say(front_end: FrontEnd) -> None:
     assert _pixels(front_end.view(file)) == _pixels(cell)
 
 
+ADD_SAMPLER = """() => {
+    const sampler = LiteGraph.createNode("RLGKSampler");
+    app.graph.add(sampler);
+    const loader = app.graph.nodes.find(({type}) => type === "RLGLoadModels");
+    loader.connect(loader.outputs.findIndex(({name}) => name === "tuned"), sampler, 1);
+    return sampler.inputs[1].name;
+}"""
+SCALE_OF_SAMPLER = """() => app.graph.nodes.find(({type}) => type === "RLGKSampler")
+    ?.widgets.find(({name}) => name === "scale").value"""
+
+
+@pytest.mark.parametrize("kind", ["RLGSweep", "RLGGrid"])
+def test_the_sampler_is_found_across_the_border_of_a_subgraph(front_end: FrontEnd, kind: str) -> None:
+    """Without one, a sentence says so, and nothing is added."""
+    front_end.drop(SWEEP)
+    seed = {"RLGSweep": 60, "RLGGrid": 61}[kind] + 100 * front_end.vue_nodes
+    front_end.set_widgets(SMALL | {"RLGSweep": SMALL["RLGSweep"] | {"seed": seed}})
+    subgraph = front_end.into_a_subgraph(kind)
+    before = front_end.page.evaluate("() => app.graph.nodes.length")
+    assert front_end.run()["status"]["status_str"] == "success" and front_end.problems() == []
+    if kind == "RLGGrid":
+        front_end.enter(subgraph)
+    viewer = _viewer(front_end) if kind == "RLGSweep" else front_end.page.get_by_role("group", name="Cells of the sweep")
+    viewer.get_by_role("button", name=f"scale 2, seed {seed}").click()
+    use = viewer.get_by_role("button", name="Use this scale")
+    if kind == "RLGSweep":
+        use.click()
+        expect(front_end.page.get_by_text("The sweep is in a subgraph")).to_be_visible()
+        assert front_end.page.evaluate("() => app.graph.nodes.length") == before
+    assert front_end.page.evaluate(ADD_SAMPLER) == "tuned"
+    use.click()
+    front_end.until(lambda: front_end.page.evaluate(SCALE_OF_SAMPLER) == 2, "the sampler did not get the scale")
+    front_end.enter(None)
+
+
 def _pixels(file: bytes) -> bytes:
     import io
 
