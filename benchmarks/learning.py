@@ -80,6 +80,8 @@ TRIALS = {
     "DDPO": Trial("compressibility", 3, lambda m: replace(m.DDPO, **_POLICY), learning_rate=3e-3),
     "B²-DiffuRL": Trial("compressibility", 3, lambda m: replace(
         m.B2_DIFFU_RL, **{**_POLICY, "trained_steps": 0}, tail=(4, 6), stages=20), learning_rate=3e-3),
+    "DiffusionNFT": Trial("compressibility", 3, lambda m: replace(
+        m.DIFFUSION_NFT, steps=STEPS, groups=4, group_size=8, trained_steps=4, kl_weight=0.0)),
     "ReFL": Trial("smoothness", 1.2, lambda m: replace(m.REFL, **_REWARD)),
     "ImageReFL": Trial("smoothness", 1.2, lambda m: replace(m.IMAGE_REFL, **_REWARD, image_step=4), from_images=True),
     "DRaFT-K": Trial("smoothness", 1.2, lambda m: replace(m.draft_k(2, STEPS), groups=8, reward_weight=1.0)),
