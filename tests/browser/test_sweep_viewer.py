@@ -5,10 +5,13 @@ Without it the host still shows the pictures.
 
 from __future__ import annotations
 
+import io
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Locator, expect
 
 from browser.front_end import FrontEnd
@@ -203,7 +206,7 @@ def test_a_cell_of_a_table_is_used(front_end: FrontEnd) -> None:
     run = front_end.run()
     assert run["status"]["status_str"] == "success" and front_end.problems() == []
     (file,) = [file for output in run["outputs"].values() for file in output["images"] if file["type"] == "output"][-1:]
-    assert _pixels(front_end.view(file)) == _pixels(cell)
+    _the_same_but_for_rounding(front_end.view(file), cell)
 
     front_end.go_to("RLGGrid")
     viewer.get_by_role("button", name=TABLE[2]).click()
@@ -233,7 +236,7 @@ def test_a_cell_of_axes_is_used_with_what_they_say(front_end: FrontEnd) -> None:
     run = front_end.run()
     assert run["status"]["status_str"] == "success" and front_end.problems() == []
     (file,) = [file for output in run["outputs"].values() for file in output["images"] if file["type"] == "output"][-1:]
-    assert _pixels(front_end.view(file)) == _pixels(cell)
+    _the_same_but_for_rounding(front_end.view(file), cell)
 
 
 ADD_SAMPLER = """() => {
@@ -258,7 +261,9 @@ def test_the_sampler_is_found_across_the_border_of_a_subgraph(front_end: FrontEn
     assert front_end.run()["status"]["status_str"] == "success" and front_end.problems() == []
     if kind == "RLGGrid":
         front_end.enter(subgraph)
-    viewer = _viewer(front_end) if kind == "RLGSweep" else front_end.page.get_by_role("group", name="Cells of the sweep")
+    else:
+        front_end.go_to("RLGGrid")
+    viewer = front_end.page.get_by_role("group", name="Cells of the sweep")
     viewer.get_by_role("button", name=f"scale 2, seed {seed}").click()
     use = viewer.get_by_role("button", name="Use this scale")
     if kind == "RLGSweep":
@@ -271,12 +276,10 @@ def test_the_sampler_is_found_across_the_border_of_a_subgraph(front_end: FrontEn
     front_end.enter(None)
 
 
-def _pixels(file: bytes) -> bytes:
-    import io
-
-    from PIL import Image
-
-    return Image.open(io.BytesIO(file)).convert("RGB").tobytes()
+def _the_same_but_for_rounding(picture: bytes, cell: bytes) -> None:
+    """A sweep computes its cells in batches of another size, which changes the last bits of a float."""
+    one, other = (np.array(Image.open(io.BytesIO(file)).convert("RGB")).astype(int) for file in (picture, cell))
+    assert one.shape == other.shape and abs(one - other).max() <= 1
 
 
 def test_grid_and_plot_need_no_save_image_and_are_filled_again_after_f5(front_end: FrontEnd) -> None:
