@@ -268,8 +268,11 @@ def test_the_sampler_is_found_across_the_border_of_a_subgraph(front_end: FrontEn
     use = viewer.get_by_role("button", name="Use this scale")
     if kind == "RLGSweep":
         use.click()
-        expect(front_end.page.get_by_text("The sweep is in a subgraph")).to_be_visible()
+        sentence = front_end.page.get_by_text("The sweep is in a subgraph")
+        expect(sentence).to_be_visible()
         assert front_end.page.evaluate("() => app.graph.nodes.length") == before
+        front_end.page.locator(".p-toast-close-button").first.click()
+        expect(sentence).to_be_hidden()
     assert front_end.page.evaluate(ADD_SAMPLER) == "tuned"
     use.click()
     front_end.until(lambda: front_end.page.evaluate(SCALE_OF_SAMPLER) == 2, "the sampler did not get the scale")
