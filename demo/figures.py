@@ -10,10 +10,11 @@ from PIL import Image
 
 from demo.client import ComfyClient
 from demo.graphs import Setting, sweep_prompt
+from demo.held_out import Asked
 from demo.picture import opened, sheet
 from demo.run import PROMPT_SEED
 from demo.scenes import SIDE
-from demo.tasks import TASKS, Asked
+from demo.tasks import TASKS
 
 FIRST_SEED = 1000
 """Of the first prompt's noise; the next prompt has the next one, as in the demo's measurement."""

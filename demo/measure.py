@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from demo.client import ComfyClient
 from demo.graphs import Setting, sweep_prompt
+from demo.held_out import Asked
 from demo.picture import opened, sheet
-from demo.tasks import TASKS, Asked
+from demo.tasks import TASKS
 from evaluation.summary import aligned
 from rewards.curve import Curve, curve
 from rewards.intervals import student

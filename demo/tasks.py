@@ -15,8 +15,6 @@ from demo.scenes import Prompt, prompts
 from rewards.pixels import to_image
 from rewards.text_rendering import TextRendering
 
-Asked = Prompt | Sign
-
 
 class Judged(NamedTuple):
     """A picture's reward, higher is better, and whether all that was asked for is in it."""

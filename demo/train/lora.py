@@ -17,8 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from demo.held_out import Asked
 from demo.scenes import SIDE
-from demo.tasks import TASKS, Asked
+from demo.tasks import TASKS
 from files.replacing import replacing
 from rewards.pixels import to_bytes
 from rewards.protocol import WithoutGradient
