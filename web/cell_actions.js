@@ -35,7 +35,7 @@ export function useScale(grid, label) {
     throw new Error("The sweep is in a subgraph, and no RLG KSampler or RLG Model samples its tuned model: add one.");
   const { graph } = found ?? sweep;
   graph.beforeChange?.();
-  const sampler = found ?? newSampler(graph, sweep);
+  const sampler = found ?? newSampler(sweep);
   for (const [name, value] of Object.entries(settings)) set(sampler, name, value);
   if (lora) set(loader, "lora_name", lora);
   const target = write(sampler, label);
@@ -105,9 +105,10 @@ function samplerFor(sweep, widgets) {
 }
 
 /** An RLG KSampler with what the sweep has, decoded and saved like the sweep. */
-function newSampler(graph, sweep) {
+function newSampler(sweep) {
+  const { graph } = sweep;
   const sampler = beside(sweep, "RLGKSampler");
-  for (const { name } of sampler.inputs) copyLink(graph, sweep, sampler, name);
+  for (const { name } of sampler.inputs) copyLink(sweep, sampler, name);
   for (const { name, value } of sweep.widgets) if (widgetOf(sampler, name)) set(sampler, name, value);
   const decoder = (sweep.outputs[0].links ?? [])
     .map((id) => graph.getNodeById(graph.links[id].target_id))
@@ -115,7 +116,7 @@ function newSampler(graph, sweep) {
   if (decoder) {
     const decode = beside(sampler, "VAEDecode");
     sampler.connect(0, decode, slotOf(decode, "samples"));
-    copyLink(graph, decoder, decode, "vae");
+    copyLink(decoder, decode, "vae");
     const save = beside(decode, "SaveImage");
     decode.connect(0, save, slotOf(save, "images"));
   }
@@ -160,9 +161,9 @@ function added(node, type, left) {
   return made;
 }
 
-function copyLink(graph, from, to, name) {
+function copyLink(from, to, name) {
   const link = linkOf(from, name);
-  if (link) graph.getNodeById(link.origin_id).connect(link.origin_slot, to, slotOf(to, name));
+  if (link) from.graph.getNodeById(link.origin_id).connect(link.origin_slot, to, slotOf(to, name));
 }
 
 /** The node that an input comes from. */

@@ -245,6 +245,13 @@ class FrontEnd:
         """Wait until what covers the page has faded: it is seen, and catches what is dropped, until then."""
         expect(self.page.locator(".p-dialog, .p-overlay-mask")).to_have_count(0)
 
+    def close_everything(self) -> None:
+        """Dialogs and toasts, for the next test."""
+        self.page.keyboard.press("Escape")
+        # Some go by themselves meanwhile, so none is waited for.
+        self.page.evaluate("document.querySelectorAll('.p-toast-close-button').forEach((button) => button.click())")
+        expect(self.page.locator(".p-toast-message")).to_have_count(0)
+
     def graph(self) -> dict[str, Any]:
         """The workflow as the front end would save it."""
         return self.page.evaluate("() => app.graph.serialize()")

@@ -91,16 +91,8 @@ def test_the_sentence_of_an_error_is_seen(front_end: FrontEnd) -> None:
     front_end.set_widgets({"RLGKeyframes": {"keyframes": "0:0, 0.5"}})
     assert front_end.run()["status"]["status_str"] == "error"
     expect(front_end.page.get_by_text("keyframes: '0.5' is not position:scale").first).to_be_visible()
-    _close_everything(front_end)
+    front_end.close_everything()
     assert any("'0.5' is not position:scale" in complaint for complaint in front_end.new_complaints())
-
-
-def _close_everything(front_end: FrontEnd) -> None:
-    """Dialogs and toasts, for the next test."""
-    front_end.page.keyboard.press("Escape")
-    # Some go by themselves meanwhile, so none is waited for.
-    front_end.page.evaluate("document.querySelectorAll('.p-toast-close-button').forEach((button) => button.click())")
-    expect(front_end.page.locator(".p-toast-message")).to_have_count(0)
 
 
 def test_the_panel_of_properties_shows_no_part_of_ours(front_end: FrontEnd) -> None:
@@ -178,7 +170,7 @@ def test_a_workflow_of_the_first_release_with_a_linked_tuned_cfg(front_end: Fron
     for node in samplers:
         assert isinstance(prompt[node]["inputs"]["tuned_cfg"], list)
         assert {name: prompt[node]["inputs"][name] for name in frozen[node]["inputs"]} == frozen[node]["inputs"]
-    _close_everything(front_end)
+    front_end.close_everything()
 
 
 def _without_nulls(entry: dict[str, Any]) -> dict[str, Any]:
