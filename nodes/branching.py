@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import comfy.samplers
 import latent_preview
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.guidance.guided_model import guided_model
-from ..rlg_sampler.guidance.settings import GuidanceSettings
-from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules.schedule import Schedule
 from ..rlg_sampler.stochastic.flow_grpo_sampler import sample_flow_grpo
 from ..rlg_sampler.sweeps.branch_sampling import Fork, branch_samples
@@ -108,15 +107,6 @@ class RLGBranch(io.ComfyNode):
         cls,
         base: io.Model.Type,
         tuned: io.Model.Type,
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        positive: io.Conditioning.Type,
-        negative: io.Conditioning.Type,
-        latent_image: io.Latent.Type,
-        denoise: float,
         scale: float,
         branches: int,
         branch_percent: float,
@@ -124,13 +114,13 @@ class RLGBranch(io.ComfyNode):
         schedule: Schedule | None = None,
         tuned_cfg: float | None = None,
         sampler: io.Sampler.Type | None = None,
+        **ksampler_inputs: Any,
     ) -> io.NodeOutput:
-        settings = GuidanceSettings(inputs.schedule_of(scale, schedule), inputs.tuned_cfg_of(tuned_cfg))
-        model = guided_model(base, tuned, settings)
+        model = guided_model(base, tuned, inputs.settings_of(scale, schedule, tuned_cfg))
         fork = Fork(branch_percent, branches, noise_level)
-        ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
+        ksampler = inputs.ksampler_of(ksampler_inputs)
         make_callback = functools.partial(latent_preview.prepare_callback, model)
-        pictures = len(latent_image["samples"])
-        names = labels([f"branch {branch + 1}" for branch in range(branches)], pictures, seed)
+        pictures = len(ksampler.latent["samples"])
+        names = labels([f"branch {branch + 1}" for branch in range(branches)], pictures, ksampler.seed)
         done = LiveCells(model, names, pictures)
         return io.NodeOutput(branch_samples(model, fork, ksampler, make_callback, sampler, done), names)

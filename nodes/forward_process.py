@@ -77,26 +77,5 @@ class RLGDiffusionNFT(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        steps: int,
-        cfg: float,
-        groups: int,
-        group_size: int,
-        trained_steps: int,
-        beta: float,
-        kl_weight: float,
-        largest_advantage: float,
-    ) -> io.NodeOutput:
-        method = replace(
-            DIFFUSION_NFT,
-            steps=steps,
-            cfg=cfg,
-            groups=groups,
-            group_size=group_size,
-            trained_steps=trained_steps,
-            beta=beta,
-            kl_weight=kl_weight,
-            largest_advantage=largest_advantage,
-        )
-        return io.NodeOutput(training_inputs.ChosenMethod(method))
+    def execute(cls, **settings: float) -> io.NodeOutput:
+        return io.NodeOutput(training_inputs.ChosenMethod(replace(DIFFUSION_NFT, **settings)))

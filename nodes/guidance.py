@@ -6,7 +6,7 @@ from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.guidance.approximation import EXACT, Approximation
 from ..rlg_sampler.guidance.guided_model import RLGGuider, guided_model
-from ..rlg_sampler.guidance.settings import AUTO, GuidanceSettings
+from ..rlg_sampler.guidance.settings import AUTO
 from ..rlg_sampler.schedules.schedule import Schedule
 from . import inputs
 from .search import search_aliases
@@ -53,7 +53,7 @@ class RLGModel(io.ComfyNode):
         batching: str = AUTO,
         approximate: Approximation = EXACT,
     ) -> io.NodeOutput:
-        settings = GuidanceSettings(inputs.schedule_of(scale, schedule), None, batching, approximate)
+        settings = inputs.settings_of(scale, schedule, None, batching, approximate)
         return io.NodeOutput(guided_model(base, tuned, settings))
 
 
@@ -99,8 +99,7 @@ class RLGGuiderNode(io.ComfyNode):
         approximate: Approximation = EXACT,
         tuned_cfg: float | None = None,
     ) -> io.NodeOutput:
-        own_cfg = inputs.tuned_cfg_of(tuned_cfg)
-        settings = GuidanceSettings(inputs.schedule_of(scale, schedule), own_cfg, batching, approximate)
+        settings = inputs.settings_of(scale, schedule, tuned_cfg, batching, approximate)
         guider = RLGGuider(guided_model(base, tuned, settings))
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)

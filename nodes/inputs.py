@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import comfy.samplers
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.guidance.settings import AUTO, BATCHING
+from ..rlg_sampler.guidance.approximation import EXACT
+from ..rlg_sampler.guidance.approximation import Approximation as WhatIsLeftOut
+from ..rlg_sampler.guidance.settings import AUTO, BATCHING, GuidanceSettings
+from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules import schedule as schedules
 
 Schedule = io.Custom("RLG_SCHEDULE")
@@ -77,11 +81,6 @@ def schedule_input() -> io.Input:
     )
 
 
-def schedule_of(scale: float, schedule: schedules.Schedule | None) -> schedules.Schedule:
-    """What a node's scale and schedule mean together: a connected schedule replaces the scale."""
-    return schedules.constant(scale) if schedule is None else schedule
-
-
 def cfg_input() -> io.Float.Input:
     return io.Float.Input(
         "cfg",
@@ -135,12 +134,30 @@ def approximate_input() -> io.Input:
     )
 
 
+def settings_of(
+    scale: float,
+    schedule: schedules.Schedule | None = None,
+    tuned_cfg: float | None = None,
+    batching: str = AUTO,
+    approximate: WhatIsLeftOut = EXACT,
+) -> GuidanceSettings:
+    """What a node's inputs mean together: a connected schedule replaces the scale."""
+    own = schedules.constant(scale) if schedule is None else schedule
+    return GuidanceSettings(own, tuned_cfg_of(tuned_cfg), batching, approximate)
+
+
 def positive_input() -> io.Conditioning.Input:
     return io.Conditioning.Input("positive", tooltip="What the picture should show.")
 
 
 def negative_input() -> io.Conditioning.Input:
     return io.Conditioning.Input("negative", tooltip="What it should not show. Not used where CFG is 1.0.")
+
+
+def ksampler_of(values: Mapping[str, Any]) -> KSamplerInputs:
+    """What `ksampler_inputs` gave, without the pair."""
+    others = {name: value for name, value in values.items() if name != "latent_image"}
+    return KSamplerInputs(latent=values["latent_image"], **others)
 
 
 def ksampler_inputs() -> list[io.Input]:

@@ -81,34 +81,10 @@ class RLGFlowGRPO(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        steps: int,
-        cfg: float,
-        noise_level: float,
-        groups: int,
-        group_size: int,
-        window: int,
-        window_start: int,
-        kl_weight: float,
-        clip_range: float,
-        largest_advantage: float,
-        window_interval: int = 0,
-    ) -> io.NodeOutput:
-        method = replace(
-            FLOW_GRPO,
-            steps=steps,
-            cfg=cfg,
-            noise_level=noise_level,
-            groups=groups,
-            group_size=group_size,
-            window=window,
-            window_start=window_start if window else 0,
-            window_interval=window_interval if window else 0,
-            kl_weight=kl_weight,
-            clip_range=clip_range,
-            largest_advantage=largest_advantage,
-        )
+    def execute(cls, window: int, window_start: int, window_interval: int = 0, **settings: float) -> io.NodeOutput:
+        method = replace(FLOW_GRPO, **settings)
+        if window:
+            method = replace(method, window=window, window_start=window_start, window_interval=window_interval)
         return io.NodeOutput(training_inputs.ChosenMethod(method))
 
 
@@ -154,31 +130,8 @@ class RLGDDPO(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        steps: int,
-        cfg: float,
-        noise_level: float,
-        groups: int,
-        group_size: int,
-        trained_steps: int,
-        clip_range: float,
-        largest_advantage: float,
-        image_weight: float,
-        images: torch.Tensor | None = None,
-    ) -> io.NodeOutput:
-        method = replace(
-            DDPO,
-            steps=steps,
-            cfg=cfg,
-            noise_level=noise_level,
-            groups=groups,
-            group_size=group_size,
-            trained_steps=trained_steps,
-            clip_range=clip_range,
-            largest_advantage=largest_advantage,
-            image_weight=0.0 if images is None else image_weight,
-        )
+    def execute(cls, image_weight: float, images: torch.Tensor | None = None, **settings: float) -> io.NodeOutput:
+        method = replace(DDPO, image_weight=0.0 if images is None else image_weight, **settings)
         return io.NodeOutput(training_inputs.ChosenMethod(method, images))
 
 
@@ -231,31 +184,8 @@ class RLGB2DiffuRL(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        steps: int,
-        cfg: float,
-        noise_level: float,
-        groups: int,
-        branches: int,
-        first_tail: int,
-        last_tail: int,
-        stages: int,
-        clip_range: float,
-        largest_advantage: float,
-    ) -> io.NodeOutput:
-        method = replace(
-            B2_DIFFU_RL,
-            steps=steps,
-            cfg=cfg,
-            noise_level=noise_level,
-            groups=groups,
-            group_size=branches,
-            tail=(first_tail, last_tail),
-            stages=stages,
-            clip_range=clip_range,
-            largest_advantage=largest_advantage,
-        )
+    def execute(cls, branches: int, first_tail: int, last_tail: int, **settings: float) -> io.NodeOutput:
+        method = replace(B2_DIFFU_RL, group_size=branches, tail=(first_tail, last_tail), **settings)
         return io.NodeOutput(training_inputs.ChosenMethod(method))
 
 

@@ -83,26 +83,22 @@ class RLGReFL(io.ComfyNode):
     def execute(
         cls,
         steps: int,
-        cfg: float,
         first_step: int,
         last_step: int,
         last_steps: int,
-        reward_weight: float,
-        groups: int,
-        group_size: int,
         image_weight: float,
         image_step: int,
         images: torch.Tensor | None = None,
+        **settings: float,
     ) -> io.NodeOutput:
         if last_steps > 1:
-            method = replace(draft_k(last_steps, steps), image_step=image_step)
+            method = draft_k(last_steps, steps)
         else:
             preset = REFL if images is None else IMAGE_REFL
-            method = replace(preset, steps=steps, first_step=first_step, last_step=last_step, image_step=image_step)
+            method = replace(preset, steps=steps, first_step=first_step, last_step=last_step)
         if images is not None:
             method = replace(method, from_images=True, image_weight=image_weight)
-        method = replace(method, cfg=cfg, reward_weight=reward_weight, groups=groups, group_size=group_size)
-        return io.NodeOutput(training_inputs.ChosenMethod(method, images))
+        return io.NodeOutput(training_inputs.ChosenMethod(replace(method, image_step=image_step, **settings), images))
 
 
 class RLGSRPO(io.ComfyNode):
@@ -163,27 +159,10 @@ class RLGSRPO(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        steps: int,
-        cfg: float,
-        groups: int,
-        wanted: str,
-        unwanted: str,
-        start_percent: float,
-        end_percent: float,
-        images: torch.Tensor | None = None,
+        cls, wanted: str, unwanted: str, images: torch.Tensor | None = None, **settings: float
     ) -> io.NodeOutput:
-        method = replace(
-            SRPO,
-            steps=steps,
-            cfg=cfg,
-            groups=groups,
-            wanted=_words(wanted),
-            unwanted=_words(unwanted),
-            start_percent=start_percent,
-            end_percent=end_percent,
-            from_images=images is not None,
-        )
+        words = {"wanted": _words(wanted), "unwanted": _words(unwanted)}
+        method = replace(SRPO, from_images=images is not None, **words, **settings)
         return io.NodeOutput(training_inputs.ChosenMethod(method, images))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import nodes as comfy_nodes
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.guidance.approximation import EXACT, Approximation
 from ..rlg_sampler.guidance.guided_model import guided_model
-from ..rlg_sampler.guidance.settings import AUTO, GuidanceSettings
-from ..rlg_sampler.ksampler_inputs import KSamplerInputs
+from ..rlg_sampler.guidance.settings import AUTO
 from ..rlg_sampler.schedules.schedule import Schedule
 from . import inputs
 from .search import search_aliases
@@ -42,25 +43,15 @@ class RLGKSampler(io.ComfyNode):
         cls,
         base: io.Model.Type,
         tuned: io.Model.Type,
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        positive: io.Conditioning.Type,
-        negative: io.Conditioning.Type,
-        latent_image: io.Latent.Type,
-        denoise: float,
         scale: float,
         schedule: Schedule | None = None,
         batching: str = AUTO,
         approximate: Approximation = EXACT,
         tuned_cfg: float | None = None,
+        **ksampler_inputs: Any,
     ) -> io.NodeOutput:
-        own_cfg = inputs.tuned_cfg_of(tuned_cfg)
-        settings = GuidanceSettings(inputs.schedule_of(scale, schedule), own_cfg, batching, approximate)
-        model = guided_model(base, tuned, settings)
-        ksampler = KSamplerInputs(seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
+        model = guided_model(base, tuned, inputs.settings_of(scale, schedule, tuned_cfg, batching, approximate))
+        ksampler = inputs.ksampler_of(ksampler_inputs)
         ksampler.start(model)  # refuses a latent of another model before anything is loaded
         (latent,) = comfy_nodes.common_ksampler(model, **vars(ksampler))
         return io.NodeOutput(latent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import latent_preview
@@ -14,9 +15,6 @@ from comfy_api.v0_0_2 import io, ui
 from ..rewards.pixels import pictures as rgb
 from ..rewards.pixels import to_image
 from ..rlg_sampler.guidance.guided_model import guided_model
-from ..rlg_sampler.guidance.settings import GuidanceSettings
-from ..rlg_sampler.ksampler_inputs import KSamplerInputs
-from ..rlg_sampler.schedules.schedule import constant
 from ..rlg_sampler.sweeps.axes import LORA, POWER, SEED, Axis, settings
 from ..rlg_sampler.sweeps.cell_cache import CellCache
 from ..rlg_sampler.sweeps.grid import labelled_grid
@@ -78,41 +76,33 @@ class RLGSweep(io.ComfyNode):
         cls,
         base: io.Model.Type,
         tuned: io.Model.Type,
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        positive: io.Conditioning.Type,
-        negative: io.Conditioning.Type,
-        latent_image: io.Latent.Type,
-        denoise: float,
         scales: str,
         switch_percents: str,
         tuned_cfg: float | None = None,
         axis: tuple[Axis, ...] = (),
+        **ksampler_inputs: Any,
     ) -> io.NodeOutput:
+        ksampler = inputs.ksampler_of(ksampler_inputs)
         powers = next((each.values for each in axis if each.name == POWER), ())
         wanted = cells(scales, switch_percents, powers)
         chosen = list(settings([each for each in axis if each.name != POWER]))
         guided = functools.cache(
-            lambda tuned, own_cfg: guided_model(base, tuned, GuidanceSettings(constant(1.0), own_cfg))
+            lambda tuned, own_cfg: guided_model(base, tuned, inputs.settings_of(1.0, tuned_cfg=own_cfg))
         )
 
         def task(values: Mapping[str, Any]) -> Task:
             """The node's inputs, with those that axes stand for."""
-            of_tuned, own_seed, own_cfg = values.get(LORA, tuned), values.get(SEED, seed), values.get("cfg", cfg)
-            of_tuned_cfg = inputs.tuned_cfg_of(values.get("tuned_cfg", tuned_cfg))
-            numbers = own_seed, steps, own_cfg, sampler_name, scheduler
+            of_tuned, of_tuned_cfg = values.get(LORA, tuned), values.get("tuned_cfg", tuned_cfg)
+            own = replace(ksampler, seed=values.get(SEED, ksampler.seed), cfg=values.get("cfg", ksampler.cfg))
             known = _CELLS.of(
                 (base, of_tuned),
-                (positive, negative, latent_image),
-                (*numbers, denoise, of_tuned_cfg, base.patches_uuid, of_tuned.patches_uuid),
+                (own.positive, own.negative, own.latent),
+                (own.seed, own.steps, own.cfg, own.sampler_name, own.scheduler, own.denoise)
+                + (inputs.tuned_cfg_of(of_tuned_cfg), base.patches_uuid, of_tuned.patches_uuid),
             )
-            ksampler = KSamplerInputs(*numbers, positive, negative, latent_image, denoise)
-            return Task(guided(of_tuned, of_tuned_cfg), ksampler, known)
+            return Task(guided(of_tuned, of_tuned_cfg), own, known)
 
-        tasks, pictures = [task(setting.values) for setting in chosen], len(latent_image["samples"])
+        tasks, pictures = [task(setting.values) for setting in chosen], len(ksampler.latent["samples"])
         names = [
             name
             for setting, each in zip(chosen, tasks, strict=True)
