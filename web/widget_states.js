@@ -4,12 +4,15 @@ import { app } from "../../scripts/app.js";
 import { after } from "./node_parts.js";
 
 const WIDE_ENOUGH = 330;
+const WIDE_ENOUGH_FOR_FILES = 410;
+const FILES = ["ckpt_name", "lora_name"];
 
 app.registerExtension({
   name: "RLG.WidgetStates",
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("RLG")) return;
-    node.setSize([Math.max(node.size[0], WIDE_ENOUGH), node.size[1]]);
+    const file = node.widgets?.some(({ name }) => FILES.includes(name));
+    node.setSize([Math.max(node.size[0], file ? WIDE_ENOUGH_FOR_FILES : WIDE_ENOUGH), node.size[1]]);
     keepSeed(node);
     start(node);
     namedByFolder(node);

@@ -11,11 +11,8 @@ from browser.server import WORKFLOWS
 
 pytestmark = pytest.mark.slow
 
-FILES = ["ckpt_name", "lora_name"]
-"""Their values are as long as a file's author made them, and the host rather shortens the label than the value."""
-
 # What the host could not draw in full it has shortened itself: only its own drawing knows how much room there was.
-CUT_OFF = """(files) => {
+CUT_OFF = """() => {
     const {canvas} = app, {prototype} = CanvasRenderingContext2D, {fillText} = prototype;
     let drawn;
     prototype.fillText = function (text, ...place) {
@@ -26,8 +23,7 @@ CUT_OFF = """(files) => {
         return app.graph.nodes.filter(({type}) => type.startsWith("RLG")).flatMap(node => {
             drawn = new Set();
             canvas.drawNode(node, canvas.ctx);
-            const widgets = (node.widgets ?? []).filter(
-                ({name, element, hidden}) => !element && !hidden && !files.includes(name));
+            const widgets = (node.widgets ?? []).filter(({element, hidden}) => !element && !hidden);
             const texts = [node.getTitle(), ...widgets.map(({label, name}) => label || name)];
             return texts.filter(text => !drawn.has(text)).map(text => `${node.type}, ${node.size[0]} wide: ${text}`);
         });
@@ -45,5 +41,5 @@ def test_no_title_and_no_label_is_cut_off(front_end: FrontEnd) -> None:
     for path in WORKFLOWS:
         workflow = json.loads(path.read_text(encoding="utf-8"))
         front_end.page.evaluate("async (graph) => app.loadGraphData(graph)", workflow)
-        cut_off[path.stem] = front_end.page.evaluate(CUT_OFF, FILES)
+        cut_off[path.stem] = front_end.page.evaluate(CUT_OFF)
     assert not any(cut_off.values()), cut_off
