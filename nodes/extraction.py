@@ -48,8 +48,8 @@ class RLGExtractLora(io.ComfyNode):
             outputs=[
                 io.String.Output(
                     display_name="report",
-                    tooltip="The file's name, and how much of each module's change was captured. Connect Preview Any "
-                    "to read it.",
+                    tooltip="The file's name, and how much of each module's change was captured. To read it, connect "
+                    "Preview as Text (older: Preview Any).",
                 ),
             ],
             is_output_node=True,

@@ -40,7 +40,7 @@ class RLGDiffusionNFT(io.ComfyNode):
                     default=DIFFUSION_NFT.trained_steps,
                     min=0,
                     max=200,
-                    tooltip="So many random noise levels of each group are learned from. 0 = all; 4 of 10 is faster.",
+                    tooltip="How many random noise levels of each group are learned from. 0 = all; 4 of 10 is faster.",
                 ),
                 io.Float.Input(
                     "beta",

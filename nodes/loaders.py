@@ -115,7 +115,7 @@ def _lora_input() -> io.Combo.Input:
 def _report_output() -> io.String.Output:
     return io.String.Output(
         display_name="report",
-        tooltip="What was matched: modules, rank, alpha, what was left out. Connect Preview Any to read it.",
+        tooltip="What was matched: modules, rank, alpha, what was left out. To read it, connect Preview as Text (older: Preview Any).",
     )
 
 

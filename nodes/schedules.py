@@ -160,7 +160,7 @@ class RLGKeyframes(_ScheduleNode):
                     "keyframes",
                     default="0:0, 0.5:1, 0.8:2",
                     tooltip="position:scale pairs in rising order, separated by commas; position 0 = first step, 0.5 = "
-                    "half of the steps. Each scale holds from its position on.",
+                    "half of the steps. With 'step', each scale holds from its position on.",
                 ),
                 io.Combo.Input(
                     "interpolation",
