@@ -61,7 +61,8 @@ class RLGDiversity(io.ComfyNode):
                 ),
                 io.Float.Output(display_name="mean", tooltip="The mean over all pictures."),
                 io.String.Output(
-                    display_name="text", tooltip="The diversity of each scale. To read it, connect Preview as Text (older: Preview Any)."
+                    display_name="text",
+                    tooltip="The diversity of each scale. To read it, connect Preview as Text (older: Preview Any).",
                 ),
             ],
             is_input_list=True,

@@ -10,9 +10,9 @@ import torch
 T = TypeVar("T")
 
 
-def only(value: T | list[T]) -> T:
-    """The value of an input that is no list."""
-    return value[0] if isinstance(value, list) else value
+def only(value: T | list[T] | tuple[T]) -> T:
+    """The value of an input that is no list. Before a run the host says (None,) of what another node gives."""
+    return value[0] if isinstance(value, list | tuple) else value
 
 
 def as_list(value: T | list[T]) -> list[T]:

@@ -56,11 +56,10 @@ class LiveCells:
 
 
 def _previewer(model: ModelPatcher) -> latent_preview.LatentPreviewer | None:
-    """The one that is set in the host; where that is none, latents as colours, which cost nothing to speak of."""
+    """Latents as colours: they cost nothing to speak of, and need nothing on the GPU as the host's decoders do."""
     latents = model.model.latent_format
-    chosen = latent_preview.get_previewer(model.load_device, latents)
-    if chosen is not None or latents.latent_rgb_factors is None:
-        return chosen
+    if latents.latent_rgb_factors is None:
+        return None
     return latent_preview.Latent2RGBPreviewer(
         latents.latent_rgb_factors, latents.latent_rgb_factors_bias, latents.latent_rgb_factors_reshape
     )

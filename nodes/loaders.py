@@ -115,7 +115,8 @@ def _lora_input() -> io.Combo.Input:
 def _report_output() -> io.String.Output:
     return io.String.Output(
         display_name="report",
-        tooltip="What was matched: modules, rank, alpha, what was left out. To read it, connect Preview as Text (older: Preview Any).",
+        tooltip="What was matched: modules, rank, alpha, what was left out. To read it, connect Preview as Text "
+        "(older: Preview Any).",
     )
 
 
@@ -135,7 +136,9 @@ def _is_in_a_folder_of_its_own(name: str) -> bool:
     return (
         Path(name).name == WEIGHTS_NAME
         and bool(Path(name).parent.name)
-        and Path(folder_paths.get_full_path("loras", name)).with_name(CONFIG_NAME).is_file()
+        # The host lists links that lead nowhere, and has no path for them.
+        and (path := folder_paths.get_full_path("loras", name)) is not None
+        and Path(path).with_name(CONFIG_NAME).is_file()
     )
 
 

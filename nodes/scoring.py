@@ -52,7 +52,11 @@ class RLGLoadReward(io.ComfyNode):
                 ),
                 file_input("the reward"),
             ],
-            outputs=[RewardType.Output(display_name="reward", tooltip="For RLG Score, RLG Combine Rewards and RLG Train LoRA.")],
+            outputs=[
+                RewardType.Output(
+                    display_name="reward", tooltip="For RLG Score, RLG Combine Rewards and RLG Train LoRA."
+                )
+            ],
         )
 
     @classmethod
@@ -95,7 +99,10 @@ class RLGScore(io.ComfyNode):
                     display_name="scores", is_output_list=True, tooltip="One score per picture, in their order."
                 ),
                 io.Float.Output(display_name="mean", tooltip="The mean over all pictures."),
-                io.String.Output(display_name="text", tooltip="All scores as text. To read it, connect Preview as Text (older: Preview Any)."),
+                io.String.Output(
+                    display_name="text",
+                    tooltip="All scores as text. To read it, connect Preview as Text (older: Preview Any).",
+                ),
                 io.String.Output(
                     display_name="prompts",
                     is_output_list=True,

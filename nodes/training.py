@@ -91,7 +91,8 @@ class RLGTrainLora(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,  # another seed would start the training anew
-                    tooltip="For everything random in the run. The same settings with the same seed make the same LoRA.",
+                    tooltip="For everything random in the run. The same settings with the same seed make the same "
+                    "LoRA.",
                 ),
                 io.Int.Input(
                     "width", default=512, min=16, max=4096, step=8, optional=True, tooltip="Of the pictures, in pixels."

@@ -65,7 +65,8 @@ class State:
             return cls(about["settings"], about["iteration"], tensors, about["history"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(
-                f"name: {path} is no checkpoint that can be read ({error}); choose another name, or delete it and the LoRA of that name."
+                f"name: {path} is no checkpoint that can be read ({error}); choose another name, or delete it and the "
+                "LoRA of that name."
             ) from error
 
 

@@ -6,18 +6,25 @@ pass there, or ask for gradients of their own, and activations of a whole model 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import comfy.ldm.modules.attention
 import comfy.model_management
 import torch
 import torch.utils.checkpoint
+from comfy.ops import CastWeightBiasOp
 
 from ..rlg_sampler.weights.deltas import ReplacedForward
 
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
 _WITHOUT_GRADIENT = ("AsymW4A8Int8Layout", "TensorCoreConvRotW4A4Layout")
 """The host's quantised layouts whose products have no backward pass."""
+_ATTENTION = ("basic", "split", "sub_quad", "pytorch", "xformers")
+"""The host's ways to compute attention that have a backward pass; Sage, Flash and int8 have none."""
 _CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 
 
@@ -57,13 +64,45 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
         for module in model.modules():
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in tensors.items():
-                    if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
+                    if tensor is not None and (_is_of_inference(tensor) or tensor.requires_grad):
                         replaced.append((tensors, name, tensor))
                         tensors[name] = _constant(tensor)
+            _forget_casts(module)
         yield
     finally:
         for tensors, name, tensor in replaced:
             tensors[name] = tensor
+
+
+def attention_options() -> dict[str, Any]:
+    """Transformer options with which attention has a gradient, whatever the host was started with."""
+    if comfy.ldm.modules.attention.optimized_attention.__name__.removeprefix("attention_") in _ATTENTION:
+        return {}
+
+    def with_gradient(_: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+
+    return {"optimized_attention_override": with_gradient}
+
+
+def is_streamed(patcher: ModelPatcher) -> bool:
+    """Whether the host may have some weights of a loaded MODEL on its device only while they are used."""
+    of_newer_hosts = getattr(patcher, "is_dynamic", lambda: False)
+    return patcher.model.model_lowvram or of_newer_hosts()
+
+
+@contextmanager
+def streamed(model: torch.nn.Module) -> Iterator[None]:
+    """Let gradients pass through modules whose weights are on the device only while these compute.
+
+    Autograd would keep such weights for the backward pass: all of them in the end, for which there was no room, or
+    views of memory that has another weight in it by then. So a module keeps its input, and computes once more.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, CastWeightBiasOp):
+                stack.enter_context(_ComputedAgain(module))
+        yield
 
 
 @contextmanager
@@ -94,6 +133,30 @@ class _OnCopies(ReplacedForward):
         return self.original(*(_copied(a) for a in args), **{name: _copied(a) for name, a in kwargs.items()})
 
 
+class _ComputedAgain(ReplacedForward):
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return self.original(x, *args, **kwargs)
+        return _Again.apply(x, lambda of: self.original(of, *args, **kwargs))
+
+
+class _Again(torch.autograd.Function):
+    """A function of one tensor that keeps nothing else for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.function = function
+        return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            (of_x,) = torch.autograd.grad(ctx.function(x), x, gradient)
+        return of_x, None
+
+
 class _Checkpointed(ReplacedForward):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -118,8 +181,23 @@ def blocks_of(model: torch.nn.Module, inside: bool = False) -> Iterator[torch.nn
             yield from blocks_of(child, inside or container)
 
 
+def _is_of_inference(tensor: torch.Tensor) -> bool:
+    """Whether a backward pass would refuse the tensor, as one that was made in inference mode."""
+    try:
+        return tensor._version is None
+    except RuntimeError:  # `is_inference` says no to a weight that was moved to its device after it was made there
+        return True
+
+
+def _forget_casts(module: torch.nn.Module) -> None:
+    """Have newer hosts cast anew what their module keeps on the GPU, since it was cast in inference mode."""
+    kept = [getattr(module, name, None) for name in ("_v_weight", "_v_bias")]
+    if any(isinstance(tensor, torch.Tensor) and _is_of_inference(tensor) for tensor in kept):
+        module._v_signature = None
+
+
 def _constant(tensor: torch.Tensor) -> torch.Tensor:
-    if not tensor.is_inference():
+    if not _is_of_inference(tensor):
         alias = tensor.detach()
     elif type(tensor.data) is torch.Tensor:
         alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
@@ -127,4 +205,7 @@ def _constant(tensor: torch.Tensor) -> torch.Tensor:
     else:
         alias = tensor.detach().clone()  # quantised: a wrapper of several tensors, small beside what they stand for
     is_parameter = isinstance(tensor, torch.nn.Parameter)
-    return torch.nn.Parameter(alias, requires_grad=False) if is_parameter else alias
+    constant = torch.nn.Parameter(alias, requires_grad=False) if is_parameter else alias
+    if hasattr(tensor, "_model_dtype"):  # newer hosts note there what they cast it to
+        constant._model_dtype = tensor._model_dtype
+    return constant

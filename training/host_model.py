@@ -17,7 +17,7 @@ import comfy.samplers
 import torch
 
 from .activations import Kept, in_sentence, kept_for_backward
-from .gradients import differentiable_blocks, frozen
+from .gradients import attention_options, differentiable_blocks, frozen, is_streamed, streamed
 from .policy import Policy
 from .prompts import Prompts
 
@@ -164,6 +164,8 @@ class HostModel:
         model = guider.inner_model
         with ExitStack() as stack:
             stack.enter_context(frozen(model))
+            if is_streamed(guider.model_patcher):
+                stack.enter_context(streamed(model.diffusion_model))
             stack.enter_context(self.policy.attached(model))
             stack.enter_context(differentiable_blocks(model.diffusion_model, self._checkpointing))
             return body(run)
@@ -197,6 +199,7 @@ class _Body(comfy.samplers.Sampler):
         **__: Any,
     ) -> torch.Tensor:
         options = {**extra_args["model_options"], "sampler_calc_cond_batch_function": self._one_by_one}
+        options["transformer_options"] = {**options.get("transformer_options", {}), **attention_options()}
 
         def predict(x: torch.Tensor, sigma: torch.Tensor, negative: torch.Tensor | None) -> Prediction:
             comfy.model_management.throw_exception_if_processing_interrupted()

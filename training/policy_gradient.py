@@ -87,7 +87,7 @@ class PolicyLearner:
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Go on from what `tensors` gave."""
-        self._seen = tensors["seen"]
+        self._seen = tensors["seen"].clone()  # not a view of the checkpoint: Windows replaces no file that is in use
 
     def _rollouts(self, iteration: int, plan: Plan, report: Report) -> tuple[dict[int, Trajectories], torch.Tensor]:
         """This worker's pictures by the number of their part, and all workers' (pictures, rewards) scores."""

@@ -174,14 +174,15 @@ class Trainer:
         shape = self.task.latent_shape
 
         def sampled(run: Run, number: int) -> torch.Tensor:
-            x = run.sampled(noise([stream(seed, "preview", number)], shape, run.device))
-            return self.task.decoded(x.cpu())
+            return run.sampled(noise([stream(seed, "preview", number)], shape, run.device)).cpu()
 
         chosen = self.policy.with_values(self._average) if tuned else self.policy.disabled()
         host, size = self._host.on(prompts), torch.Size((1, *shape))
         with training_mode(), chosen:
             numbers = range(len(prompts.texts))
-            return torch.cat([host.run(n, size, lambda run, n=n: sampled(run, n)) for n in numbers])
+            latents = [host.run(n, size, lambda run, n=n: sampled(run, n)) for n in numbers]
+            # Not within a run: the VAE may need the memory of the model, whose weights are stand-ins there.
+            return torch.cat([self.task.decoded(one) for one in latents])
 
     def _fit(self) -> None:
         """Look what a backward pass will take, and say so."""

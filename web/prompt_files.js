@@ -36,6 +36,8 @@ function addUpload(node) {
       node.graph.setDirtyCanvas(true, true);
     } catch (error) {
       tell("warn", error.message);
+    } finally {
+      choose.value = ""; // or the browser would not tell of the same file chosen again
     }
   });
   const element = html("div", { class: "rlg-part rlg-buttons rlg-upload" }, sentence, button, choose);

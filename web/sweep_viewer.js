@@ -87,7 +87,9 @@ class SweepViewer {
    * @param {{begins: boolean, labels: string[], pictures: Record<number, string>}} done
    */
   showDone({ begins, labels, pictures }) {
-    if (begins) this.#done = labels.map((label) => ({ url: "", label, preview: true }));
+    // A node that was made anew meanwhile, by Undo or on another tab, has not heard the first one.
+    if (begins || this.#done.length !== labels.length)
+      this.#done = labels.map((label) => ({ url: "", label, preview: true }));
     for (const [number, url] of Object.entries(pictures)) this.#done[number] = { ...this.#done[number], url };
     this.#showCells(this.#done);
   }

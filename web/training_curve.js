@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addPart, after, html, outputOf, svg } from "./node_parts.js";
+import { nodeAt } from "./server_graph.js";
 
 const NODE = "RLGTrainLora";
 const EVENT = "rlg_training"; // as in nodes/live_training.py
@@ -33,7 +34,7 @@ function addCourse(node) {
     if (width && height) element.replaceChildren(...content(course, width, height));
   };
   const listen = ({ detail }) => {
-    if (String(detail.node) !== String(node.id)) return;
+    if (nodeAt(String(detail.node)) !== node) return;
     live = detail;
     draw();
   };

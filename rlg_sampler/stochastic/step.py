@@ -25,6 +25,9 @@ from typing import Any
 import torch
 from comfy.model_sampling import CONST, EPS, IMG_TO_IMG
 
+_ROUNDING = 1e-6
+"""A shifted 1 may be so much below it."""
+
 
 @dataclass(frozen=True)
 class StochasticStep:
@@ -85,7 +88,8 @@ def stochastic_step(
 def check_noise_process(model_sampling: Any) -> None:
     """Raises ValueError: a model's noise process is neither that of flow models nor that of ε and v models."""
     of_sd = isinstance(model_sampling, EPS) and not isinstance(model_sampling, IMG_TO_IMG)
-    if not is_flow(model_sampling) and not of_sd:
+    scaled = getattr(model_sampling, "noise_scale", 1.0) != 1.0  # HiDream-O1
+    if scaled or (not is_flow(model_sampling) and not of_sd):
         raise ValueError(
             "model: its noise process has no stochastic step here; use a flow model or one of the SD family."
         )
@@ -97,7 +101,7 @@ def flow_step(
     """Of a flow model; arguments as `stochastic_step`."""
     sigma, dt = sigmas[index], sigmas[index + 1] - sigmas[index]
     velocity = (x - x0) / sigma
-    below_one = torch.where(sigma >= 1.0, sigmas[1], sigma)
+    below_one = torch.where(sigma > 1.0 - _ROUNDING, sigmas[1], sigma)
     spread = noise_level * (sigma / (1.0 - below_one)).sqrt()
     drift = velocity + spread**2 / (2.0 * sigma) * (x + (1.0 - sigma) * velocity)
     return StochasticStep(x + drift * dt, spread * (-dt).sqrt(), spread)

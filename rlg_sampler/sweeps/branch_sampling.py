@@ -94,7 +94,7 @@ def branch_samples(
         if forked:
             noise, x0 = parts.to_fork(sigmas[: forked + 1], noise, start)
         for branch in range(1, fork.branches + 1):
-            fresh = inputs.noise(start, (seed + branch) % 2**64)
+            fresh = inputs.noise(start, (seed + branch) % 2**64).to(noise)  # where the host keeps latents
             mixed = math.sqrt(1.0 - fork.noise_level**2) * noise + fork.noise_level * fresh
             # A seed that no branch's fresh noise has: on the CPU a stochastic sampler would draw that noise once more.
             own_seed = (seed + fork.branches + branch) % 2**64
@@ -131,9 +131,10 @@ class _Parts:
         self, sigmas: torch.Tensor, noise: torch.Tensor, start: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run to where the branches part; ε and x0 there, from which the host makes x = noise_scaling(σ, ε, x0)."""
-        reached = self.run(sigmas, noise, start, self.inputs.seed)
+        reached = self.run(sigmas, noise, start, self.inputs.seed).float()
         x0, sigma = self.last_x0.to(reached), sigmas[-1].to(reached)
         sampling, none = self.model.get_model_object("model_sampling"), torch.zeros_like(x0)
         x = sampling.noise_scaling(sigma, none, self.model.model.process_latent_in(reached))
-        noise = (x - sampling.noise_scaling(sigma, none, x0)) / sigma
+        of_noise = sampling.noise_scaling(sigma, torch.ones_like(x0), none)  # σ, but for models with larger noise
+        noise = (x - sampling.noise_scaling(sigma, none, x0)) / of_noise
         return noise, self.model.model.process_latent_out(x0)

@@ -7,6 +7,7 @@ The host maps keys and applies patches; this module adds what it leaves out: the
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,6 +113,8 @@ def read_lora(path: Path, name: str) -> LoraFile:
         raise ValueError(f"lora_name: '{name}' holds no named tensors; download the file again.")
     weights = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     check_tensors(weights, name)
+    if os.name == "nt":  # they are views of the file, and training could not replace a file that is in use there
+        weights = {key: weight.clone() for key, weight in weights.items()}
     modules = _peft_modules(weights, name)
     without_alpha = {m: keys for m, keys in modules.items() if f"{m}.alpha" not in weights}
     if not without_alpha:

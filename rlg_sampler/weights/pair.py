@@ -138,7 +138,8 @@ def _same_attachment(a: Any, b: Any) -> bool:
         return True
     # Two nodes with equal settings make equal samplings, each with a class of its own: compare what they do.
     same_type = type(a).__name__ == type(b).__name__ and type(a).__bases__ == type(b).__bases__
-    return same_type and hasattr(a, "sigmas") and torch.equal(a.sigmas, b.sigmas)
+    # They move with their models, of which only one may be on the GPU.
+    return same_type and hasattr(a, "sigmas") and torch.equal(a.sigmas.cpu(), b.sigmas.cpu())
 
 
 def _check_same_architecture(base: ModelPatcher, tuned: ModelPatcher) -> None:

@@ -1,0 +1,119 @@
+"""Gradients are those of weights in main memory, however the host holds weights and computes attention.
+
+On a GPU weights are moved after they were made, or brought there only while their module computes, and attention may be
+computed by kernels without a backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.ldm.modules.attention as attention
+import comfy.samplers
+import pytest
+import torch
+from comfy.ops import CastWeightBiasOp
+
+from pairs import FAMILIES
+
+
+@pytest.fixture(scope="module")
+def training(rlg: SimpleNamespace) -> SimpleNamespace:
+    names = ("policy", "targets", "host_model", "gradients")
+    return SimpleNamespace(**{name: rlg.module(f"training.{name}") for name in names})
+
+
+def _gradients(
+    training: SimpleNamespace,
+    model: Any,
+    family: Any,
+    checkpointing: bool = False,
+    predicted: Callable[[Callable], torch.Tensor] = lambda predict: predict(),
+) -> dict[str, torch.Tensor]:
+    """Of a LoRA's matrices, those that have one; `predicted` makes the prediction by calling its argument."""
+    inputs = family.task()
+    prompts = SimpleNamespace(positive=[inputs["positive"]], negative=inputs["negative"])
+    with training.gradients.training_mode():
+        targets = training.targets.attention_projections(model)
+        policy = training.policy.Policy(targets, 4, 8.0, 3, torch.device("cpu"))
+        for number, parameter in enumerate(policy.parameters.values()):
+            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
+        sampling = model.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "sgm_uniform", 3).clone()
+        host = training.host_model.HostModel(model, policy, prompts, 1.0, sigmas, checkpointing)
+        x = torch.randn(2, *family.latent, generator=torch.Generator().manual_seed(5)) * sigmas[1]
+
+        def backward(run: Any) -> None:
+            with torch.enable_grad():
+                predicted(lambda: run.x0(x, 1)).square().mean().backward()
+
+        host.run(0, x.shape, backward)
+    return {name: p.grad.clone() for name, p in policy.parameters.items() if p.grad is not None and p.grad.any()}
+
+
+def _same(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert expected and ours.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["Flux", "SD1.5"])
+def test_weights_that_were_moved_to_a_device_after_they_were_made(training: SimpleNamespace, name: str) -> None:
+    """By the host, outside of inference mode: no inference tensors any more, and autograd refuses them all the same."""
+    family = FAMILIES[name]
+    expected, model = _gradients(training, family.load(), family), family.load()
+    with training.gradients.training_mode():
+        for weight in model.model.diffusion_model.parameters():
+            weight.data = weight.data.clone()
+    assert not any(weight.is_inference() for weight in model.model.diffusion_model.parameters())
+    _same(_gradients(training, model, family), expected)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["Flux", "SD1.5"])
+def test_weights_that_are_on_the_device_only_while_they_are_used(
+    training: SimpleNamespace, name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = FAMILIES[name]
+    model, expected = family.load(), _gradients(training, family.load(), family, checkpointing)
+    monkeypatch.setattr(training.host_model, "is_streamed", lambda patcher: True)
+    kept = []
+
+    def noted(predict: Callable) -> torch.Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append(t.untyped_storage().data_ptr()) or t, _as_is
+        ):
+            return predict()
+
+    _same(_gradients(training, model, family, checkpointing, noted), expected)
+    modules = [module for module in model.model.diffusion_model.modules() if isinstance(module, CastWeightBiasOp)]
+    weights = {weight.untyped_storage().data_ptr() for module in modules for weight in module.parameters()}
+    assert kept and weights and not weights & set(kept)
+
+
+def _as_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def test_which_models_are_streamed(training: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FAMILIES["SD1.5"].load()
+    assert not training.gradients.is_streamed(model)
+    monkeypatch.setattr(model.model, "model_lowvram", True)
+    assert training.gradients.is_streamed(model)
+
+
+def test_attention_without_a_backward_pass(training: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Sage's kernels: q and k of a LoRA would learn nothing, without a sign."""
+    family = FAMILIES["SD1.5"]
+    expected = _gradients(training, family.load(), family)
+
+    @attention.wrap_attn
+    @torch.no_grad()
+    def attention_sage(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return attention.attention_pytorch(*args, **kwargs)
+
+    attention_sage.__name__ = "attention_sage"
+    monkeypatch.setattr(attention, "optimized_attention", attention_sage)
+    _same(_gradients(training, family.load(), family), expected)
