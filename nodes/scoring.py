@@ -52,11 +52,7 @@ class RLGLoadReward(io.ComfyNode):
                 ),
                 file_input("the reward"),
             ],
-            outputs=[
-                RewardType.Output(
-                    display_name="reward", tooltip="For RLG Score, RLG Combine Rewards and RLG Train LoRA."
-                )
-            ],
+            outputs=[RewardType.Output(display_name="reward", tooltip="For RLG Score.")],
         )
 
     @classmethod

@@ -122,6 +122,15 @@ GO_TO = """([type, zoom]) => {
     app.canvas.setDirty(true, true);
 }"""
 
+# Where the canvas has drawn a widget, on the page: its middle, between the arrows.
+WIDGET = """([type, name]) => {
+    const {canvas, ds} = app.canvas, page = canvas.getBoundingClientRect();
+    const node = app.graph.nodes.find(node => node.type === type);
+    const {last_y} = node.widgets.find(widget => widget.name === name);
+    const [x, y] = [node.pos[0] + node.size[0] / 2, node.pos[1] + last_y + 10];
+    return [page.x + (x + ds.offset[0]) * ds.scale, page.y + (y + ds.offset[1]) * ds.scale];
+}"""
+
 # On the canvas a node keeps the images it draws; as HTML they are elements in it.
 PICTURES = """(id) => {
     const drawn = app.graph.getNodeById(id).imgs ?? [];
@@ -259,6 +268,16 @@ class FrontEnd:
     def set_widgets(self, changes: dict[str, dict[str, Any]]) -> None:
         """Type of node → name of a widget → value; types and widgets that are not there are passed over."""
         self.page.evaluate(SET_WIDGETS, changes)
+
+    def choose(self, kind: str, name: str, value: str) -> None:
+        """Click the list `name` in the first node of this type, and then a value that it offers."""
+        self.go_to(kind)
+        if self.vue_nodes:
+            self.page.get_by_role("combobox", name=name).click()
+            self.page.get_by_role("option", name=value, exact=True).click()
+        else:
+            self.page.mouse.click(*self.page.evaluate(WIDGET, [kind, name]))
+            self.page.locator(".litecontextmenu .litemenu-entry").get_by_text(value, exact=True).click()
 
     def into_a_subgraph(self, kind: str) -> str:
         """Convert the first node of this type, as a user does; the result is the type of the node that holds it."""

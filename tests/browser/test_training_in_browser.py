@@ -14,9 +14,13 @@ pytestmark = pytest.mark.slow
 (TRAIN,) = [path for path in WORKFLOWS if path.stem == "RLG 10 - Train and guide"]
 
 
-def test_the_course_of_a_training_run_is_in_its_node(front_end: FrontEnd) -> None:
+@pytest.mark.parametrize("inside", [False, True], ids=["in the workflow", "in a subgraph"])
+def test_the_course_of_a_training_run_is_in_its_node(front_end: FrontEnd, inside: bool) -> None:
     front_end.drop(TRAIN)
-    front_end.set_widgets({**SMALL, "RLGTrainLora": {**SMALL["RLGTrainLora"], "name": "seen", "iterations": 3}})
+    own = {**SMALL["RLGTrainLora"], "name": f"seen {inside} {front_end.vue_nodes}", "iterations": 3}
+    front_end.set_widgets({**SMALL, "RLGTrainLora": own})
+    if inside:
+        front_end.enter(front_end.into_a_subgraph("RLGTrainLora"))
     course = front_end.page.locator(".rlg-training")
     expect(course).to_contain_text("Run to train")
     before = front_end.start()

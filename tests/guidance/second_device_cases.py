@@ -85,6 +85,20 @@ def _two_checkpoints(models: Models, run: Nodes, **changes: Any) -> torch.Tensor
     return run("RLGKSampler", base=models.load(), tuned=tuned, scale=1.6, **task(**changes))[0]["samples"]
 
 
+def _two_checkpoints_one_of_them_loaded(models: Models, run: Nodes, **changes: Any) -> torch.Tensor:
+    base, tuned = models.load(), models.tune(models.load())
+    run("KSampler", model=base, **task(steps=1))
+    return run("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task(**changes))[0]["samples"]
+
+
+def _own_samplings_of_equal_settings_again(models: Models, run: Nodes, **changes: Any) -> torch.Tensor:
+    """After a run the base's is on the device, and that of the tuned MODEL, which nobody loads, is not."""
+    base = models.load()
+    pair = [run("ModelSamplingSD3", model=model, shift=2.0)[0] for model in (base, models.tune(base))]
+    run("RLGKSampler", base=pair[0], tuned=pair[1], scale=1.6, **task(steps=1))
+    return run("RLGKSampler", base=pair[0], tuned=pair[1], scale=1.6, **task(**changes))[0]["samples"]
+
+
 def _two_tuned_models(models: Models, run: Nodes, **changes: Any) -> torch.Tensor:
     base = models.load()
     (model,) = run("RLGModel", base=base, tuned=models.tune(base), scale=0.8)
@@ -113,6 +127,8 @@ WAYS = {
     "approximate": _approximate,
     "a full difference": _full_difference,
     "two checkpoints": _two_checkpoints,
+    "two checkpoints, one of them loaded": _two_checkpoints_one_of_them_loaded,
+    "own samplings of equal settings, again": _own_samplings_of_equal_settings_again,
     "two tuned models": _two_tuned_models,
     "sweep": _sweep,
     "branch": _branch,

@@ -112,3 +112,5 @@ def test_files_are_asked_for_before_the_run(rlg: SimpleNamespace, reward_models:
     assert node.validate_inputs(name="aesthetic", file="auto") is True
     assert "'gone.pt'" in node.validate_inputs(name="aesthetic", file="gone.pt")
     assert node.validate_inputs(name=None, file="auto") is True  # linked: known when it runs
+    # So has the host it for nodes that take lists.
+    assert rlg.nodes["RLGDiversity"].validate_inputs(measure=(None,), file=(None,)) is True

@@ -61,6 +61,23 @@ def test_each_family_has_its_own(step, name) -> None:
     assert torch.equal(own.mean, kind(x, x0, sigmas, 0, 0.7).mean)
 
 
+@pytest.mark.parametrize("shift", [1.43, 1.67, 1.92, 2.07, 2.32, 2.57, 2.82, 3.0])
+def test_the_first_step_is_that_from_noise_alone_where_a_shifted_one_is_rounded(step, shift) -> None:
+    first = comfy.model_sampling.time_snr_shift(shift, torch.tensor(1.0))
+    assert 1.0 - 1e-6 < float(first) <= 1.0
+    x, x0 = _randn(0), _randn(1)
+    rounded, exact = (
+        step.flow_step(x, x0, torch.stack([sigma, torch.tensor(0.9)]), 0, 0.7) for sigma in (first, torch.tensor(1.0))
+    )
+    assert relative(rounded.mean, exact.mean) < CLOSE and float(rounded.std) == pytest.approx(
+        float(exact.std), rel=1e-4
+    )
+
+
 def test_other_noise_processes_are_refused(step) -> None:
-    with pytest.raises(ValueError, match=r"^model: its noise process .*\.$"):
-        step.stochastic_step(object(), _randn(0), _randn(1), torch.tensor([0.9, 0.5]), 0, 0.7)
+    """Also flow models whose noise is larger than 1: HiDream-O1."""
+    larger = comfy.model_sampling.CONST()
+    larger.noise_scale = 8.0
+    for sampling in (object(), larger):
+        with pytest.raises(ValueError, match=r"^model: its noise process .*\.$"):
+            step.stochastic_step(sampling, _randn(0), _randn(1), torch.tensor([0.9, 0.5]), 0, 0.7)

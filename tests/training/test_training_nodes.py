@@ -182,6 +182,7 @@ def test_names_are_checked_before_anything_runs(rlg) -> None:
     assert node.validate_inputs(name="my lora 2") is True
     for name in ("a/b", "..", "C:\\x", "x\0", "x" * 101, ".hidden"):
         assert "cannot be a folder's name" in node.validate_inputs(name=name)
+    assert node.validate_inputs(name=(None,)) is True  # as the host has it where it is linked
 
 
 def test_the_page_is_shown_pictures_and_the_course(train, monkeypatch) -> None:

@@ -393,6 +393,16 @@ def test_peft_folders_are_offered_by_name(rlg, loras) -> None:
     assert len(options) == len(set(options))
 
 
+def test_a_link_that_leads_nowhere_is_offered_and_refused(rlg, load, loras) -> None:
+    """As into a cache that was cleared. The host lists such files; the loaders went missing, all of them."""
+    folder = loras / "cleared"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").symlink_to(loras / "gone.safetensors")
+    name = str(Path("cleared/adapter_model.safetensors"))
+    assert name in rlg.nodes["RLGLoadLora"].INPUT_TYPES()["required"]["lora_name"][1]["options"]
+    assert "is not in models/loras" in _refused(load, name)
+
+
 def test_an_adapter_is_offered_once_and_its_file_can_still_be_named(rlg, load, loras) -> None:
     """As workflows do that were saved when the list had both; the host asks the node in place of its list."""
     write_lora(loras.parent, "SD3.5M-FlowGRPO-GenEval")
