@@ -85,7 +85,8 @@ export function hideHostPreview(node) {
  * @returns {Record<string, any[]> | undefined}
  */
 export function outputOf(app, { id, graph }) {
-  return app.nodeOutputs[graph.isRootGraph ? id : `${graph.id}:${id}`];
+  // A node that has just been moved into a subgraph is in none for a moment.
+  return graph && app.nodeOutputs[graph.isRootGraph ? id : `${graph.id}:${id}`];
 }
 
 /**

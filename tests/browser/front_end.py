@@ -207,6 +207,7 @@ class FrontEnd:
     def drop(self, file: Path, at: tuple[float, float] = (SCREEN["width"] / 2, SCREEN["height"] - 80)) -> None:
         """Drag a file from the desktop onto a place on the screen, and wait until it is loaded."""
         self.nothing_in_front()
+        self.fit_view()  # a note in the way would keep the file for itself
         self.page.evaluate("() => { window.before = app.graph.nodes[0]; }")
         session = self.page.context.new_cdp_session(self.page)
         data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}

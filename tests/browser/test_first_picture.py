@@ -22,9 +22,8 @@ def of_files_that_are_not_here(tmp_path: Path) -> Path:
     """The starter, small enough for a CPU, with names that no file of this user has."""
     workflow = json.loads(STARTER.read_text(encoding="utf-8"))
     (loader,) = [node for node in workflow["nodes"] if node["type"] == "RLGLoadModels"]
-    text = json.dumps(workflow)
-    for name in loader["widgets_values"][:2]:
-        text = text.replace(Path(name).stem, "not_here")
+    checkpoint, lora, _ = loader["widgets_values"]
+    text = json.dumps(workflow).replace(checkpoint, "not_here.safetensors").replace(lora, "not_here")
     workflow = json.loads(text)
     for node in workflow["nodes"]:
         if node["type"] == "RLGKSampler":
@@ -44,5 +43,6 @@ def test_five_actions(front_end: FrontEnd, of_files_that_are_not_here: Path) -> 
     run = front_end.run()
 
     assert run["status"]["status_str"] == "success" and front_end.problems() == []
+    front_end.fit_view()
     (saver,) = [node["id"] for node in front_end.graph()["nodes"] if node["type"] == "SaveImage"]
     assert front_end.wait_for_pictures(saver, 1) == [[SIDE, SIDE]]

@@ -33,3 +33,4 @@ def test_the_course_of_a_training_run_is_in_its_node(front_end: FrontEnd, inside
     assert all(len(line.get_attribute("points").split()) == 3 for line in lines.all())
     assert course.get_by_role("img").get_attribute("aria-label").startswith("Reward")
     assert front_end.problems() == []
+    front_end.enter(None)
