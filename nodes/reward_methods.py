@@ -92,13 +92,13 @@ class RLGReFL(io.ComfyNode):
         **settings: float,
     ) -> io.NodeOutput:
         if last_steps > 1:
-            method = draft_k(last_steps, steps)
+            method = replace(draft_k(last_steps, steps), image_step=image_step)
         else:
             preset = REFL if images is None else IMAGE_REFL
-            method = replace(preset, steps=steps, first_step=first_step, last_step=last_step)
+            method = replace(preset, steps=steps, first_step=first_step, last_step=last_step, image_step=image_step)
         if images is not None:
             method = replace(method, from_images=True, image_weight=image_weight)
-        return io.NodeOutput(training_inputs.ChosenMethod(replace(method, image_step=image_step, **settings), images))
+        return io.NodeOutput(training_inputs.ChosenMethod(replace(method, **settings), images))
 
 
 class RLGSRPO(io.ComfyNode):

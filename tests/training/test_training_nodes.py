@@ -177,6 +177,17 @@ def test_a_method_s_node_starts_as_its_authors_settings(rlg, run_node, node, pre
     assert run_node(node, **widgets)[0].method == getattr(rlg.module("training.method"), preset)
 
 
+@pytest.mark.parametrize("last_steps", [1, 2])
+def test_fewer_steps_can_start_from_images(run_node, last_steps) -> None:
+    steps = {"steps": 4, "first_step": 2, "last_step": 3, "last_steps": last_steps, "image_step": 1}
+    settings = {"cfg": 1.0, "reward_weight": 0.1, "groups": 2, "group_size": 1, "image_weight": 0.5}
+    chosen = run_node("RLGReFL", **steps, **settings, images=torch.rand(2, 64, 64, 3))[0]
+    method = chosen.method
+    assert method.from_images and (method.steps, method.image_step, method.image_weight) == (4, 1, 0.5)
+    assert (method.first_step, method.gradient_steps) == (2, last_steps)
+    assert (method.cfg, method.reward_weight, method.groups) == (1.0, 0.1, 2)
+
+
 def test_names_are_checked_before_anything_runs(rlg) -> None:
     node = rlg.nodes["RLGTrainLora"]
     assert node.validate_inputs(name="my lora 2") is True
