@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import json
 import os
@@ -41,8 +42,25 @@ def test_schema_ids_are_the_parameters_of_execute(rlg) -> None:
     for node_id, node in rlg.nodes.items():
         if node_id.startswith("RLG"):
             run = getattr(node, "schedule", node.execute)  # schedule nodes have their execute in common
-            parameters = list(inspect.signature(run).parameters)
-            assert parameters == [i.id for i in node.GET_SCHEMA().inputs], node_id
+            parameters = inspect.signature(run).parameters.values()
+            named = [parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD]
+            ids = [i.id for i in node.GET_SCHEMA().inputs]
+            # The others go on together, by name, into one value that takes these names and no others.
+            together = {parameter.name for parameter in parameters} - set(named)
+            rest = [name for name in ids if name not in named]
+            assert set(named) <= set(ids) and (ids == named if not together else rest), node_id
+            assert not together or set(rest) <= _names_of(rlg, together.pop()), node_id
+
+
+def _names_of(rlg, value: str) -> set[str]:
+    """What `**value` of a node may hold."""
+    if value == "ksampler_inputs":
+        fields = dataclasses.fields(rlg.module("rlg_sampler.ksampler_inputs").KSamplerInputs)
+        return {"latent_image" if field.name == "latent" else field.name for field in fields}
+    assert value == "settings"
+    of = rlg.module("training.method")
+    methods = (of.PolicyGradient, of.RewardGradient, of.DirectAlign, of.ForwardProcess)
+    return {field.name for method in methods for field in dataclasses.fields(method)}
 
 
 def test_every_input_and_node_is_explained(rlg) -> None:
