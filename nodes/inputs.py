@@ -8,8 +8,7 @@ from typing import Any
 import comfy.samplers
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.guidance.approximation import EXACT
-from ..rlg_sampler.guidance.approximation import Approximation as WhatIsLeftOut
+from ..rlg_sampler.guidance import approximation as approximations
 from ..rlg_sampler.guidance.settings import AUTO, BATCHING, GuidanceSettings
 from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules import schedule as schedules
@@ -108,11 +107,6 @@ def tuned_cfg_input() -> io.Float.Input:
     )
 
 
-def tuned_cfg_of(value: float | None) -> float | None:
-    """What a node's tuned_cfg means; None takes the sampler's."""
-    return None if value == _AS_CFG else value
-
-
 def batching_input() -> io.Combo.Input:
     return io.Combo.Input(
         "batching",
@@ -139,11 +133,12 @@ def settings_of(
     schedule: schedules.Schedule | None = None,
     tuned_cfg: float | None = None,
     batching: str = AUTO,
-    approximate: WhatIsLeftOut = EXACT,
+    approximate: approximations.Approximation = approximations.EXACT,
 ) -> GuidanceSettings:
     """What a node's inputs mean together: a connected schedule replaces the scale."""
-    own = schedules.constant(scale) if schedule is None else schedule
-    return GuidanceSettings(own, tuned_cfg_of(tuned_cfg), batching, approximate)
+    own_schedule = schedules.constant(scale) if schedule is None else schedule
+    own_cfg = None if tuned_cfg == _AS_CFG else tuned_cfg
+    return GuidanceSettings(own_schedule, own_cfg, batching, approximate)
 
 
 def positive_input() -> io.Conditioning.Input:

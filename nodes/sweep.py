@@ -86,21 +86,20 @@ class RLGSweep(io.ComfyNode):
         powers = next((each.values for each in axis if each.name == POWER), ())
         wanted = cells(scales, switch_percents, powers)
         chosen = list(settings([each for each in axis if each.name != POWER]))
-        guided = functools.cache(
-            lambda tuned, own_cfg: guided_model(base, tuned, inputs.settings_of(1.0, tuned_cfg=own_cfg))
-        )
+        guided = functools.cache(functools.partial(guided_model, base))
 
         def task(values: Mapping[str, Any]) -> Task:
             """The node's inputs, with those that axes stand for."""
-            of_tuned, of_tuned_cfg = values.get(LORA, tuned), values.get("tuned_cfg", tuned_cfg)
+            of_tuned = values.get(LORA, tuned)
+            guidance = inputs.settings_of(1.0, tuned_cfg=values.get("tuned_cfg", tuned_cfg))
             own = replace(ksampler, seed=values.get(SEED, ksampler.seed), cfg=values.get("cfg", ksampler.cfg))
             known = _CELLS.of(
                 (base, of_tuned),
                 (own.positive, own.negative, own.latent),
                 (own.seed, own.steps, own.cfg, own.sampler_name, own.scheduler, own.denoise)
-                + (inputs.tuned_cfg_of(of_tuned_cfg), base.patches_uuid, of_tuned.patches_uuid),
+                + (guidance.tuned_cfg, base.patches_uuid, of_tuned.patches_uuid),
             )
-            return Task(guided(of_tuned, of_tuned_cfg), own, known)
+            return Task(guided(of_tuned, guidance), own, known)
 
         tasks, pictures = [task(setting.values) for setting in chosen], len(ksampler.latent["samples"])
         names = [
