@@ -141,7 +141,11 @@ class _ComputedAgain(ReplacedForward):
 
 
 class _Again(torch.autograd.Function):
-    """A function of one tensor that keeps nothing else for its gradient."""
+    """A function of one tensor that keeps nothing else for its gradient.
+
+    Torch's checkpoint would leave the second computation at the last tensor that it needs, before the host has heard
+    that the weight may go.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
