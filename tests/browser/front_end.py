@@ -122,6 +122,8 @@ GO_TO = """([type, zoom]) => {
     app.canvas.setDirty(true, true);
 }"""
 
+VIEW = "() => [app.canvas.ds.scale, ...app.canvas.ds.offset]"
+
 # Where the canvas has drawn a widget, on the page: its middle, between the arrows.
 WIDGET = """([type, name]) => {
     const {canvas, ds} = app.canvas, page = canvas.getBoundingClientRect();
@@ -295,11 +297,16 @@ class FrontEnd:
 
     def go_to(self, kind: str, zoom: float = 1.0) -> None:
         """The first node of this type on the screen, so many times its own size."""
+        self.place_view(GO_TO, [kind, zoom])
+
+    def place_view(self, script: str, argument: Any) -> None:
+        """Run a script that sets the view, until it stays as that has set it."""
 
         def there() -> bool:
-            self.page.evaluate(GO_TO, [kind, zoom])
+            self.page.evaluate(script, argument)
+            placed = self.page.evaluate(VIEW)
             self.page.wait_for_timeout(300)  # a view that was still gliding would go on
-            return self.page.evaluate("(zoom) => app.canvas.ds.scale === zoom", zoom)
+            return self.page.evaluate(VIEW) == placed
 
         self.until(there, "the view did not stay")
 

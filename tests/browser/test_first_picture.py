@@ -8,30 +8,20 @@ from pathlib import Path
 import pytest
 
 from browser.front_end import FrontEnd
-from browser.server import WORKFLOWS
-from demo.scenes import SIDE
+from browser.test_workflows_in_browser import MAIN, SIDE, SMALL
 from demo.trained_pair import CHECKPOINT, LORAS
 
 pytestmark = pytest.mark.slow
 
-(STARTER,) = [path for path in WORKFLOWS if path.stem == "RLG 01 - Text to image"]
-
 
 @pytest.fixture
 def of_files_that_are_not_here(tmp_path: Path) -> Path:
-    """The starter, small enough for a CPU, with names that no file of this user has."""
-    workflow = json.loads(STARTER.read_text(encoding="utf-8"))
-    (loader,) = [node for node in workflow["nodes"] if node["type"] == "RLGLoadModels"]
+    """The starter with names that no file of this user has."""
+    text = MAIN.read_text(encoding="utf-8")
+    (loader,) = [node for node in json.loads(text)["nodes"] if node["type"] == "RLGLoadModels"]
     checkpoint, lora, _ = loader["widgets_values"]
-    text = json.dumps(workflow).replace(checkpoint, "not_here.safetensors").replace(lora, "not_here")
-    workflow = json.loads(text)
-    for node in workflow["nodes"]:
-        if node["type"] == "RLGKSampler":
-            node["widgets_values"][2] = 4
-        elif node["type"] == "EmptySD3LatentImage":
-            node["widgets_values"][:2] = [SIDE, SIDE]
-    path = tmp_path / STARTER.name
-    path.write_text(json.dumps(workflow), encoding="utf-8")
+    path = tmp_path / MAIN.name
+    path.write_text(text.replace(checkpoint, "not_here.safetensors").replace(lora, "not_here"), encoding="utf-8")
     return path
 
 
@@ -40,6 +30,7 @@ def test_five_actions(front_end: FrontEnd, of_files_that_are_not_here: Path) -> 
     front_end.close_everything()  # the front end says which files are missing
     front_end.choose("RLGLoadModels", "ckpt_name", CHECKPOINT)
     front_end.choose("RLGLoadModels", "lora_name", LORAS["composition"])
+    front_end.set_widgets(SMALL)  # none of the five: for the tests' CPU
     run = front_end.run()
 
     assert run["status"]["status_str"] == "success" and front_end.problems() == []

@@ -53,7 +53,6 @@ FILL = """({left, top, right, bottom}) => {
     ds.scale = Math.min((right - left) / (far - x), (bottom - top) / (low - y));
     ds.offset = [left / ds.scale - x, top / ds.scale - y];
     app.canvas.setDirty(true, true);
-    return ds.scale;
 }"""
 # A node is placed by the graph; where that is on the page, the canvas says.
 GRID_ON_PAGE = """() => {
@@ -80,13 +79,7 @@ def test_starter(front_end: FrontEnd, tmp_path: Path, folder: Path) -> None:
     before = page.viewport_size
     page.set_viewport_size(STARTER_SCREEN)
     front_end.fit_view()
-
-    def filled() -> bool:
-        scale = page.evaluate(FILL, STARTER_PLACE)
-        page.wait_for_timeout(300)  # a view that was still gliding would go on
-        return page.evaluate("(scale) => app.canvas.ds.scale === scale", scale)
-
-    front_end.until(filled, "the view did not stay")
+    front_end.place_view(FILL, STARTER_PLACE)
     expect(page.get_by_text(re.compile("job completed", re.IGNORECASE))).to_have_count(0)  # it fades
     page.screenshot(path=folder / "starter.png")
     page.set_viewport_size(before)

@@ -44,20 +44,17 @@ def test_schema_ids_are_the_parameters_of_execute(rlg) -> None:
             run = getattr(node, "schedule", node.execute)  # schedule nodes have their execute in common
             parameters = inspect.signature(run).parameters.values()
             named = [parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD]
+            # What has no name there goes on together, into a value that takes these names and no others.
+            taken = {name for parameter in parameters if parameter.name not in named for name in _names(rlg, parameter)}
             ids = [i.id for i in node.GET_SCHEMA().inputs]
-            # The others go on together, by name, into one value that takes these names and no others.
-            together = {parameter.name for parameter in parameters} - set(named)
-            rest = [name for name in ids if name not in named]
-            assert set(named) <= set(ids) and (ids == named if not together else rest), node_id
-            assert not together or set(rest) <= _names_of(rlg, together.pop()), node_id
+            assert [name for name in ids if name in named or name not in taken] == named, node_id
 
 
-def _names_of(rlg, value: str) -> set[str]:
-    """What `**value` of a node may hold."""
-    if value == "ksampler_inputs":
+def _names(rlg, together: inspect.Parameter) -> set[str]:
+    if together.name == "ksampler_inputs":
         fields = dataclasses.fields(rlg.module("rlg_sampler.ksampler_inputs").KSamplerInputs)
         return {"latent_image" if field.name == "latent" else field.name for field in fields}
-    assert value == "settings"
+    assert together.name == "settings"
     of = rlg.module("training.method")
     methods = (of.PolicyGradient, of.RewardGradient, of.DirectAlign, of.ForwardProcess)
     return {field.name for method in methods for field in dataclasses.fields(method)}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
-import comfy.samplers
 import pytest
 import torch
 import training_tasks as tasks
@@ -20,9 +18,6 @@ from safetensors import safe_open
 import diffusers_rlg
 from demo.tiny_model import TinySD3
 from pairs import CLOSE, FAMILIES, conds, empty_latent, load_checkpoint, relative, task
-
-RANK = 4
-
 
 ROTARY = ("Flux", "Qwen-Image", "Wan")
 
@@ -39,38 +34,8 @@ def training(rlg: SimpleNamespace) -> SimpleNamespace:
     return SimpleNamespace(**{name: rlg.module(f"training.{name}") for name in names})
 
 
-def _policy(training: SimpleNamespace, model: Any, size: float = 0.1) -> Any:
-    with training.gradients.training_mode():
-        targets = training.targets.attention_projections(model)
-        policy = training.policy.Policy(targets, RANK, 2.0 * RANK, 3, torch.device("cpu"))
-        for number, parameter in enumerate(policy.parameters.values()):
-            if not parameter.any():
-                parameter.data.normal_(std=size, generator=torch.Generator().manual_seed(number))
-    return policy
-
-
 def _values(policy: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in policy.parameters.items()}
-
-
-def _x0(
-    training: SimpleNamespace,
-    model: Any,
-    policy: Any,
-    of_family: Any,
-    body: Callable | None = None,
-    cfg: float = 2.0,
-    checkpointing: bool = True,
-) -> Any:
-    """A prediction at the second of three sigmas, as training makes it."""
-    inputs = of_family.task()
-    prompts = SimpleNamespace(positive=[inputs["positive"]], negative=inputs["negative"])
-    with training.gradients.training_mode():
-        sampling = model.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(sampling, "sgm_uniform", 3).clone()
-        host = training.host_model.HostModel(model, policy, prompts, cfg, sigmas, checkpointing)
-        x = torch.randn(2, *of_family.latent, generator=torch.Generator().manual_seed(5)) * sigmas[1]
-        return host.run(0, x.shape, body or (lambda run: run.x0(x, 1)))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -79,7 +44,7 @@ def test_gradients_reach_every_matrix(training, name) -> None:
     _skip_without_gradients(name)
     family = FAMILIES[name]
     model = family.load()
-    policy = _policy(training, model)
+    policy = tasks.random_policy(training, model)
     assert all(weight.is_inference() for weight in model.model.diffusion_model.parameters())
 
     def body(run: Any) -> None:
@@ -87,7 +52,7 @@ def test_gradients_reach_every_matrix(training, name) -> None:
         with torch.enable_grad():
             run.x0(x, 1).square().mean().backward()
 
-    _x0(training, model, policy, family, body)
+    tasks.x0(training, model, policy, family, body)
     without = [n for n, p in policy.parameters.items() if p.grad is None or not p.grad.any()]
     # Text queries and outputs of a last block are read by nobody.
     assert all("add_" in n or "context" in n for n in without), without
@@ -101,21 +66,21 @@ def test_gradients_are_those_of_finite_differences(training, name, checkpointing
     _skip_without_gradients(name)
     family = FAMILIES[name]
     model = family.load()
-    policy = _policy(training, model)
+    policy = tasks.random_policy(training, model)
     x = torch.randn(1, *family.latent, generator=torch.Generator().manual_seed(6))
 
     def loss(run: Any) -> torch.Tensor:
         with torch.enable_grad():
             return run.x0(x * run.sigmas[1], 1).square().mean()
 
-    _x0(training, model, policy, family, lambda run: loss(run).backward(), 1.0, checkpointing)
+    tasks.x0(training, model, policy, family, lambda run: loss(run).backward(), 1.0, checkpointing)
     parameters = policy.parameters
     gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in parameters.items()}
     norm = float(sum(gradient.square().sum() for gradient in gradients.values()).sqrt())
 
     def at(distance: float) -> float:
         with policy.with_values({n: p.detach() + distance * gradients[n] / norm for n, p in parameters.items()}):
-            return float(_x0(training, model, policy, family, loss, cfg=1.0))
+            return float(tasks.x0(training, model, policy, family, loss, cfg=1.0))
 
     assert (at(1e-2) - at(-1e-2)) / 2e-2 == pytest.approx(norm, rel=0.02)
 
@@ -125,18 +90,18 @@ def test_files_are_read_at_full_strength(training, run_node, models_dir, name) -
     """By ComfyUI's own loader and by ours: the predictions of the policy that was saved."""
     family = FAMILIES[name]
     base, policy = family.load(), None
-    policy = _policy(training, base)
+    policy = tasks.random_policy(training, base)
     folder = models_dir / "loras" / f"trained-{family.config}"
     training.lora_output.save_lora(policy, _values(policy), folder, base, {})
-    expected = _x0(training, base, policy, family)
-    nothing = _policy(training, base, size=0.0)
-    assert relative(_x0(training, base, nothing, family), expected) > 100 * CLOSE
+    expected = tasks.x0(training, base, policy, family)
+    nothing = tasks.random_policy(training, base, size=0.0)
+    assert relative(tasks.x0(training, base, nothing, family), expected) > 100 * CLOSE
     ours, report = run_node("RLGLoadLora", model=family.load(), lora_name=folder.name, strength=1.0)
     assert "nothing left out" in report
     file = f"{folder.name}/pytorch_lora_weights.safetensors"
     (stock,) = run_node("LoraLoaderModelOnly", model=family.load(), lora_name=file, strength_model=1.0)
     for tuned in (ours, stock):
-        assert relative(_x0(training, tuned, nothing, family), expected) < 3 * CLOSE
+        assert relative(tasks.x0(training, tuned, nothing, family), expected) < 3 * CLOSE
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +109,7 @@ def sd3(training, models_dir: Path) -> SimpleNamespace:
     """A LoRA on the tiny SD3 model, in its folder."""
     path = tasks.tiny_checkpoint(models_dir, "trained-sd3")
     base = load_checkpoint(path)
-    policy = _policy(training, base)
+    policy = tasks.random_policy(training, base)
     folder = models_dir / "loras" / "trained-sd3"
     with torch.inference_mode():
         training.lora_output.save_lora(policy, _values(policy), folder, base, {"method": "Flow-GRPO"})
@@ -193,7 +158,7 @@ def test_the_files_say_how_they_were_made(sd3) -> None:
         with safe_open(sd3.folder / name, "pt") as file:
             assert file.metadata()["method"] == "Flow-GRPO"
     config = json.loads((sd3.folder / "adapter_config.json").read_text())
-    assert config["r"] == config["lora_alpha"] == RANK
+    assert config["r"] == config["lora_alpha"] == tasks.RANK
 
 
 def test_a_digest_tells_base_models_apart(training, run_node, sd3) -> None:

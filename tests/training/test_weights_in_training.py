@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.ldm.modules.attention as attention
-import comfy.samplers
 import pytest
 import torch
+import training_tasks as tasks
 from comfy.ops import CastWeightBiasOp
 
 from pairs import FAMILIES
@@ -33,23 +33,14 @@ def _gradients(
     predicted: Callable[[Callable], torch.Tensor] = lambda predict: predict(),
 ) -> dict[str, torch.Tensor]:
     """Of a LoRA's matrices, those that have one; `predicted` makes the prediction by calling its argument."""
-    inputs = family.task()
-    prompts = SimpleNamespace(positive=[inputs["positive"]], negative=inputs["negative"])
-    with training.gradients.training_mode():
-        targets = training.targets.attention_projections(model)
-        policy = training.policy.Policy(targets, 4, 8.0, 3, torch.device("cpu"))
-        for number, parameter in enumerate(policy.parameters.values()):
-            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
-        sampling = model.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(sampling, "sgm_uniform", 3).clone()
-        host = training.host_model.HostModel(model, policy, prompts, 1.0, sigmas, checkpointing)
-        x = torch.randn(2, *family.latent, generator=torch.Generator().manual_seed(5)) * sigmas[1]
+    policy = tasks.random_policy(training, model)
 
-        def backward(run: Any) -> None:
-            with torch.enable_grad():
-                predicted(lambda: run.x0(x, 1)).square().mean().backward()
+    def backward(run: Any) -> None:
+        x = torch.randn(2, *family.latent, generator=torch.Generator().manual_seed(5)) * run.sigmas[1]
+        with torch.enable_grad():
+            predicted(lambda: run.x0(x, 1)).square().mean().backward()
 
-        host.run(0, x.shape, backward)
+    tasks.x0(training, model, policy, family, backward, cfg=1.0, checkpointing=checkpointing)
     return {name: p.grad.clone() for name, p in policy.parameters.items() if p.grad is not None and p.grad.any()}
 
 

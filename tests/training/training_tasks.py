@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.samplers
 import comfy.sd
 import torch
 
@@ -16,6 +17,7 @@ from pairs import FAMILIES, conds
 
 SIDE = 64
 """Of pictures, in pixels: latents of 8 × 8."""
+RANK = 4
 
 
 class Redness:
@@ -66,3 +68,34 @@ def four_channels() -> Any:
     for part in ("weight", "bias"):
         weights[f"taesd_encoder.14.{part}"] = weights[f"taesd_encoder.14.{part}"][:4]
     return comfy.sd.VAE(sd=weights)
+
+
+def random_policy(training: SimpleNamespace, model: Any, size: float = 0.1) -> Any:
+    """A LoRA on a model, whose matrices are all random; with `size` 0 it changes nothing."""
+    with training.gradients.training_mode():
+        targets = training.targets.attention_projections(model)
+        policy = training.policy.Policy(targets, RANK, 2.0 * RANK, 3, torch.device("cpu"))
+        for number, parameter in enumerate(policy.parameters.values()):
+            if not parameter.any():
+                parameter.data.normal_(std=size, generator=torch.Generator().manual_seed(number))
+    return policy
+
+
+def x0(
+    training: SimpleNamespace,
+    model: Any,
+    policy: Any,
+    of_family: Any,
+    body: Callable | None = None,
+    cfg: float = 2.0,
+    checkpointing: bool = True,
+) -> Any:
+    """A prediction at the second of three sigmas, as training makes it, or what `body` makes of the run instead."""
+    inputs = of_family.task()
+    prompts = SimpleNamespace(positive=[inputs["positive"]], negative=inputs["negative"])
+    with training.gradients.training_mode():
+        sampling = model.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "sgm_uniform", 3).clone()
+        host = training.host_model.HostModel(model, policy, prompts, cfg, sigmas, checkpointing)
+        x = torch.randn(2, *of_family.latent, generator=torch.Generator().manual_seed(5)) * sigmas[1]
+        return host.run(0, x.shape, body or (lambda run: run.x0(x, 1)))
