@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { after } from "./node_parts.js";
 
 const WIDE_ENOUGH = 330;
-const WIDE_ENOUGH_FOR_FILES = 450;
+const WIDE_ENOUGH_FOR_FILES = 460;
 const FILES = ["ckpt_name", "lora_name"];
 
 app.registerExtension({
