@@ -94,11 +94,11 @@ ALL_IN_SIGHT = """() => {
     });
 }"""
 
-# With an id that no node had before: the newer front end keeps the values of widgets by it, also of what is gone.
+# In a graph that has an id of its own: the newer front end keeps the values of widgets by it and by their node's number,
+# also of what is gone, and forgets them only in a graph that has one.
 ADD = """(type) => {
-    const last = app.graph.state.lastNodeId;
     app.graph.clear();
-    app.graph.state.lastNodeId = last;
+    app.graph.id = crypto.randomUUID();
     const node = LiteGraph.createNode(type);
     node.pos = [100, 100];
     app.graph.add(node);
