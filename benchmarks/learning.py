@@ -61,7 +61,7 @@ class Trial:
 
     Attributes:
         reward: a reward of the demo, or "smoothness".
-        method: made of the module `training.method`.
+        method: made of the module `training.methods.presets`.
         from_images: whether it is given drawn scenes of its prompts.
     """
 
@@ -110,7 +110,7 @@ class Session:
     def __init__(self, extension: Extension) -> None:
         self._extension, self._loaded = extension, load(checkpoint())
         self._asked, self._held_out = prompts(0, TRAINED_PROMPTS, held_out=False), prompts(7, HELD_OUT, held_out=True)
-        encode = extension.module("training.prompts").Prompts.encode
+        encode = extension.module("training.policy.prompts").Prompts.encode
         self._prompts = encode(self._loaded.clip, [prompt.text for prompt in self._asked])
         self._shown = encode(self._loaded.clip, [prompt.text for prompt in self._held_out])
         self._base: np.ndarray | None = None
@@ -132,7 +132,7 @@ class Session:
             images=_drawn(self._asked) if trial.from_images else None,
         )
         settings = module("training.trainer").Settings(trial.learning_rate, rank=16, batch_size=8)
-        trainer = module("training.trainer").Trainer(task, trial.method(module("training.method")), settings)
+        trainer = module("training.trainer").Trainer(task, trial.method(module("training.methods.presets")), settings)
         start = time.process_time()
         for entry in trainer.iterate(10**6):
             done = time.process_time() - start

@@ -101,13 +101,13 @@ def _measured(name: str, files: Files, threads: int | None) -> Cost:
 def _ours(files: Files) -> Callable[[], Any]:
     module = Extension().module
     task, width = make_task(LATENT, GROUP_SIZE, STEPS), 8 * LATENT
-    prompts = module("training.prompts").Prompts(
+    prompts = module("training.policy.prompts").Prompts(
         ("a", "b"), (task.conditioning(task.positive),) * 2, task.conditioning(task.negative)
     )
     of = module("training.task").Task(models.load_model(files.base), _ThreeChannels(), prompts, _Mean(), width, width)
     settings = {"cfg": CFG, "noise_level": NOISE_LEVEL, "kl_weight": KL_WEIGHT, "clip_range": CLIP_RANGE}
     settings |= {"steps": STEPS, "groups": GROUPS, "group_size": GROUP_SIZE, "updates": UPDATES}
-    method = replace(module("training.method").FLOW_GRPO, **settings)
+    method = replace(module("training.methods.presets").FLOW_GRPO, **settings)
     rank = _rank(files)
     own = module("training.trainer").Settings(_RATE, rank, batch_size=GROUP_SIZE, checkpointing=False)
     iterations = module("training.trainer").Trainer(of, method, own).iterate(10**6)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from comfy_api.v0_0_2 import io
 
-from ..training.method import DIFFUSION_NFT
+from ..training.methods.presets import DIFFUSION_NFT
 from . import training_inputs
 from .search import search_aliases
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..training.method import B2_DIFFU_RL, DDPO, FLOW_GRPO
+from ..training.methods.presets import B2_DIFFU_RL, DDPO, FLOW_GRPO
 from . import training_inputs
 from .search import search_aliases
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..training.method import IMAGE_REFL, REFL, SRPO, draft_k
+from ..training.methods.presets import IMAGE_REFL, REFL, SRPO, draft_k
 from . import training_inputs
 from .search import search_aliases
 

@@ -16,9 +16,9 @@ from ..rewards.pixels import to_image
 from ..rewards.protocol import Reward
 from ..rlg_sampler.messages import shown as one_line
 from ..rlg_sampler.weights.lora_file import load_lora
+from ..training.policy.prompts import Prompts
 from ..training.previews import Previews
 from ..training.progress import outcome
-from ..training.prompts import Prompts
 from ..training.task import Task
 from ..training.team import ALONE, Team
 from ..training.trainer import Settings, Trainer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..training.method import Method
+from ..training.methods.settings import Method
 
 MethodType = io.Custom("RLG_METHOD")
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from ..files.replacing import replacing
 from ..rlg_sampler.weights.peft_config import CONFIG_NAME, WEIGHTS_NAME
-from .policy import Policy
+from .policy.trainable_lora import Policy
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

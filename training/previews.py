@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from .prompts import Prompts
+    from .policy.prompts import Prompts
     from .trainer import Trainer
 
 _SEED = 1

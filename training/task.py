@@ -15,8 +15,8 @@ from ..rewards.combined import CombinedReward
 from ..rlg_sampler.messages import model_name
 from ..rlg_sampler.stochastic.step import check_noise_process
 from .base_digest import base_digest
-from .gradients import frozen
-from .prompts import Prompts
+from .policy.gradients import frozen
+from .policy.prompts import Prompts
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

@@ -13,19 +13,19 @@ import torch
 
 from ..rlg_sampler.messages import model_name
 from .checkpoint import State, changes
-from .direct_align import DirectAlignLearner
-from .forward_process import ForwardLearner
-from .gradients import check_differentiable, training_mode
-from .host_model import HostModel, Run
 from .iteration import Learned, Report
 from .lora_output import save_lora
-from .method import DirectAlign, ForwardProcess, Method, PolicyGradient, RewardGradient
-from .policy import Policy
-from .policy_gradient import PolicyLearner
-from .prompts import Prompts
-from .reward_gradient import LastStepsLearner
+from .methods.direct_align import DirectAlignLearner
+from .methods.forward_process import ForwardLearner
+from .methods.policy_gradient import PolicyLearner
+from .methods.reward_gradient import LastStepsLearner
+from .methods.settings import DirectAlign, ForwardProcess, Method, PolicyGradient, RewardGradient
+from .policy.gradients import check_differentiable, training_mode
+from .policy.host_model import HostModel, Run
+from .policy.prompts import Prompts
+from .policy.targets import attention_projections
+from .policy.trainable_lora import Policy
 from .streams import noise, stream
-from .targets import attention_projections
 from .task import Task
 from .team import ALONE, Team
 

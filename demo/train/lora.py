@@ -33,7 +33,7 @@ class Recipe:
     """How a LoRA is trained.
 
     Attributes:
-        method: one of the presets of `training.method`.
+        method: one of the presets in `training.methods.presets`.
         settings: those in which it differs from the preset.
     """
 
@@ -91,9 +91,9 @@ def trainer(
         name: one of TASKS.
         asked: the prompts to train on.
     """
-    prompts = module("training.prompts").Prompts.encode(loaded.clip, [one.text for one in asked])
+    prompts = module("training.policy.prompts").Prompts.encode(loaded.clip, [one.text for one in asked])
     task = module("training.task").Task(loaded.model, loaded.vae, prompts, DemoReward(name, asked), SIDE, SIDE)
-    method = replace(getattr(module("training.method"), recipe.method), **recipe.settings)
+    method = replace(getattr(module("training.methods.presets"), recipe.method), **recipe.settings)
     training = module("training.trainer")
     settings = training.Settings(recipe.learning_rate, recipe.rank, seed=seed, batch_size=recipe.batch_size)
     return training.Trainer(task, method, settings, checkpoint)

@@ -94,8 +94,8 @@ ALL_IN_SIGHT = """() => {
     });
 }"""
 
-# In a graph that has an id of its own: the newer front end keeps the values of widgets by it and by their node's number,
-# also of what is gone, and forgets them only in a graph that has one.
+# In a graph with an id of its own: the newer front end keeps the values of widgets by it and by their node's number,
+# also of what is gone, and forgets them only where there is one.
 ADD = """(type) => {
     app.graph.clear();
     app.graph.id = crypto.randomUUID();

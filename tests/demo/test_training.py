@@ -86,7 +86,7 @@ def test_a_checkpoint_of_another_seed_is_not_continued(tmp_path: Path) -> None:
 def test_the_stages_are_recipes_that_the_trainer_takes(rlg: SimpleNamespace) -> None:
     assert list(LORAS) == list(TASKS)
     for recipe in LORAS.values():
-        replace(getattr(rlg.module("training.method"), recipe.method), **recipe.settings)
+        replace(getattr(rlg.module("training.methods.presets"), recipe.method), **recipe.settings)
 
 
 def test_the_phases_have_as_many_wrong_captions_as_they_say() -> None:

@@ -55,7 +55,7 @@ def _names(rlg, together: inspect.Parameter) -> set[str]:
         fields = dataclasses.fields(rlg.module("rlg_sampler.ksampler_inputs").KSamplerInputs)
         return {"latent_image" if field.name == "latent" else field.name for field in fields}
     assert together.name == "settings"
-    of = rlg.module("training.method")
+    of = rlg.module("training.methods.presets")
     methods = (of.PolicyGradient, of.RewardGradient, of.DirectAlign, of.ForwardProcess)
     return {field.name for method in methods for field in dataclasses.fields(method)}
 
@@ -102,6 +102,15 @@ MAY_IMPORT = {
         "rlg_sampler.schedules",
     },  # fmt: skip
     "training": {"files", "rewards", "rlg_sampler"},
+    "training.policy": {"rlg_sampler", "training.streams"},
+    "training.methods": {
+        "rlg_sampler",
+        "training.iteration",
+        "training.policy",
+        "training.streams",
+        "training.task",
+        "training.team",
+    },
 }
 """Room → what its modules may import besides each other."""
 

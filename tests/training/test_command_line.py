@@ -229,11 +229,11 @@ def test_methods_go_by_several_names_and_by_their_defaults(write, extension) -> 
     from training.program.run import chosen_method
 
     made = [chosen_method(load_plan(write(method=name)), extension) for name in ("Flow-GRPO", "RLGFlowGRPO")]
-    preset = extension.module("training.method").FLOW_GRPO
+    preset = extension.module("training.methods.presets").FLOW_GRPO
     assert made[0] == made[1] and (made[0].method.groups, made[0].method.steps) == (preset.groups, preset.steps)
     for name in ("DiffusionNFT", "diffusion_nft"):
         found = chosen_method(load_plan(write(method=name)), extension).method
-        assert found == extension.module("training.method").DIFFUSION_NFT
+        assert found == extension.module("training.methods.presets").DIFFUSION_NFT
 
 
 def test_the_example_in_the_documentation_is_a_plan(extension, tmp_path) -> None:

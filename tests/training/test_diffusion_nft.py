@@ -18,12 +18,6 @@ from pairs import FAMILIES
 
 
 @pytest.fixture(scope="module")
-def training(rlg: SimpleNamespace) -> SimpleNamespace:
-    names = ("prompts", "task", "method", "trainer", "gradients", "losses")
-    return SimpleNamespace(**{name: rlg.module(f"training.{name}") for name in names})
-
-
-@pytest.fixture(scope="module")
 def models(models_dir: Path) -> dict[str, tuple[Any, Any]]:
     with torch.inference_mode():
         unet = FAMILIES["SD1.5"].load(), tasks.four_channels()
@@ -34,7 +28,7 @@ def models(models_dir: Path) -> dict[str, tuple[Any, Any]]:
 def make(training: SimpleNamespace, models: dict[str, tuple[Any, Any]]) -> Callable[..., Any]:
     def trainer(family: str = "SD3", reward: Any = None, **change: Any) -> Any:
         small = {"steps": 4, "groups": 2, "group_size": 3, "trained_steps": 2}
-        method = replace(training.method.DIFFUSION_NFT, **small | change)
+        method = replace(training.presets.DIFFUSION_NFT, **small | change)
         texts = tasks.texts_of(training, family)
         of = training.task.Task(*models[family], texts, reward or tasks.Redness(), tasks.SIDE, tasks.SIDE)
         settings = training.trainer.Settings(rank=4, learning_rate=1e-2, batch_size=2, checkpointing=False)
@@ -183,14 +177,14 @@ def test_the_policy_that_draws_follows(make) -> None:
 
 def test_the_numbers_are_the_reference_s(training) -> None:
     """config/nft.py's sd3_geneval, base.py, return_decay of type 1 and the EMA of train_nft_sd3.py."""
-    of = training.method.DIFFUSION_NFT
+    of = training.presets.DIFFUSION_NFT
     assert (of.steps, of.cfg, of.group_size) == (10, 1.0, 24)
     assert (of.beta, of.kl_weight, of.largest_advantage) == (1.0, 1e-4, 5.0)
     assert (of.lag_growth, of.largest_lag, of.average_decay) == (0.001, 0.5, 0.9)
 
 
 def test_the_noise_levels_are_those_of_sampling(training) -> None:
-    of, generator = training.method.DIFFUSION_NFT, torch.Generator().manual_seed(0)
+    of, generator = training.presets.DIFFUSION_NFT, torch.Generator().manual_seed(0)
     assert sorted(of.levels(generator)) == list(range(10))
     some = [replace(of, trained_steps=4).levels(generator) for _ in range(50)]
     assert all(len(set(levels)) == 4 for levels in some) and {i for levels in some for i in levels} == set(range(10))
@@ -215,4 +209,4 @@ def test_it_raises_the_reward(make) -> None:
 )
 def test_settings_that_cannot_be_are_refused(training, change, message) -> None:
     with pytest.raises(ValueError, match=f"^{message}.*\\.$"):
-        replace(training.method.DIFFUSION_NFT, **change)
+        replace(training.presets.DIFFUSION_NFT, **change)

@@ -17,12 +17,6 @@ from pairs import CLOSE, relative, task
 
 
 @pytest.fixture(scope="module")
-def training(rlg: SimpleNamespace) -> SimpleNamespace:
-    names = ("prompts", "task", "method", "trainer", "lora_output", "policy_gradient", "gradients")
-    return SimpleNamespace(**{name: rlg.module(f"training.{name}") for name in names})
-
-
-@pytest.fixture(scope="module")
 def checkpoint_path(models_dir: Path) -> Path:
     return tasks.tiny_checkpoint(models_dir, "training")
 
@@ -47,7 +41,7 @@ def make(training, loaded):
             model, vae, tasks.prompts_of(training, prompts), reward or tasks.Redness(), tasks.SIDE, tasks.SIDE
         )
         own = training.trainer.Settings(**{"rank": 4, "learning_rate": 1e-2, "batch_size": 4, **(settings or {})})
-        return training.trainer.Trainer(of, replace(training.method.FLOW_GRPO, **small), own, checkpoint)
+        return training.trainer.Trainer(of, replace(training.presets.FLOW_GRPO, **small), own, checkpoint)
 
     return trainer
 
@@ -293,4 +287,4 @@ def test_scores_that_are_no_numbers_are_refused(make) -> None:
 )
 def test_methods_that_cannot_be_are_refused(training, settings, message) -> None:
     with pytest.raises(ValueError, match=f"^{message}.*\\.$"):
-        replace(training.method.FLOW_GRPO, **settings)
+        replace(training.presets.FLOW_GRPO, **settings)

@@ -27,19 +27,12 @@ class Stop(BaseException):
 
 
 @pytest.fixture(scope="module")
-def training(rlg: SimpleNamespace) -> SimpleNamespace:
-    return SimpleNamespace(
-        **{name: rlg.module(f"training.{name}") for name in ("prompts", "task", "method", "trainer")}
-    )
-
-
-@pytest.fixture(scope="module")
 def loaded(models_dir: Path) -> tuple[Any, Any]:
     return tasks.load(tasks.tiny_checkpoint(models_dir, "leaks"))
 
 
 def _methods(training: SimpleNamespace) -> dict[str, Any]:
-    of, small = training.method, {"steps": 4, "groups": 1}
+    of, small = training.presets, {"steps": 4, "groups": 1}
     return {
         "Flow-GRPO": replace(of.FLOW_GRPO, **small, group_size=2, cfg=2.0),
         "B²-DiffuRL": replace(of.B2_DIFFU_RL, **small, group_size=3, cfg=2.0, tail=(3, 4)),
@@ -110,7 +103,7 @@ def test_weights_without_gradients_are_refused(training, loaded, layout) -> None
     try:
         of = training.task.Task(model, vae, tasks.prompts_of(training, 1), tasks.Redness(), tasks.SIDE, tasks.SIDE)
         with pytest.raises(ValueError, match=rf"^model: .*attn\.proj\.weight is stored as {layout}, .*\.$"):
-            training.trainer.Trainer(of, training.method.FLOW_GRPO, training.trainer.Settings())
+            training.trainer.Trainer(of, training.presets.FLOW_GRPO, training.trainer.Settings())
     finally:
         module.weight = kept
 
@@ -128,7 +121,7 @@ def test_weights_in_eight_bits_are_trained_on_as_they_are(training, models_dir) 
         with torch.inference_mode():
             model = comfy.sd.load_diffusion_model(str(file), model_options={"dtype": dtype})
         of = training.task.Task(model, vae, tasks.prompts_of(training, 1), tasks.Redness(), tasks.SIDE, tasks.SIDE)
-        method = replace(training.method.REFL, steps=4, first_step=2, last_step=2, groups=1, reward_weight=1.0)
+        method = replace(training.presets.REFL, steps=4, first_step=2, last_step=2, groups=1, reward_weight=1.0)
         trainer = training.trainer.Trainer(of, method, training.trainer.Settings(rank=2))
         seen: dict[str, torch.Tensor] = {}
         parameters = trainer.policy.parameters

@@ -18,13 +18,6 @@ SIDE = tasks.SIDE
 
 
 @pytest.fixture(scope="module")
-def training(rlg: SimpleNamespace) -> SimpleNamespace:
-    names = ("prompts", "task", "method", "trainer", "advantages", "gradients", "host_model", "direct_align")
-    rooms = {name: rlg.module(f"training.{name}") for name in names}
-    return SimpleNamespace(**rooms, jpeg=rlg.module("rewards.jpeg"))
-
-
-@pytest.fixture(scope="module")
 def models(models_dir: Path) -> dict[str, tuple[Any, Any]]:
     with torch.inference_mode():
         unet = FAMILIES["SD1.5"].load(), tasks.four_channels()
@@ -57,7 +50,7 @@ def make(training, models):
 
 def _methods(training: SimpleNamespace) -> dict[str, Any]:
     """Each method, small."""
-    of, small = training.method, {"steps": 6, "groups": 2}
+    of, small = training.presets, {"steps": 6, "groups": 2}
     reward = {**small, "first_step": 3, "last_step": 4}
     return {
         "DDPO": replace(of.DDPO, **small, group_size=3, trained_steps=2, cfg=2.0, image_weight=0.1),
@@ -252,7 +245,7 @@ def test_srpo_recovers_the_picture_at_any_noise(training, models, family) -> Non
 
 def test_srpo_s_noise_levels_are_those_of_the_reference(training, models) -> None:
     """Steps 5 to 25 of 50 with shift 3, of which a step takes a tenth and stays inside (SRPO_training_hpsv2.sh)."""
-    sampling, of = models["SD3"][0].get_model_object("model_sampling"), training.method.SRPO
+    sampling, of = models["SD3"][0].get_model_object("model_sampling"), training.presets.SRPO
     shifted = [3 * t / (1 + 2 * t) for t in torch.linspace(1, 0, 51).tolist()]
     ends = [sampling.percent_to_sigma(percent) for percent in (of.start_percent, of.end_percent)]
     assert ends == pytest.approx([shifted[5], shifted[25]])
@@ -301,7 +294,7 @@ def test_b2_selects_as_the_reference(training) -> None:
 
 def test_b2_grows_backwards(training) -> None:
     """14 to 20 trained steps over 100 stages, as its run_process.sh; what comes before is common to the branches."""
-    method = training.method.B2_DIFFU_RL
+    method = training.presets.B2_DIFFU_RL
     forks = [method.plan(0, stage).fork for stage in range(120)]
     assert forks == [20 - (14 + min(stage, 99) * 7 // 100) for stage in range(120)]
     assert method.plan(0, 0).trained == tuple(range(6, 19)) and method.plan(0, 0).noisy == tuple(range(20))
@@ -310,7 +303,7 @@ def test_b2_grows_backwards(training) -> None:
 def test_the_window_slides_as_mixgrpo_s(training) -> None:
     """Tencent-Hunyuan/MixGRPO's grpo_states.py ("progressive", overlap 1, back to the start), 4 of 25 steps each 25
     iterations; its windows beyond 0.6 of the steps are cut off, here the last one is whole."""
-    method = replace(training.method.FLOW_GRPO, steps=25, window=4, window_start=11, window_interval=25)
+    method = replace(training.presets.FLOW_GRPO, steps=25, window=4, window_start=11, window_interval=25)
     now, in_group, starts = 0, 0, []
     for _ in range(700):
         starts.append(now)
@@ -344,7 +337,7 @@ def test_branches_have_their_beginning_in_common(training, make) -> None:
 )
 def test_reward_methods_that_cannot_be_are_refused(training, change, message) -> None:
     with pytest.raises(ValueError, match=f"^{message}.*\\.$"):
-        replace(training.method.REFL, **change)
+        replace(training.presets.REFL, **change)
 
 
 @pytest.mark.parametrize(
@@ -360,18 +353,18 @@ def test_reward_methods_that_cannot_be_are_refused(training, change, message) ->
 )
 def test_srpo_that_cannot_be_is_refused(training, change, message) -> None:
     with pytest.raises(ValueError, match=f"^{message}.*\\.$"):
-        replace(training.method.SRPO, **change)
+        replace(training.presets.SRPO, **change)
 
 
-def test_missing_parts_are_named_before_anything_is_computed(training, make, models) -> None:
+def test_missing_parts_are_named_before_anything_is_computed(rlg, training, make, models) -> None:
     model, vae = models["SD3"]
     texts = tasks.prompts_of(training, 2)
     settings = training.trainer.Settings()
     without = training.task.Task(model, vae, texts, tasks.Redness(), SIDE, SIDE)
     with pytest.raises(ValueError, match=r"^images: ImageReFL learns from real pictures and there are none.*\.$"):
-        training.trainer.Trainer(without, training.method.IMAGE_REFL, settings)
+        training.trainer.Trainer(without, training.presets.IMAGE_REFL, settings)
     with pytest.raises(ValueError, match=r"^images: there are 3 for 2 prompts; .*\.$"):
         training.task.Task(model, vae, texts, tasks.Redness(), SIDE, SIDE, torch.rand(3, 64, 64, 3))
-    of = training.task.Task(model, vae, texts, training.jpeg.JpegCompressibility())
+    of = training.task.Task(model, vae, texts, rlg.module("rewards.jpeg").JpegCompressibility())
     with pytest.raises(ValueError, match=r"^reward: jpeg_compressibility has no gradient.*\.$"):
-        training.trainer.Trainer(of, training.method.REFL, settings)
+        training.trainer.Trainer(of, training.presets.REFL, settings)

@@ -15,8 +15,8 @@ NAMES = [group for group in range(GROUPS) for _ in range(GROUP)]
 
 @pytest.fixture(scope="module")
 def formulas(rlg: SimpleNamespace) -> SimpleNamespace:
-    compared = rlg.module("training.advantages").compared
-    return SimpleNamespace(compared=compared, loss=rlg.module("training.losses").clipped_policy_loss)
+    compared = rlg.module("training.methods.advantages").compared
+    return SimpleNamespace(compared=compared, loss=rlg.module("training.methods.losses").clipped_policy_loss)
 
 
 @given(st.integers(0, 1000), st.floats(-50, 50), st.floats(0.1, 50))

@@ -17,12 +17,6 @@ from hypothesis import strategies as st
 
 
 @pytest.fixture(scope="module")
-def training(rlg: SimpleNamespace) -> SimpleNamespace:
-    names = ("prompts", "task", "method", "trainer", "gradients", "gradient_sum", "team")
-    return SimpleNamespace(**{name: rlg.module(f"training.{name}") for name in names})
-
-
-@pytest.fixture(scope="module")
 def loaded(models_dir: Path) -> tuple[Any, Any]:
     return tasks.load(tasks.tiny_checkpoint(models_dir, "teams"))
 
@@ -96,7 +90,7 @@ def _state(trainer: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["Flow-GRPO", "DDPO", "B²-DiffuRL", "DiffusionNFT", "ImageReFL"])
 def test_a_team_ends_with_the_lora_of_one_worker(training, run, times, name) -> None:
     """To the last bit, and each of its workers: sums are rounded once. The history says the same to 1e-9."""
-    method = _methods(training.method)[name]
+    method = _methods(training.presets)[name]
     (alone,) = run(method, 1)
     expected = _state(alone)
     assert any(expected[f"policy.{n}"].any() for n in alone.policy.parameters if n.endswith(".up"))
@@ -110,7 +104,7 @@ def test_a_team_ends_with_the_lora_of_one_worker(training, run, times, name) -> 
 
 
 def test_a_team_goes_on_from_what_its_first_worker_kept(training, run, tmp_path) -> None:
-    method = _methods(training.method)["B²-DiffuRL"]
+    method = _methods(training.presets)["B²-DiffuRL"]
     (alone,) = run(method, 1)
     run(method, 2, until=1, checkpoint=tmp_path / "state")
     for worker in run(method, 2, until=2, checkpoint=tmp_path / "state"):
@@ -121,7 +115,7 @@ def test_a_team_larger_than_its_groups_is_refused(training, loaded) -> None:
     of = training.task.Task(*loaded, tasks.prompts_of(training, 3), tasks.Redness(), tasks.SIDE, tasks.SIDE)
     with pytest.raises(ValueError, match=r"^groups: 4 cannot be shared among 5 workers; raise it, or take fewer.*\.$"):
         training.trainer.Trainer(
-            of, training.method.FLOW_GRPO, training.trainer.Settings(), team=training.team.Team(0, 5)
+            of, training.presets.FLOW_GRPO, training.trainer.Settings(), team=training.team.Team(0, 5)
         )
 
 

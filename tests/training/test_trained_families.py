@@ -28,12 +28,6 @@ def _skip_without_gradients(name: str) -> None:
         pytest.skip(f"gradients do not pass the rotary embeddings of {name} in this ComfyUI")
 
 
-@pytest.fixture(scope="module")
-def training(rlg: SimpleNamespace) -> SimpleNamespace:
-    names = ("policy", "targets", "host_model", "lora_output", "gradients", "base_digest")
-    return SimpleNamespace(**{name: rlg.module(f"training.{name}") for name in names})
-
-
 def _values(policy: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in policy.parameters.items()}
 

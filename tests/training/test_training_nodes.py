@@ -174,7 +174,7 @@ def test_a_reward_that_compares_pictures_is_not_given_single_ones(train, run_nod
 def test_a_method_s_node_starts_as_its_authors_settings(rlg, run_node, node, preset) -> None:
     groups = rlg.nodes[node].INPUT_TYPES()
     widgets = {n: options["default"] for g in groups.values() for n, (_, options) in g.items() if "default" in options}
-    assert run_node(node, **widgets)[0].method == getattr(rlg.module("training.method"), preset)
+    assert run_node(node, **widgets)[0].method == getattr(rlg.module("training.methods.presets"), preset)
 
 
 @pytest.mark.parametrize("last_steps", [1, 2])

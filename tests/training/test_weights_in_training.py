@@ -19,12 +19,6 @@ from comfy.ops import CastWeightBiasOp
 from pairs import FAMILIES
 
 
-@pytest.fixture(scope="module")
-def training(rlg: SimpleNamespace) -> SimpleNamespace:
-    names = ("policy", "targets", "host_model", "gradients")
-    return SimpleNamespace(**{name: rlg.module(f"training.{name}") for name in names})
-
-
 def _gradients(
     training: SimpleNamespace,
     model: Any,

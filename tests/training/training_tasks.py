@@ -74,7 +74,7 @@ def random_policy(training: SimpleNamespace, model: Any, size: float = 0.1) -> A
     """A LoRA on a model, whose matrices are all random; with `size` 0 it changes nothing."""
     with training.gradients.training_mode():
         targets = training.targets.attention_projections(model)
-        policy = training.policy.Policy(targets, RANK, 2.0 * RANK, 3, torch.device("cpu"))
+        policy = training.trainable_lora.Policy(targets, RANK, 2.0 * RANK, 3, torch.device("cpu"))
         for number, parameter in enumerate(policy.parameters.values()):
             if not parameter.any():
                 parameter.data.normal_(std=size, generator=torch.Generator().manual_seed(number))

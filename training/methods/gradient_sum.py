@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch.nn import Parameter
 
-from .team import Team
+from ..team import Team
 
 
 class GradientSum:

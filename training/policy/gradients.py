@@ -16,7 +16,7 @@ import torch
 import torch.utils.checkpoint
 from comfy.ops import CastWeightBiasOp
 
-from ..rlg_sampler.weights.deltas import ReplacedForward
+from ...rlg_sampler.weights.deltas import ReplacedForward
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

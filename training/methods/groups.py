@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import torch
 
-from .iteration import Report
-from .method import ForwardProcess, PolicyGradient
+from ..iteration import Report
+from ..task import Task
+from ..team import Team
 from .rollout import Pictures, chunks
-from .task import Task
-from .team import Team
+from .settings import ForwardProcess, PolicyGradient
 
 Made = TypeVar("Made")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .host_model import Run
-from .task import Task
+from ..policy.host_model import Run
+from ..task import Task
 
 
 class RealImages:

@@ -8,12 +8,12 @@ needs a reward that can be differentiated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
-from .streams import stream
+from ..streams import stream
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,35 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class PolicyGradient:
-    """A policy gradient over stochastic steps.
+class Method:
+    """What all methods are asked.
 
     Attributes:
         name, source: of the published method.
         steps: of sampling.
         cfg: text guidance, 1 = none.
         scheduler: of the host, for the sigmas.
-        noise_level: a of flow models' SDE, η of DDIM.
         groups: prompts per iteration.
         group_size: pictures per prompt.
+        average_decay: of the averaged LoRA, per update.
+    """
+
+    name: str
+    source: str
+    steps: int = 10
+    cfg: float = 1.0
+    scheduler: str = "normal"
+    groups: int = 4
+    group_size: int = 1
+    average_decay: float = 0.9 ** (1 / 8)
+
+
+@dataclass(frozen=True)
+class PolicyGradient(Method):
+    """A policy gradient over stochastic steps.
+
+    Attributes:
+        noise_level: a of flow models' SDE, η of DDIM.
         window: so many steps in a row draw noise and are trained, the others are Euler's; 0 = all draw noise. The
             pictures of a group have everything before the window in common.
         window_start: the steps a window may begin at: 0 … window_start.
@@ -62,16 +80,10 @@ class PolicyGradient:
         largest_advantage: advantages are cut off there.
         updates: optimiser steps per iteration, each on its share of the pictures.
         through_negative: whether gradients pass through CFG's other side too; Flow-GRPO takes it for a constant.
-        average_decay: of the averaged LoRA, per update.
     """
 
-    name: str
-    source: str
-    steps: int = 10
     cfg: float = 4.5
-    scheduler: str = "normal"
     noise_level: float = 0.7
-    groups: int = 4
     group_size: int = 24
     window: int = 0
     window_start: int = 0
@@ -86,7 +98,6 @@ class PolicyGradient:
     largest_advantage: float = 5.0
     updates: int = 2
     through_negative: bool = False
-    average_decay: float = 0.9 ** (1 / 8)
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that no iteration could be made with."""
@@ -134,31 +145,23 @@ class PolicyGradient:
 
 
 @dataclass(frozen=True)
-class RewardGradient:
+class RewardGradient(Method):
     """A gradient of the reward through the last predictions.
 
     Pictures are sampled without gradient up to a step and on from there with it; what is scored is x0 as it is
     predicted at the last step with a gradient.
 
     Attributes:
-        name, source: of the published method.
-        steps, cfg, scheduler: of sampling.
         first_step, last_step: the step that gradients begin at is a random one of these.
         gradient_steps: so many predictions have a gradient.
         from_images: pictures start as the task's images, noised to `image_step`, in place of noise.
         image_weight: of the diffusion loss on these images.
         image_step: see there.
         reward_weight: of the reward.
-        groups: prompts per iteration.
-        group_size: pictures per prompt.
-        through_negative, average_decay: as for a policy gradient.
+        through_negative: as for a policy gradient.
     """
 
-    name: str
-    source: str
     steps: int = 40
-    cfg: float = 1.0
-    scheduler: str = "normal"
     first_step: int = 30
     last_step: int = 39
     gradient_steps: int = 1
@@ -166,10 +169,7 @@ class RewardGradient:
     image_weight: float = 0.0
     image_step: int = 30
     reward_weight: float = 1e-3
-    groups: int = 4
-    group_size: int = 1
     through_negative: bool = True
-    average_decay: float = 0.9 ** (1 / 8)
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that no iteration could be made with."""
@@ -193,7 +193,7 @@ class RewardGradient:
 
 
 @dataclass(frozen=True)
-class DirectAlign:
+class DirectAlign(Method):
     """A gradient of the reward at any noise level, through a single prediction.
 
     A picture gets noise that is kept. After one step of the model from there the picture is recovered by taking the
@@ -203,8 +203,6 @@ class DirectAlign:
     of a distance to the base model.
 
     Attributes:
-        name, source: of the published method.
-        steps, cfg, scheduler: of sampling the pictures.
         from_images: the pictures are the task's images; nothing is sampled.
         start_percent, end_percent: noise levels that are trained, as the host's samplers count: 0 is noise alone.
         stride: length of a step, as a share of that range.
@@ -212,16 +210,10 @@ class DirectAlign:
         wanted_weight: how much more the wanted word counts than the unwanted one, in steps to less noise: at the least
             noise of the range and at the most.
         unwanted_weight: the same of the unwanted word, in steps to more noise.
-        groups: prompts per iteration.
-        group_size: pictures per prompt.
-        through_negative, average_decay: as for a policy gradient.
+        through_negative: as for a policy gradient.
     """
 
-    name: str
-    source: str
     steps: int = 25
-    cfg: float = 1.0
-    scheduler: str = "normal"
     from_images: bool = False
     start_percent: float = 0.1
     end_percent: float = 0.5
@@ -230,10 +222,7 @@ class DirectAlign:
     unwanted: tuple[str, ...] = ("Concept art", "Painting", "Anime", "Flat", "Oil")
     wanted_weight: tuple[float, float] = (0.1, 0.25)
     unwanted_weight: tuple[float, float] = (0.3, 0.01)
-    groups: int = 4
-    group_size: int = 1
     through_negative: bool = True
-    average_decay: float = 0.9 ** (1 / 8)
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that no iteration could be made with."""
@@ -271,32 +260,21 @@ class DirectAlign:
 
 
 @dataclass(frozen=True)
-class ForwardProcess:
+class ForwardProcess(Method):
     """A contrast of good and bad pictures where noise is added to them.
 
     Pictures are sampled without noise on the way. Each is then noised to some of the sigmas it was sampled at, and the
     prediction there is drawn to the pictures above their group's mean and pushed away from those below.
 
     Attributes:
-        name, source: of the published method.
-        steps, cfg, scheduler: of sampling.
-        groups: prompts per iteration.
-        group_size: pictures per prompt.
         trained_steps: noise levels that a picture is learned from, random ones; 0 = all it was sampled at.
         beta: how far the compared policies are from the one that drew; smaller learns faster and less steadily.
         kl_weight: of the distance to the base model.
         largest_advantage: advantages are cut off there; there a picture counts as wholly good or bad.
         lag_growth, largest_lag: the policy that draws keeps this share of its own weights after an iteration, more from
             iteration to iteration up to the second number.
-        average_decay: of the averaged LoRA, per update.
     """
 
-    name: str
-    source: str
-    steps: int = 10
-    cfg: float = 1.0
-    scheduler: str = "normal"
-    groups: int = 4
     group_size: int = 24
     trained_steps: int = 0
     beta: float = 1.0
@@ -333,50 +311,3 @@ class ForwardProcess:
     def levels(self, generator: torch.Generator) -> list[int]:
         """Steps whose noise some pictures are learned from."""
         return torch.randperm(self.steps, generator=generator)[: self.trained_steps or self.steps].tolist()
-
-
-Method = PolicyGradient | RewardGradient | DirectAlign | ForwardProcess
-
-FLOW_GRPO = PolicyGradient("Flow-GRPO", "arXiv 2505.05470, yifan123/flow_grpo config/grpo.py")
-"""As its authors train SD3.5 medium, with 4 prompts per iteration in place of 48 on their 32 GPUs, and an average that
-is updated each time in place of each eighth time."""
-
-FLOW_GRPO_FAST = replace(FLOW_GRPO, name="Flow-GRPO-Fast", window=2, window_start=4)
-"""Its faster version: two random noisy steps in the first half, the rest without noise."""
-
-DDPO = PolicyGradient(
-    "DDPO", "arXiv 2401.12244, pinterest/atg-research joint-rl-diffusion",
-    steps=50, cfg=7.0, noise_level=1.0, trained_steps=5, compared_with="batch", kl_weight=0.0, largest_advantage=10.0,
-    through_negative=True,
-)  # fmt: skip
-"""As Pinterest trains at scale: a batch of all prompts, five random steps."""
-
-B2_DIFFU_RL = PolicyGradient(
-    "B²-DiffuRL", "arXiv 2503.11240, hu-zijing/B2-DiffuRL run_process.sh",
-    steps=20, cfg=5.0, noise_level=1.0, groups=16, group_size=5, tail=(14, 20), compared_with="branch", kl_weight=0.0,
-    clip_range=0.1, through_negative=True,
-)  # fmt: skip
-"""Backward progressive training and branch-based sampling, with 16 branchings per iteration in place of 256."""
-
-REFL = RewardGradient("ReFL", "arXiv 2304.05977, as in ControlGenAI/ImageReFL refl_train.yaml")
-
-IMAGE_REFL = replace(
-    REFL, name="ImageReFL", source="arXiv 2505.22569, ControlGenAI/ImageReFL", from_images=True, image_weight=0.01
-)
-"""From real images, and with a diffusion loss on them."""
-
-DIFFUSION_NFT = ForwardProcess("DiffusionNFT", "arXiv 2509.16117, NVlabs/DiffusionNFT config/nft.py sd3_geneval")
-"""As its authors train SD3.5 medium on GenEval, with 4 prompts per iteration in place of 48 on 8 GPUs, Euler's steps in
-place of a second-order solver's, and all 10 noise levels in place of a random 9 of them."""
-
-SRPO = DirectAlign("SRPO", "arXiv 2509.06942, Tencent-Hunyuan/SRPO SRPO_training_hpsv2.sh")
-"""As its authors train FLUX.1-dev on HPS v2.1, with 4 prompts per iteration in place of 32. Without their threshold,
-0.7 of a reward that is about 0.3; scores of other rewards are on other scales."""
-
-
-def draft_k(last_steps: int, steps: int = 40) -> RewardGradient:
-    """DRaFT-K: the gradient passes through the last K of `steps`."""
-    first = steps - last_steps
-    return RewardGradient(
-        "DRaFT-K", "arXiv 2309.17400", steps=steps, first_step=first, last_step=first, gradient_steps=last_steps
-    )

@@ -10,15 +10,15 @@ from collections.abc import Callable
 
 import torch
 
+from ..iteration import Learned, Report
+from ..policy.host_model import HostModel, Run
+from ..streams import noise
+from ..task import Task
+from ..team import Team
 from .gradient_sum import GradientSum
-from .host_model import HostModel, Run
-from .iteration import Learned, Report
-from .method import DirectAlign, RewardGradient
 from .real_images import RealImages, diffusion_loss
 from .rollout import Pictures, chunks
-from .streams import noise
-from .task import Task
-from .team import Team
+from .settings import DirectAlign, RewardGradient
 
 
 class RewardLearner:

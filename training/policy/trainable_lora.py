@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn import Parameter
 
-from ..rlg_sampler.weights.deltas import ReplacedForward
-from .streams import stream
+from ...rlg_sampler.weights.deltas import ReplacedForward
+from ..streams import stream
 from .targets import Target
 
 

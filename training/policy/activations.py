@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..rlg_sampler.weights.deltas import ReplacedForward
+from ...rlg_sampler.weights.deltas import ReplacedForward
 from .gradients import blocks_of
 
 

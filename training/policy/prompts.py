@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..streams import stream
 from .gradients import training_mode
-from .streams import stream
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..rlg_sampler.stochastic.step import stochastic_step
-from .host_model import Run
-from .method import Plan
-from .policy import Policy
-from .streams import noise, stream
+from ...rlg_sampler.stochastic.step import stochastic_step
+from ..policy.host_model import Run
+from ..policy.trainable_lora import Policy
+from ..streams import noise, stream
+from .settings import Plan
 
 
 @dataclass(frozen=True)

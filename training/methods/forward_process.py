@@ -21,18 +21,18 @@ from functools import partial
 
 import torch
 
+from ..iteration import Learned, Report
+from ..policy.gradients import training_mode
+from ..policy.host_model import HostModel, Run
+from ..streams import noise
+from ..task import Task
+from ..team import Team
 from .advantages import compared
 from .gradient_sum import GradientSum
-from .gradients import training_mode
 from .groups import Groups
-from .host_model import HostModel, Run
-from .iteration import Learned, Report
 from .losses import contrast_loss
-from .method import ForwardProcess
 from .rollout import Pictures
-from .streams import noise
-from .task import Task
-from .team import Team
+from .settings import ForwardProcess
 
 Finished = tuple[Pictures, torch.Tensor]
 """Pictures that were drawn together, with their latents, (rows, channels, ...) as the model sees them, on the CPU."""

@@ -15,9 +15,9 @@ import comfy.lora
 import comfy.utils
 import torch
 
-from ..rlg_sampler.messages import model_name
-from ..rlg_sampler.weights.deltas import can_be_changed
-from ..rlg_sampler.weights.low_rank import is_conv
+from ...rlg_sampler.messages import model_name
+from ...rlg_sampler.weights.deltas import can_be_changed
+from ...rlg_sampler.weights.low_rank import is_conv
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

@@ -8,19 +8,19 @@ from typing import TypeVar
 
 import torch
 
-from ..rlg_sampler.stochastic.step import stochastic_step
+from ...rlg_sampler.stochastic.step import stochastic_step
+from ..iteration import Learned, Report
+from ..policy.host_model import HostModel, Run
+from ..streams import noise, stream
+from ..task import Task
+from ..team import Team
 from .advantages import ROUNDS, best_and_worst, compared
 from .gradient_sum import GradientSum
 from .groups import Groups
-from .host_model import HostModel, Run
-from .iteration import Learned, Report
 from .losses import clipped_policy_loss
-from .method import Plan, PolicyGradient
 from .real_images import RealImages, diffusion_loss
 from .rollout import Drawn, Pictures, Trajectories, draw
-from .streams import noise, stream
-from .task import Task
-from .team import Team
+from .settings import Plan, PolicyGradient
 
 Result = TypeVar("Result")
 

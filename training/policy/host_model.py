@@ -18,8 +18,8 @@ import torch
 
 from .activations import Kept, in_sentence, kept_for_backward
 from .gradients import attention_options, differentiable_blocks, frozen, is_streamed, streamed
-from .policy import Policy
 from .prompts import Prompts
+from .trainable_lora import Policy
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..rlg_sampler.stochastic.step import is_flow
-from .host_model import Run
+from ...rlg_sampler.stochastic.step import is_flow
+from ..policy.host_model import Run
+from ..streams import noise
 from .reward_gradient import RewardLearner
 from .rollout import Pictures
-from .streams import noise
 
 _MORE_NOISE, _END, _LESS_NOISE = range(3)
 """Indices of a group's sigmas: one step begins with more noise, one with less, and both end between."""
