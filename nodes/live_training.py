@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import comfy.model_management
@@ -48,10 +49,18 @@ class LiveTraining:
         if self._previews is not None and self._previews.is_due:
             self._show()
 
+    def stopped(self) -> None:
+        """The run ends before its last iteration: Cancel, or an error."""
+        if self._node is not None:
+            done = len(self._trainer.history)
+            page.send(EVENT, self.course() | {"status": f"stopped after iteration {done} of {self._until}"})
+
     def course(self) -> dict[str, Any]:
         """The run so far, for the curve in the node."""
         names = ("number", "reward", "spread", "kl", "clipped")
-        entries = [{name: getattr(entry, name) for name in names} for entry in self._trainer.history]
+        # JSON has no word for what is not a number, and the page would drop the whole message.
+        finite = ({name: getattr(entry, name) for name in names} for entry in self._trainer.history)
+        entries = [{name: value if math.isfinite(value) else None for name, value in each.items()} for each in finite]
         return {"node": self._node, "status": status(self._trainer.history, self._until), "entries": entries}
 
     def _tell(self) -> None:

@@ -28,7 +28,8 @@ def running_server() -> Any:
 
 def send(event: str, data: dict[str, Any]) -> None:
     """A message to the page that queued the prompt, if there is one."""
-    if (server := running_server()) is not None:
+    server = running_server()
+    if server is not None and server.client_id is not None:  # without an id it would go to every page
         server.send_sync(event, data, server.client_id)
 
 

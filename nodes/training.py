@@ -196,6 +196,9 @@ class RLGTrainLora(io.ComfyNode):
         try:
             for _ in trainer.iterate(until, live.during):
                 live.after_iteration()
+        except BaseException:
+            live.stopped()
+            raise
         finally:
             if trainer.history:
                 path = trainer.save(folder)

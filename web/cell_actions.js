@@ -5,7 +5,7 @@ import { everyNode, isInSubgraph, sourceOf } from "./server_graph.js";
 
 const WITH_SCALE = ["RLGKSampler", "RLGModel", "RLGGuider", "RLGBranch"];
 const [SWITCHED, RAMP] = ["RLGCombinedGeneration", "RLGRamp"];
-const LORA_AXIS = "RLGLoraAxis";
+const [SWEEP, LORA_AXIS] = ["RLGSweep", "RLGLoraAxis"];
 const GAP = 60;
 
 /** Whether a label says a scale. */
@@ -20,7 +20,7 @@ export function hasScale(label) {
  * @param {object} grid the node that shows the cell
  * @param {string} label of the cell
  * @returns {object} the node that got the scale
- * @throws {Error} there is nothing to write into
+ * @throws {Error} there is nothing to write into, or its value comes from another node
  */
 export function useScale(grid, label) {
   const sweep = originOf(grid, "labels");
@@ -31,16 +31,15 @@ export function useScale(grid, label) {
   const loader = lora && originOf(found ?? sweep, "tuned");
   if (lora && !widgetOf(loader, "lora_name")) throw new Error(`The tuned model has no LoRA loader: load ${lora} yourself.`);
   if (!found && !sweep) throw new Error("There is no RLG KSampler or RLG Model to write the scale into: add one.");
+  if (!found && sweep.type !== SWEEP)
+    throw new Error("The labels do not come from RLG Sweep, and there is no RLG KSampler or RLG Model: add one.");
   if (!found && isInSubgraph(sweep))
     throw new Error("The sweep is in a subgraph, and no RLG KSampler or RLG Model samples its tuned model: add one.");
-  const { graph } = found ?? sweep;
-  graph.beforeChange?.();
   const sampler = found ?? newSampler(sweep);
   for (const [name, value] of Object.entries(settings)) set(sampler, name, value);
   if (lora) set(loader, "lora_name", lora);
   const target = write(sampler, label);
-  graph.afterChange?.();
-  graph.setDirtyCanvas(true, true);
+  sampler.graph.setDirtyCanvas(true, true);
   return target;
 }
 
@@ -98,7 +97,7 @@ function loraOf(axes, label) {
 function samplerFor(sweep, widgets) {
   const tuned = sweep && sourceOf(sweep, "tuned");
   return everyNode().find((node) => {
-    const fits = WITH_SCALE.includes(node.type) && widgets.every((name) => widgetOf(node, name));
+    const fits = WITH_SCALE.includes(node.type) && isActive(node) && widgets.every((name) => widgetOf(node, name));
     const source = fits && sourceOf(node, "tuned");
     return source && (!tuned || (source.node === tuned.node && source.slot === tuned.slot));
   });
@@ -109,7 +108,8 @@ function newSampler(sweep) {
   const { graph } = sweep;
   const sampler = beside(sweep, "RLGKSampler");
   for (const { name } of sampler.inputs) copyLink(sweep, sampler, name);
-  for (const { name, value } of sweep.widgets) if (widgetOf(sampler, name)) set(sampler, name, value);
+  for (const { name, value } of sweep.widgets)
+    if (widgetOf(sampler, name) && !linkOf(sampler, name)) set(sampler, name, value);
   const decoder = (sweep.outputs[0].links ?? [])
     .map((id) => graph.getNodeById(graph.links[id].target_id))
     .find(({ type }) => type === "VAEDecode");
@@ -124,7 +124,8 @@ function newSampler(sweep) {
 }
 
 function write(sampler, label) {
-  const schedule = originOf(sampler, "schedule");
+  const connected = originOf(sampler, "schedule");
+  const schedule = isActive(connected) ? connected : undefined;
   const [scale, switchAt, power] = ["scale", "switch", "power"].map((name) => numberIn(label, name));
   if (power !== undefined)
     return writeSchedule(sampler, schedule, RAMP, { start_scale: 0, end_scale: scale, curve: "power", power });
@@ -166,6 +167,11 @@ function copyLink(from, to, name) {
   if (link) from.graph.getNodeById(link.origin_id).connect(link.origin_slot, to, slotOf(to, name));
 }
 
+/** Whether a node has a part in a run: it is neither bypassed nor muted. */
+function isActive(node) {
+  return node?.mode === 0;
+}
+
 /** The node that an input comes from. */
 function originOf(node, name) {
   return sourceOf(node, name)?.node;
@@ -185,6 +191,8 @@ function widgetOf(node, name) {
 }
 
 function set(node, name, value) {
+  if (linkOf(node, name))
+    throw new Error(`${name} of ${node.title} (#${node.id}) comes from another node: set it there.`);
   const widget = widgetOf(node, name);
   widget.value = value;
   widget.callback?.(value);

@@ -18,16 +18,19 @@ export class CellViewer {
   #table = new CellTable([]);
   #row = 0;
   #column = 0;
+  /** What the user chose, as rows and columns are named, since other runs have other seeds in their labels. */
+  #wanted = { row: "", column: "" };
   #onChoice;
 
   #image = html("img", { draggable: "false" });
   #under = html("img", { draggable: "false", class: "rlg-under" });
   #divider = html("div", { class: "rlg-divider" });
-  #picture = html("div", { class: "rlg-picture", tabindex: "0" }, this.#under, this.#image, this.#divider);
+  #picture = html("div", { class: "rlg-picture", role: "group", tabindex: "0" },
+    this.#under, this.#image, this.#divider);
   #caption = html("figcaption", { "aria-live": "polite" });
   #columnSlider = html("input", { type: "range", min: 0, step: 1 });
   #rowSlider = html("input", { type: "range", min: 0, step: 1 });
-  #map = html("div", { class: "rlg-map" });
+  #map = html("div", { class: "rlg-map", "data-capture-wheel": "true" }); // its wheel scrolls it, once it has the focus
   #other = html("select", { "aria-label": "Cell to compare with" });
   #wipe = html("input", { type: "range", min: 0, max: 100, step: 1, value: 50, "aria-label": "Wipe" });
   #comparison = html("div", { class: "rlg-comparison" }, this.#other, this.#wipe);
@@ -37,23 +40,26 @@ export class CellViewer {
     this.#onChoice = onChoice;
     this.element = html("figure", { class: "rlg-cells" },
       this.#picture, this.#caption, this.#comparison, this.#columnSlider, this.#rowSlider, this.#map);
-    this.#columnSlider.addEventListener("input", () => this.#go(this.#row, this.#columnSlider.valueAsNumber));
-    this.#rowSlider.addEventListener("input", () => this.#go(this.#rowSlider.valueAsNumber, this.#column));
+    this.#columnSlider.addEventListener("input", () => this.#choose(this.#row, this.#columnSlider.valueAsNumber));
+    this.#rowSlider.addEventListener("input", () => this.#choose(this.#rowSlider.valueAsNumber, this.#column));
     this.#other.addEventListener("change", () => this.#show());
     this.#wipe.addEventListener("input", () => this.#moveDivider(this.#wipe.valueAsNumber));
-    this.#picture.addEventListener("keydown", (event) => this.#onKey(event));
+    for (const part of [this.#picture, this.#map]) part.addEventListener("keydown", (event) => this.#onKey(event));
     this.#picture.addEventListener("pointerdown", (event) => this.#onPress(event));
     for (const control of [this.#columnSlider, this.#rowSlider, this.#wipe, this.#other, this.#map])
-      control.addEventListener("keydown", (event) => event.stopPropagation()); // no shortcuts of the page
-    this.#image.addEventListener("error", () => {
-      this.#caption.textContent = "This picture is gone from the server: run again.";
-    });
+      control.addEventListener("keydown", (event) => {
+        // Not what the page does with a key alone, such as Delete.
+        if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation();
+      });
+    for (const image of [this.#image, this.#under])
+      image.addEventListener("error", () => this.say("This picture is gone from the server: run again."));
     this.comparing = false;
   }
 
   /** @param {Cell[]} cells */
   set cells(cells) {
-    const before = this.#cells.length && this.chosen.label;
+    const inMap = this.#map.contains(document.activeElement);
+    const other = cells.length === this.#cells.length ? this.#other.selectedIndex : 0;
     this.#cells = cells;
     this.#table = new CellTable(cells.map(({ label }) => label));
     setSlider(this.#columnSlider, this.#table.columnName || "cell", this.#table.columns.length);
@@ -61,11 +67,18 @@ export class CellViewer {
     this.#map.style.gridTemplateColumns = `repeat(${this.#table.columns.length}, 1fr)`;
     this.#map.replaceChildren(...this.#buttons());
     this.#map.hidden = cells.length < 2;
+    if (inMap) this.#picture.focus({ preventScroll: true }); // where the arrow keys go on
     this.#other.replaceChildren(...cells.map(({ label }, index) => html("option", { value: index }, label)));
-    const index = [({ url, label }) => url && label === before, ({ url }) => url, () => true]
-      .map((fits) => cells.findIndex(fits))
-      .find((found) => found >= 0);
-    this.#go(...this.#table.placeOf(index));
+    this.#other.selectedIndex = other;
+    const wanted = this.#table.at(
+      this.#table.rows.indexOf(this.#wanted.row), this.#table.columns.indexOf(this.#wanted.column));
+    const first = Math.max(cells.findIndex(({ url }) => url), 0);
+    this.#go(...this.#table.placeOf(cells[wanted]?.url ? wanted : first));
+  }
+
+  /** @param {string} sentence below the picture, until another cell is shown */
+  say(sentence) {
+    this.#caption.textContent = sentence;
   }
 
   get chosen() {
@@ -78,8 +91,15 @@ export class CellViewer {
 
   set comparing(on) {
     this.#comparison.hidden = this.#divider.hidden = this.#under.hidden = !on;
+    this.#picture.style.touchAction = on ? "none" : ""; // a finger that wipes does not move the page
     this.#moveDivider(this.#wipe.valueAsNumber);
     if (this.#cells.length) this.#show();
+  }
+
+  /** What the user does. */
+  #choose(row, column) {
+    this.#go(row, column);
+    this.#wanted = { row: this.#table.rows[this.#row], column: this.#table.columns[this.#column] };
   }
 
   /** To a place; where there is no cell, nothing changes. */
@@ -118,9 +138,9 @@ export class CellViewer {
           continue;
         }
         const { url, label } = this.#cells[index];
-        const content = url ? html("img", { src: url, alt: "", draggable: "false" }) : "…";
+        const content = url ? html("img", { src: url, alt: "", draggable: "false", loading: "lazy" }) : "…";
         const button = html("button", { type: "button", value: index, title: label, "aria-label": label }, content);
-        button.addEventListener("click", () => this.#go(row, column));
+        button.addEventListener("click", () => this.#choose(row, column));
         yield button;
       }
   }
@@ -130,7 +150,7 @@ export class CellViewer {
     if (!step) return;
     event.preventDefault();
     event.stopPropagation(); // the page would move the view
-    this.#go(this.#row + step[0], this.#column + step[1]);
+    this.#choose(this.#row + step[0], this.#column + step[1]);
   }
 
   /** Dragging wipes; a plain move of the mouse changes nothing. */

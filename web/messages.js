@@ -13,6 +13,8 @@ const LIFE = { success: 5000, warn: 10000, error: undefined };
 
 /** What each node was warned of in its last run. @type {WeakMap<object, string[]>} */
 const warnings = new WeakMap();
+/** Where that is shown: one for a node, since nodes that are HTML do not take another one of the same name. */
+const elements = new WeakMap();
 
 /**
  * @param {"success" | "warn" | "error"} severity
@@ -51,11 +53,14 @@ function heightOf(sentences) {
 function showWarnings(node, sentences) {
   warnings.set(node, sentences);
   const shown = node.widgets?.find(({ name }) => name === "rlg_warnings");
-  if (shown) node.removeWidget(shown);
-  if (!sentences.length) return;
-  const element = html("div", { class: "rlg-part rlg-warnings", role: "alert" },
-    ...sentences.map((sentence) => html("p", {}, sentence)));
-  addPart(node, "rlg_warnings", element, () => heightOf(sentences));
+  if (!sentences.length) {
+    if (shown) node.removeWidget(shown);
+    return;
+  }
+  if (!elements.has(node)) elements.set(node, html("div", { class: "rlg-part rlg-warnings", role: "alert" }));
+  const element = elements.get(node);
+  element.replaceChildren(...sentences.map((sentence) => html("p", {}, sentence)));
+  if (!shown) addPart(node, "rlg_warnings", element, () => heightOf(warnings.get(node)));
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
   node.graph?.setDirtyCanvas(true, true);

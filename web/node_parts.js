@@ -1,5 +1,7 @@
 /** How our parts sit in a node: their elements, their style, the node's callbacks. */
 
+import { app } from "../../scripts/app.js";
+
 document.head.append(html("link", { rel: "stylesheet", href: new URL("./parts.css", import.meta.url).href }));
 
 /**
@@ -58,13 +60,30 @@ export function after(owner, callback, then) {
  * @param {() => number} minHeight in pixels at zoom 1
  */
 export function addPart(node, name, element, minHeight) {
-  const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: minHeight };
+  const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: minHeight, selectOn: [] };
   const widget = node.addDOMWidget(name, name, element, options);
   widget.serialize = false; // the option is for the prompt, this is for the workflow
   // Else the browser keeps a workflow that is dropped here from the page, which would load it.
   element.addEventListener("dragover", (event) => event.preventDefault());
+  element.addEventListener("wheel", zoomThePage);
   // The properties panel sets a width that is the panel's, and the canvas would take it for the node's.
   Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });
+}
+
+/** On the canvas a part would keep the wheel to itself, and the browser would zoom the page. */
+function zoomThePage(event) {
+  const scrolled = event.target.closest("[data-capture-wheel]");
+  if (scrolled?.contains(document.activeElement) || document.fullscreenElement) return;
+  event.preventDefault();
+  app.canvas.processMouseWheel(event);
+}
+
+/**
+ * Make what was just changed a step of Undo: by itself the page looks after a click, before we have done anything.
+ */
+export function noteChange() {
+  app.canvas.emitBeforeChange();
+  app.canvas.emitAfterChange();
 }
 
 /**
@@ -80,11 +99,10 @@ export function hideHostPreview(node) {
 /**
  * What a node has put out for the page in its last run: also for one that was made anew since, by Undo or another tab.
  *
- * @param {object} app
  * @param {object} node
  * @returns {Record<string, any[]> | undefined}
  */
-export function outputOf(app, { id, graph }) {
+export function outputOf({ id, graph }) {
   // A node that has just been moved into a subgraph is in none for a moment.
   return graph && app.nodeOutputs[graph.isRootGraph ? id : `${graph.id}:${id}`];
 }

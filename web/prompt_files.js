@@ -3,25 +3,34 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { tell } from "./messages.js";
-import { addPart, html } from "./node_parts.js";
+import { addPart, html, noteChange } from "./node_parts.js";
+import { everyNode } from "./server_graph.js";
 
 const NODE = "RLGLoadPrompts";
 const SUFFIXES = ".txt,.csv,.jsonl";
 const HEIGHT = 44;
 const HEIGHT_WITH_SENTENCE = 108;
 
+/** Of each node: say whether there is a file to choose. @type {WeakMap<object, () => void>} */
+const updates = new WeakMap();
+
 app.registerExtension({
   name: "RLG.PromptFiles",
+  refreshComboInNodes: updateAll,
   nodeCreated(node) {
     if (node.comfyClass === NODE) addUpload(node);
   },
 });
 
+function updateAll() {
+  for (const node of everyNode()) updates.get(node)?.();
+}
+
 function addUpload(node) {
   const widget = node.widgets.find(({ name }) => name === "file");
   const files = () => widget.options.values;
   widget.value ??= ""; // a list without a value would show as "undefined"
-  const sentence = html("p", { hidden: files().some(Boolean) },
+  const sentence = html("p", {},
     "There is no file of prompts yet: upload one in UTF-8, .txt with a prompt a line, .csv or .jsonl.");
   const choose = html("input", { type: "file", accept: SUFFIXES, hidden: true, "aria-label": "File of prompts" });
   const button = html("button", { type: "button" }, "Upload a file of prompts");
@@ -32,7 +41,8 @@ function addUpload(node) {
       widget.value = await uploaded(choose.files[0]);
       if (!files().includes(widget.value)) files().push(widget.value);
       widget.callback?.(widget.value);
-      sentence.hidden = true;
+      noteChange();
+      updateAll();
       node.graph.setDirtyCanvas(true, true);
     } catch (error) {
       tell("warn", error.message);
@@ -40,6 +50,8 @@ function addUpload(node) {
       choose.value = ""; // or the browser would not tell of the same file chosen again
     }
   });
+  updates.set(node, () => (sentence.hidden = files().some(Boolean)));
+  updates.get(node)();
   const element = html("div", { class: "rlg-part rlg-buttons rlg-upload" }, sentence, button, choose);
   addPart(node, "rlg_upload", element, () => (files().some(Boolean) ? HEIGHT : HEIGHT_WITH_SENTENCE));
 }

@@ -34,7 +34,7 @@ function content(node, widgets, width, height) {
   const linked = node.inputs?.find((input) => input.widget && input.link != null);
   // Only the server knows what comes through a link.
   if (linked) {
-    const picture = outputOf(app, node)?.images?.[0];
+    const picture = outputOf(node)?.images?.[0];
     if (picture) return html("img", { src: pictureUrl(api, picture), alt: "Scale over the steps of the last run" });
     return html("p", {}, `${linked.name} comes from another node: run to see the curve.`);
   }

@@ -5,50 +5,52 @@ import { app } from "../../scripts/app.js";
 import { hasScale, toLoadImage, useScale } from "./cell_actions.js";
 import { CellViewer } from "./cell_viewer.js";
 import { tell } from "./messages.js";
-import { addPart, after, hideHostPreview, html, outputOf, pictureUrl } from "./node_parts.js";
-import { leadsTo } from "./server_graph.js";
+import { addPart, after, hideHostPreview, html, noteChange, outputOf, pictureUrl } from "./node_parts.js";
+import { everyNode, leadsTo } from "./server_graph.js";
 
 const EVENT = "rlg_cells"; // as in nodes/live_cells.py
 const EMPTY_HEIGHT = 64;
 const MIN_HEIGHT = 360;
 
-/** Of each node that has one: how to show its last output. @type {Map<object, () => void>} */
-const shows = new Map();
+/** Of each node that has one. @type {WeakMap<object, SweepViewer>} */
+const viewers = new WeakMap();
 
 app.registerExtension({
   name: "RLG.SweepViewer",
   nodeCreated(node) {
     if (node.comfyClass === "RLGGrid") addViewer(node);
   },
-  afterConfigureGraph() {
-    // The host brings back the outputs of a tab once this hook has returned.
-    setTimeout(() => shows.forEach((show) => show()));
+  // Of another tab, of Undo, or of a run in the history.
+  onNodeOutputsUpdated() {
+    everyNode().forEach(showOutput);
+  },
+  setup() {
+    // One for all: the host does not say of every node that it is gone.
+    api.addEventListener(EVENT, ({ detail }) => {
+      for (const node of everyNode()) {
+        const viewer = viewers.get(node);
+        if (!viewer || !leadsTo(String(detail.node), node, "labels")) continue;
+        viewer.showDone(detail);
+        node.graph.setDirtyCanvas(true, true);
+      }
+    });
   },
 });
 
 function addViewer(node) {
   const viewer = new SweepViewer(node);
+  viewers.set(node, viewer);
   addPart(node, "rlg_viewer", viewer.element, () => (viewer.empty ? EMPTY_HEIGHT : MIN_HEIGHT));
   hideHostPreview(node);
-  const show = () => {
-    const output = outputOf(app, node);
-    if (output) viewer.show(output);
-    node.graph.setDirtyCanvas(true, true); // it may have grown
-  };
-  const listen = ({ detail }) => {
-    if (!leadsTo(String(detail.node), node, "labels")) return;
-    viewer.showDone(detail);
-    node.graph.setDirtyCanvas(true, true);
-  };
-  after(node, "onAdded", () => {
-    shows.set(node, show);
-    api.addEventListener(EVENT, listen);
-  });
-  after(node, "onExecuted", show);
-  after(node, "onRemoved", () => {
-    shows.delete(node);
-    api.removeEventListener(EVENT, listen);
-  });
+  after(node, "onExecuted", () => showOutput(node));
+}
+
+/** What a node has put out in its last run, in its viewer if it has one. */
+function showOutput(node) {
+  const output = viewers.has(node) && outputOf(node);
+  if (!output) return;
+  viewers.get(node).show(output);
+  node.graph.setDirtyCanvas(true, true); // it may have grown
 }
 
 class SweepViewer {
@@ -68,6 +70,7 @@ class SweepViewer {
 
   constructor(node) {
     this.#node = node;
+    this.#full.hidden = !document.fullscreenEnabled;
     this.element = html(
       "div",
       { class: "rlg-part rlg-viewer", role: "group", "aria-label": "Cells of the sweep" },
@@ -111,22 +114,31 @@ class SweepViewer {
   }
 
   #useScale() {
+    this.#doing(() => useScale(this.#node, this.#cells.chosen.label), "set in");
+  }
+
+  #toLoadImage() {
+    const selected = Object.values(app.canvas.selected_nodes ?? {});
+    this.#doing(() => toLoadImage(api, this.#node, this.#cells.chosen, selected), "the picture is in");
+  }
+
+  /** Change the workflow by a cell, and say what came of it. */
+  async #doing(action, done) {
+    const { label } = this.#cells.chosen;
     try {
-      const target = useScale(this.#node, this.#cells.chosen.label);
-      tell("success", `${this.#cells.chosen.label}: set in ${target.title} (#${target.id}).`);
+      const target = await action();
+      this.#say("success", `${label}: ${done} ${target.title} (#${target.id}).`);
     } catch (error) {
-      tell("warn", error.message);
+      this.#say("warn", error.message);
+    } finally {
+      noteChange();
     }
   }
 
-  async #toLoadImage() {
-    try {
-      const selected = Object.values(app.canvas.selected_nodes ?? {});
-      const target = await toLoadImage(api, this.#node, this.#cells.chosen, selected);
-      tell("success", `${this.#cells.chosen.label}: the picture is in ${target.title} (#${target.id}).`);
-    } catch (error) {
-      tell("warn", error.message);
-    }
+  /** Nothing of the page is seen beside what fills the screen. */
+  #say(severity, sentence) {
+    if (document.fullscreenElement) this.#cells.say(sentence);
+    else tell(severity, sentence);
   }
 
   #toggleFullScreen() {

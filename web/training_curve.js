@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addPart, after, html, outputOf, svg } from "./node_parts.js";
-import { nodeAt } from "./server_graph.js";
+import { everyNode, nodeAt } from "./server_graph.js";
 
 const NODE = "RLGTrainLora";
 const EVENT = "rlg_training"; // as in nodes/live_training.py
@@ -18,8 +18,17 @@ const LINES = [
   { name: "clipped share", share: 0.25, of: (entry) => entry.clipped },
 ];
 
+/** Of each node that has one: what the server says of a run that goes on, and how to draw. */
+const courses = new WeakMap();
+
 app.registerExtension({
   name: "RLG.TrainingCurve",
+  setup() {
+    api.addEventListener(EVENT, ({ detail }) => courses.get(nodeAt(String(detail.node)))?.tell(detail));
+  },
+  onNodeOutputsUpdated() {
+    for (const node of everyNode()) courses.get(node)?.draw();
+  },
   nodeCreated(node) {
     if (node.comfyClass === NODE) addCourse(node);
   },
@@ -27,25 +36,20 @@ app.registerExtension({
 
 function addCourse(node) {
   const element = html("div", { class: "rlg-part rlg-curve rlg-training", role: "status" });
-  let live; // what the server said last of the present run
+  let live; // what the server said last of a run that has no output yet
   const draw = () => {
-    const course = live ?? outputOf(app, node)?.[EVENT]?.[0];
+    const course = live ?? outputOf(node)?.[EVENT]?.[0];
     const { clientWidth: width, clientHeight: height } = element;
     if (width && height) element.replaceChildren(...content(course, width, height));
   };
-  const listen = ({ detail }) => {
-    if (nodeAt(String(detail.node)) !== node) return;
-    live = detail;
+  const tell = (course) => {
+    live = course;
     draw();
   };
+  courses.set(node, { draw, tell });
   addPart(node, "rlg_training", element, () => MIN_HEIGHT);
   new ResizeObserver(draw).observe(element);
-  api.addEventListener(EVENT, listen);
-  after(node, "onRemoved", () => api.removeEventListener(EVENT, listen));
-  after(node, "onExecuted", () => {
-    live = undefined;
-    draw();
-  });
+  after(node, "onExecuted", () => tell(undefined));
 }
 
 /**
@@ -73,7 +77,8 @@ function drawing({ status, entries }, width, height) {
 }
 
 function panel({ name, of }, entries, { left, right, top, bottom }) {
-  const values = entries.map(of);
+  const values = entries.map(of).filter(Number.isFinite);
+  if (!values.length) return [svg("text", { x: left, y: top + 12 }, `${name}: not a number`)];
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const roof = top + MARGIN.gap - 4;
   const x = (index) => left + (values.length > 1 ? index / (values.length - 1) : 0.5) * (right - left);

@@ -1,14 +1,23 @@
 /** Widgets that another setting makes idle say so; nodes that are new start as one wants them. */
 
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { after } from "./node_parts.js";
+import { everyNode, sourceOf } from "./server_graph.js";
 
 const WIDE_ENOUGH = 330;
 const WIDE_ENOUGH_FOR_FILES = 460;
 const FILES = ["ckpt_name", "lora_name"];
 
+/** Of each node with both: let `scale` say whether a schedule goes before it. @type {WeakMap<object, () => void>} */
+const scales = new WeakMap();
+
 app.registerExtension({
   name: "RLG.WidgetStates",
+  setup() {
+    // A node says nothing when it is bypassed or muted.
+    api.addEventListener("graphChanged", () => everyNode().forEach((node) => scales.get(node)?.()));
+  },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("RLG")) return;
     const file = node.widgets?.some(({ name }) => FILES.includes(name));
@@ -52,13 +61,14 @@ function followSchedule(node) {
   if (!scale || !node.inputs?.some(({ name }) => name === "schedule")) return;
   let label;
   const update = () => {
-    const connected = node.inputs.find(({ name }) => name === "schedule")?.link != null;
-    if (connected === Boolean(scale.disabled)) return;
+    const connected = node.graph && sourceOf(node, "schedule")?.node.mode === 0;
+    if (Boolean(connected) === Boolean(scale.disabled)) return;
     if (connected) label = scale.label;
     scale.disabled = connected;
     scale.label = connected ? `${label ?? scale.name}: from schedule` : label;
     node.setDirtyCanvas?.(true, true);
   };
+  scales.set(node, update);
   for (const callback of ["onConnectionsChange", "onConfigure"]) after(node, callback, update);
 }
 
@@ -66,10 +76,11 @@ function followSchedule(node) {
 function followCurve(node) {
   const [curve, power] = ["curve", "power"].map((name) => node.widgets.find((widget) => widget.name === name));
   const update = () => {
-    power.hidden = power.options.hidden = curve.value !== "power";
+    const linked = node.inputs?.find(({ widget }) => widget?.name === "curve")?.link != null;
+    power.hidden = power.options.hidden = curve.value !== "power" && !linked;
     node.setDirtyCanvas?.(true, true);
   };
   after(curve, "callback", update);
-  after(node, "onConfigure", update);
+  for (const callback of ["onConnectionsChange", "onConfigure"]) after(node, callback, update);
   update();
 }

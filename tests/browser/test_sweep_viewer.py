@@ -95,6 +95,8 @@ def test_the_viewer_flips_through_the_cells(viewer: Locator) -> None:
         assert _shown(viewer) == found[label]
     _picture(viewer).press("ArrowLeft")
     _says(viewer, LABELS[1])
+    viewer.get_by_role("button", name=LABELS[1]).press("ArrowLeft")
+    _says(viewer, LABELS[0])
 
 
 def test_a_moving_mouse_changes_nothing(front_end: FrontEnd, viewer: Locator) -> None:
@@ -238,6 +240,67 @@ def test_a_cell_of_axes_is_used_with_what_they_say(front_end: FrontEnd) -> None:
     (file,) = [file for output in run["outputs"].values() for file in output["images"] if file["type"] == "output"][-1:]
     # The sweep computed it in a batch of another size, which changes the last bits of a float.
     assert _largest_difference(front_end.view(file), cell) <= 1
+
+
+def test_what_was_used_is_one_step_of_undo(front_end: FrontEnd) -> None:
+    """Ctrl+Z takes back that alone, and not the edit before it."""
+    front_end.drop(SWEEP)
+    front_end.set_widgets(SMALL | {"RLGSweep": SMALL["RLGSweep"] | {"seed": 80 + front_end.vue_nodes}})
+    front_end.page.evaluate("() => { app.canvas.emitBeforeChange(); app.canvas.emitAfterChange(); }")
+    assert front_end.run()["status"]["status_str"] == "success"
+    before = front_end.page.evaluate("() => app.graph.nodes.length")
+    viewer = _viewer(front_end)
+    viewer.get_by_role("button", name="scale 2").click()
+    viewer.get_by_role("button", name="Use this scale").click()
+    front_end.until(lambda: front_end.page.evaluate(SCALE_OF_SAMPLER) == 2, "there is no sampler")
+    front_end.command("Comfy.Undo")
+    front_end.page.wait_for_function("(before) => app.graph.nodes.length === before", arg=before)
+    assert _values(front_end, "RLGSweep")["scales"] == SMALL["RLGSweep"]["scales"]
+    front_end.command("Comfy.Redo")
+    front_end.until(lambda: front_end.page.evaluate(SCALE_OF_SAMPLER) == 2, "the sampler did not come back")
+    front_end.close_everything()
+
+
+def test_the_choice_outlasts_a_run_with_another_seed(front_end: FrontEnd) -> None:
+    """And so does the cell that it is compared with."""
+    front_end.drop(SWEEP)
+    for seed in (90, 92):
+        seed += front_end.vue_nodes
+        front_end.set_widgets(SMALL | {"RLGSweep": SMALL["RLGSweep"] | {"seed": seed}})
+        assert front_end.run()["status"]["status_str"] == "success"
+        viewer = _viewer(front_end)
+        if seed < 92:
+            viewer.get_by_role("button", name="scale 2").click()
+            viewer.get_by_role("button", name="Compare").click()
+            viewer.get_by_role("combobox", name="Cell to compare with").select_option(f"scale 1, seed {seed}")
+        _says(viewer, f"scale 1, seed {seed} | scale 2, seed {seed}")
+
+
+def test_a_scale_that_another_node_makes_is_not_written_over(front_end: FrontEnd) -> None:
+    front_end.drop(SWEEP)
+    front_end.set_widgets(SMALL | {"RLGSweep": SMALL["RLGSweep"] | {"seed": 70 + front_end.vue_nodes}})
+    front_end.page.evaluate(ADD_SAMPLER)
+    front_end.page.evaluate(
+        """() => {
+            const sampler = app.graph.nodes.find(({type}) => type === "RLGKSampler");
+            const float = LiteGraph.createNode("PrimitiveFloat");
+            app.graph.add(float);
+            float.connect(0, sampler, sampler.inputs.findIndex(({name}) => name === "scale"));
+        }"""
+    )
+    before = front_end.page.evaluate(SCALE_OF_SAMPLER)
+    viewer = front_end.page.get_by_role("group", name="Cells of the sweep")
+    front_end.page.evaluate(
+        "() => { for (const node of app.graph.nodes) if (node.type === 'RLGKSampler') node.mode = 2; }"
+    )
+    assert front_end.run()["status"]["status_str"] == "success"
+    front_end.page.evaluate("() => { for (const node of app.graph.nodes) node.mode = 0; }")
+    front_end.go_to("RLGGrid")
+    viewer.get_by_role("button", name="scale 2").click()
+    viewer.get_by_role("button", name="Use this scale").click()
+    expect(front_end.page.get_by_text("comes from another node: set it there")).to_be_visible()
+    assert front_end.page.evaluate(SCALE_OF_SAMPLER) == before
+    front_end.close_everything()
 
 
 ADD_SAMPLER = """() => {

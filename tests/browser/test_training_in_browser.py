@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -34,3 +36,16 @@ def test_the_course_of_a_training_run_is_in_its_node(front_end: FrontEnd, inside
     assert course.get_by_role("img").get_attribute("aria-label").startswith("Reward")
     assert front_end.problems() == []
     front_end.enter(None)
+
+
+def test_a_cancelled_run_says_that_it_stopped(front_end: FrontEnd) -> None:
+    front_end.drop(TRAIN)
+    own = {**SMALL["RLGTrainLora"], "name": f"cancelled {front_end.vue_nodes}", "iterations": 200}
+    front_end.set_widgets({**SMALL, "RLGTrainLora": own})
+    front_end.go_to("RLGTrainLora")
+    course = front_end.page.locator(".rlg-training")
+    before = front_end.start()
+    expect(course).to_contain_text("iteration 1 of 200", timeout=120_000)
+    front_end.cancel()
+    front_end.ended(before)
+    expect(course).to_contain_text(re.compile(r"stopped after iteration \d+ of 200"))

@@ -58,6 +58,23 @@ def test_scale_is_idle_while_a_schedule_is_connected(front_end: FrontEnd, kind: 
     assert _widget(front_end, kind, "scale") == free
 
 
+def test_scale_is_free_while_its_schedule_is_bypassed(front_end: FrontEnd) -> None:
+    """Then it is what is sampled."""
+    front_end.add_alone("RLGKSampler")
+    free = _widget(front_end, "RLGKSampler", "scale")
+    front_end.page.evaluate(CONNECT_SCHEDULE, "RLGKSampler")
+    assert _widget(front_end, "RLGKSampler", "scale")["disabled"]
+    front_end.page.evaluate("() => app.canvas.selectNode(app.graph.nodes.find(({type}) => type === 'RLGRamp'))")
+    for disabled in (False, True):
+        front_end.command("Comfy.Canvas.ToggleSelectedNodes.Bypass")
+        front_end.page.evaluate(
+            "() => { app.canvas.emitBeforeChange(); app.canvas.emitAfterChange(); }"
+        )  # as a key does
+        assert _widget(front_end, "RLGKSampler", "scale")["disabled"] == disabled
+        if not disabled:
+            assert _widget(front_end, "RLGKSampler", "scale") == free
+
+
 def test_power_is_there_for_the_curve_that_has_one(front_end: FrontEnd) -> None:
     front_end.add_alone("RLGRamp")
     assert _widget(front_end, "RLGRamp", "power")["hidden"]
@@ -208,6 +225,11 @@ def test_a_file_of_prompts_is_uploaded(front_end: FrontEnd, tmp_path: Path, arte
         expect(part.get_by_text("There is no file of prompts yet")).to_be_visible()
         assert _widget(front_end, "RLGLoadPrompts", "file")["value"] == ""
         front_end.page.screenshot(path=artefacts / "no_prompt_files.png")
+        other = {"name": "put there.txt", "mimeType": "text/plain", "buffer": b"a bird\n"}
+        post = front_end.page.context.request.post
+        expect(post(f"{front_end.server.address}/api/upload/image", multipart={"image": other})).to_be_ok()
+        front_end.page.evaluate("() => app.refreshComboInNodes()")  # as R does
+        expect(part.get_by_text("There is no file of prompts yet")).to_be_hidden()
     file = tmp_path / f"prompts {front_end.vue_nodes}.txt"
     file.write_text("a cat\na dog\n", encoding="utf-8")
     part.locator("input").set_input_files(file)
@@ -243,3 +265,15 @@ def test_a_bypassed_lora_loader_is_a_warning_where_its_model_is_used(front_end: 
     expect(warning).to_have_count(0)
     ours = [complaint for complaint in front_end.new_complaints() if is_ours(complaint)]
     assert ours and all("nothing to guide" in complaint for complaint in ours)
+
+
+def test_all_warnings_of_a_run_are_seen(front_end: FrontEnd) -> None:
+    """As the server sends them: RLG Sweep warns of each switch point that no step reaches."""
+    front_end.add_alone("RLGSweep")
+    for sentence in ("the first one", "the second one"):
+        front_end.page.evaluate(
+            "(sentence) => app.api.dispatchCustomEvent('rlg_warning', {node: String(app.graph.nodes[0].id), sentence})",
+            sentence,
+        )
+    for sentence in ("the first one", "the second one"):
+        expect(front_end.page.locator(".rlg-warnings").get_by_text(sentence)).to_be_visible()

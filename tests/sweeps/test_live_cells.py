@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,3 +71,13 @@ def test_a_script_has_no_page(base, tune, run_node, sent) -> None:
     run_node("RLGSweep", base=base, tuned=tuned, scales="0", switch_percents="", **inputs)
     run_node("RLGBranch", base=base, tuned=tuned, scale=1.0, branches=1, branch_percent=0.0, noise_level=0.7, **inputs)
     assert sent == []
+
+
+@pytest.mark.parametrize("client", ["the page", None])
+def test_nothing_is_sent_to_pages_that_did_not_queue_the_prompt(rlg, monkeypatch, client) -> None:
+    """A prompt of a script has no client, and a message without one goes to all pages."""
+    page, sent = rlg.module("nodes.page"), []
+    server = SimpleNamespace(client_id=client, send_sync=lambda event, data, sid: sent.append((event, sid)))
+    monkeypatch.setattr(page, "running_server", lambda: server)
+    page.send("rlg_cells", {})
+    assert sent == ([("rlg_cells", client)] if client else [])
