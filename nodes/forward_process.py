@@ -24,7 +24,7 @@ class RLGDiffusionNFT(io.ComfyNode):
             "from with noise added: drawn to the good ones, away from the bad ones. Works with any reward, also one "
             "without a gradient; with trained_steps 4 and kl_weight 0 an iteration takes about half of Flow-GRPO's "
             "time.",
-            **search_aliases("rl method", "diffusion nft", "nft", "forward process", "negative aware fine-tuning"),
+            **search_aliases("rl method", "diffusion nft", "forward process", "negative aware fine-tuning"),
             inputs=[
                 *training_inputs.sampling_inputs(steps=DIFFUSION_NFT.steps, cfg=DIFFUSION_NFT.cfg),
                 training_inputs.groups_input(DIFFUSION_NFT.groups),
