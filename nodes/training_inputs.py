@@ -72,5 +72,5 @@ def sampling_inputs(steps: int, cfg: float, noise_level: float | None = None) ->
     return inputs
 
 
-def method_output() -> io.Input:
+def method_output() -> io.Output:
     return MethodType.Output(display_name="method", tooltip="For RLG Train LoRA.")

@@ -1,4 +1,4 @@
-"""Train a LoRA from a plan: what RLG Train LoRA does in a graph, bit for bit.
+"""Train a LoRA from a plan: what RLG Train LoRA does in a graph.
 
     python -m training PLAN.yaml [--host COMFYUI] [-- arguments of ComfyUI]
 

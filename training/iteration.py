@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 Report = Callable[[float], None]
 """Called with the finished share of an iteration, 0 … 1."""
 
@@ -27,3 +29,10 @@ class Learned:
     clipped: float
     diffusion: float
     gradient: float
+
+    @classmethod
+    def of(
+        cls, rewards: torch.Tensor, gradient: float, kl: float = 0.0, clipped: float = 0.0, diffusion: float = 0.0
+    ) -> Learned:
+        """With the rewards of its pictures, of any shape."""
+        return cls(float(rewards.mean()), float(rewards.std(correction=0)), kl, clipped, diffusion, gradient)

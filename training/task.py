@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from ..rewards.combined import CombinedReward
 from ..rlg_sampler.messages import model_name
 from ..rlg_sampler.stochastic.step import check_noise_process
 from .base_digest import base_digest
-from .policy.gradients import frozen
+from .policy.gradients import frozen, is_streamed, streamed
 from .policy.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -124,19 +125,38 @@ class Task:
     def _one_with_gradient(
         self, latents: torch.Tensor, asked: Sequence[tuple[str, float]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        vae, texts, weights = self.vae, [text for text, _ in asked], [weight for _, weight in asked]
-        needed = _WITH_GRADIENT * vae.memory_used_decode(latents.shape, vae.vae_dtype)
-        comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
-        with torch.enable_grad(), frozen(vae.first_stage_model):
-            latents = latents.detach().clone().requires_grad_()
-            stored = self.model.model.process_latent_out(latents).to(vae.device, vae.vae_dtype)
-            images = vae.process_output(vae.first_stage_model.decode(stored).float()).movedim(1, -1)
-            images = images.reshape(-1, *images.shape[-3:])
+        texts, weights = [text for text, _ in asked], [weight for _, weight in asked]
+        self._load_vae(latents, 1)
+        images = self._pictures(latents)
+        with torch.enable_grad():
+            images = images.detach().clone().requires_grad_()
             scores = self.reward.gradient_score(images.expand(len(texts), -1, -1, -1), texts)
-            (gradient,) = torch.autograd.grad((scores * scores.new_tensor(weights)).sum(), latents)
+            (of_images,) = torch.autograd.grad((scores * scores.new_tensor(weights)).sum(), images)
         scores = scores.detach().float().cpu()
         self._check(scores, texts)
+        # Once more, with a gradient: the reward may have taken the VAE's place on the GPU meanwhile, weights and all.
+        self._load_vae(latents, _WITH_GRADIENT)
+        vae = self.vae.first_stage_model
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(frozen(vae))
+            if is_streamed(self.vae.patcher):
+                stack.enter_context(streamed(vae))
+            latents = latents.detach().clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(self._pictures(latents), latents, of_images)
         return scores, gradient
+
+    def _load_vae(self, latents: torch.Tensor, times: int) -> None:
+        """On its device, with so many times the memory that decoding takes."""
+        memory = times * self.vae.memory_used_decode(latents.shape, self.vae.vae_dtype)
+        comfy.model_management.load_models_gpu([self.vae.patcher], memory_required=memory)
+
+    def _pictures(self, latents: torch.Tensor) -> torch.Tensor:
+        """As `decoded`, by the VAE as it is loaded."""
+        vae = self.vae
+        stored = self.model.model.process_latent_out(latents).to(vae.device, vae.vae_dtype)
+        images = vae.process_output(vae.first_stage_model.decode(stored).float()).movedim(1, -1)
+        return images.reshape(-1, *images.shape[-3:])
 
     @property
     def sum(self) -> CombinedReward:

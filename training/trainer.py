@@ -32,7 +32,7 @@ from .team import ALONE, Team
 logger = logging.getLogger(__name__)
 
 LARGEST_GRADIENT = 1.0
-"""Gradients are scaled down to this norm, as all references do."""
+"""Gradients are scaled down to this norm, as Flow-GRPO, DiffusionNFT and B²-DiffuRL do; SRPO: 0.1, others none."""
 WEIGHT_DECAY = 1e-4
 _SECONDS_BETWEEN_CHECKPOINTS = 30.0
 _LEARNERS = {
@@ -192,7 +192,9 @@ class Trainer:
             self._host.fit(torch.Size((rows, *self.task.latent_shape)), predictions)
 
     def _iteration(self, report: Report) -> Iteration:
-        start, before = time.perf_counter(), {name: t.detach().clone() for name, t in self._tensors().items()}
+        # On the CPU, since a GPU has no room to spare meanwhile.
+        before = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors().items()}
+        start = time.perf_counter()
         number = len(self.history)
         with training_mode():
             try:
@@ -207,6 +209,11 @@ class Trainer:
 
     def _step(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), LARGEST_GRADIENT)
+        if not norm.isfinite():
+            raise ValueError(
+                f"learning_rate: the gradient of iteration {len(self.history) + 1} is no number, and was not taken up; "
+                "lower learning_rate, use another reward, or load the model in bf16."
+            )
         self._optimizer.step()
         self._optimizer.zero_grad()
         # As the reference, an average over few updates in the beginning (its ema.py).

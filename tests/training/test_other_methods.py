@@ -58,7 +58,7 @@ def _methods(training: SimpleNamespace) -> dict[str, Any]:
         "DiffusionNFT": replace(of.DIFFUSION_NFT, **small, group_size=3, trained_steps=2, lag_growth=0.3),
         "Flow-GRPO-Fast": replace(of.FLOW_GRPO_FAST, **small, group_size=3, window_start=2, cfg=2.0),
         "ReFL": replace(of.REFL, **reward),
-        "ImageReFL": replace(of.IMAGE_REFL, **reward, image_step=2, reward_weight=1.0),
+        "ImageReFL": replace(of.IMAGE_REFL, **reward, image_step=2, reward_weight=0.5, image_weight=0.3),
         "DRaFT-K": replace(of.draft_k(2, 6), groups=2),
         "SRPO": replace(of.SRPO, **small, wanted=("Real",), unwanted=("Painting", "Anime")),
     }
@@ -107,10 +107,58 @@ def _gradients(trainer: Any) -> dict[str, torch.Tensor]:
     return kept
 
 
+def test_the_loss_on_real_images_is_of_the_prediction_for_the_prompt(training, make) -> None:
+    """As pinterest/atg-research trains: with CFG 7 the guided prediction is no estimate of the noise."""
+    guided, plain = (make(replace(_methods(training)["DDPO"], cfg=cfg)) for cfg in (7.0, 1.0))
+    found = []
+    for trainer in (guided, plain):
+        with training.gradients.training_mode():
+            gradients = training.gradient_sum.GradientSum(trainer.policy.parameters.values())
+            found.append(trainer._learner._near_images(0, 0, gradients))
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0] > 0.0
+
+
+def test_a_vae_that_left_the_gpu_for_the_reward_comes_back(training, make, monkeypatch) -> None:
+    """Scoring moves its weights: what was computed with them before must not be needed any more."""
+    trainer = make(_methods(training)["ReFL"])
+    expected, task = _gradients(trainer), trainer.task
+    again = make(_methods(training)["ReFL"], reward=_Evicting(task.vae.first_stage_model))
+    for name, gradient in _gradients(again).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=0)
+
+
+class _Evicting(tasks.Redness):
+    """Moves the weights of a model whenever it scores, and leaves nothing useful where they were."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+
+    def gradient_score(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            for weight in self._model.parameters():
+                kept = weight.data.clone()
+                weight.data.fill_(float("nan"))
+                weight.data = kept
+        return super().gradient_score(images, prompts)
+
+
+def test_a_gradient_that_is_no_number_is_not_taken_up(training, make, monkeypatch) -> None:
+    trainer = make(_methods(training)["DDPO"])
+    next(iter(trainer.iterate(1)))
+    before = {name: tensor.clone() for name, tensor in trainer._tensors().items()}
+    own = training.policy_gradient.clipped_policy_loss
+    monkeypatch.setattr(training.policy_gradient, "clipped_policy_loss", lambda *args: own(*args) * float("inf"))
+    with pytest.raises(ValueError, match=r"^learning_rate: the gradient of iteration 2 is no number.*\.$"):
+        list(trainer.iterate(3))
+    assert len(trainer.history) == 1
+    after = trainer._tensors()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
 @pytest.mark.parametrize("family", ["SD3", "SD1.5"])
 @pytest.mark.parametrize("name", ["ReFL", "ImageReFL", "DRaFT-K"])
 def test_a_reward_gradient_is_that_of_one_graph(training, make, models, name, family) -> None:
-    """ControlGenAI/ImageReFL's loss: −λ · reward of the decoded x0, and the error of the noise on the image, in one go.
+    """ControlGenAI/ImageReFL's loss: λ · (w · error of the noise on the image − reward of the decoded x0), in one go.
 
     The trainer takes it apart, so that model and VAE are not needed at once.
     """
@@ -135,13 +183,13 @@ def test_a_reward_gradient_is_that_of_one_graph(training, make, models, name, fa
             x0 = run.x0(x, index + method.gradient_steps - 1)
             images = vae.first_stage_model.decode(model.model.process_latent_out(x0).to(vae.vae_dtype)).float()
             images = ((images + 1) / 2).clamp(0, 1)
-            total = -method.reward_weight * trainer.task.reward.gradient_score(images.movedim(1, -1), [""]).mean()
+            total = -trainer.task.reward.gradient_score(images.movedim(1, -1), [""]).mean()
             if method.image_weight:
                 sigma = run.sigmas[method.image_step]
                 predicted = (noisy - run.x0(noisy, method.image_step)) / sigma  # noise, or velocity of a flow
                 target = start if family == "SD1.5" else start - clean
                 total = total + method.image_weight * ((predicted - target) ** 2).mean()
-            total.backward()
+            (method.reward_weight * total).backward()
 
     with training.gradients.training_mode():
         trainer._host.run(prompt, start.shape, loss)
@@ -234,7 +282,7 @@ def test_srpo_recovers_the_picture_at_any_noise(training, models, family) -> Non
     generator = torch.Generator().manual_seed(2)
     clean, noise, error = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(3))
     for size in (0.0, 0.5):
-        predicted = training.host_model.Prediction(clean + size * error, clean)
+        predicted = training.host_model.Prediction(clean + size * error, clean, clean)
         run = training.host_model.Run(sigmas, sampling, clean.device, lambda x, sigma, negative, p=predicted: p)
         for start in (0, 2):
             found = training.direct_align._recovered(run, clean, noise, start)

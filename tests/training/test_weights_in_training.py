@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.ldm.modules.attention as attention
+import comfy.ops
 import pytest
 import torch
 import training_tasks as tasks
@@ -102,3 +103,44 @@ def test_attention_without_a_backward_pass(training: SimpleNamespace, monkeypatc
     attention_sage.__name__ = "attention_sage"
     monkeypatch.setattr(attention, "optimized_attention", attention_sage)
     _same(_gradients(training, family.load(), family), expected)
+
+
+def test_an_attention_of_the_model_s_own_without_a_backward_pass(training: SimpleNamespace) -> None:
+    """As nodes put it there that patch Sage attention."""
+    family = FAMILIES["SD1.5"]
+    expected, model = _gradients(training, family.load(), family), family.load()
+
+    @torch.no_grad()
+    def without_gradient(function: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return function(*args, **kwargs)
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = without_gradient
+    _same(_gradients(training, model, family), expected)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_small_gradients_pass_through_half_precision(training: SimpleNamespace, checkpointing: bool) -> None:
+    """Those of a mean over many pictures and pixels are smaller than any number that float16 has."""
+    family = FAMILIES["SD1.5"]
+    expected, half = _gradients(training, family.load(), family), family.load()
+    half.set_model_compute_dtype(torch.float16)
+    small = 2.0**-20
+    ours = _gradients(training, half, family, checkpointing, lambda predict: predict() * small)
+    assert expected and ours.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (ours[name] / small**2 - gradient).norm() < 0.05 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("kind", ["fast products of fp8", "quantised inputs"])
+def test_layers_that_compute_without_a_gradient_are_refused(training: SimpleNamespace, kind: str) -> None:
+    """They would learn nothing, or draw other pictures than they learn from."""
+    if kind == "fast products of fp8":
+        layer = comfy.ops.fp8_ops.Linear(4, 4)
+    elif hasattr(comfy.ops, "QuantLinearFunc"):
+        pytest.skip("this ComfyUI has a gradient for quantised inputs")
+    else:
+        layer = torch.nn.Linear(4, 4)
+        layer.layout_type, layer.input_scale, layer._full_precision_mm = "TensorCoreFP8Layout", torch.ones(()), False
+        training.gradients.check_differentiable(torch.nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"^model: deep.0 computes in 8 bits.*\.$"):
+        training.gradients.check_differentiable(torch.nn.ModuleDict({"deep": torch.nn.Sequential(layer)}))

@@ -10,7 +10,7 @@ ROUNDS = 8
 """Earlier iterations that B²-DiffuRL compares with (its `history_cnt`)."""
 _THRESHOLD = 0.5
 _SMALLEST_SPREAD = 1e-4
-"""Flow-GRPO's and DDPO's, added to the spread: equal rewards are no reason to divide by zero."""
+"""Flow-GRPO's, added to the spread: equal rewards are no reason to divide by zero. Pinterest's DDPO adds 1e-7."""
 
 
 def compared(rewards: torch.Tensor, groups: Sequence[Hashable], largest: float) -> torch.Tensor:

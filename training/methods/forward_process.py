@@ -71,15 +71,7 @@ class ForwardLearner:
         gradients.give(self._team)
         norm = step()
         self._follow(iteration)
-        rewards = self._task.sum.weighed(scores)
-        return Learned(
-            reward=float(rewards.mean()),
-            spread=float(rewards.std(correction=0)),
-            kl=kl,
-            clipped=0.0,
-            diffusion=0.0,
-            gradient=norm,
-        )
+        return Learned.of(self._task.sum.weighed(scores), norm, kl)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What later iterations depend on."""

@@ -72,14 +72,7 @@ class PolicyLearner:
             report(0.5 + 0.5 * (number + 1) / len(shares))
         kl, clipped, diffusion = (self._team.total(own) / len(shares)).tolist()
         rewards = self._task.sum.weighed(scores)  # measured by each iteration's own spread they would never rise
-        return Learned(
-            reward=float(rewards.mean()),
-            spread=float(rewards.std(correction=0)),
-            kl=kl,
-            clipped=clipped,
-            diffusion=diffusion,
-            gradient=sum(norms) / len(norms),
-        )
+        return Learned.of(rewards, sum(norms) / len(norms), kl, clipped, diffusion)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What later iterations depend on."""

@@ -8,9 +8,10 @@ from .settings import DirectAlign, ForwardProcess, PolicyGradient, RewardGradien
 
 FLOW_GRPO = PolicyGradient("Flow-GRPO", "arXiv 2505.05470, yifan123/flow_grpo config/grpo.py")
 """As its authors train SD3.5 medium, with 4 prompts per iteration in place of 48 on their 32 GPUs, and an average that
-is updated each time in place of each eighth time."""
+is updated each time in place of each eighth time, so that early it is one over fewer updates. Pictures whose advantage
+is 0 still count for the distance to the base, where they leave them out."""
 
-FLOW_GRPO_FAST = replace(FLOW_GRPO, name="Flow-GRPO-Fast", window=2, window_start=4)
+FLOW_GRPO_FAST = replace(FLOW_GRPO, name="Flow-GRPO-Fast", window=2, window_start=3)
 """Its faster version: two random noisy steps in the first half, the rest without noise."""
 
 DDPO = PolicyGradient(
@@ -18,14 +19,16 @@ DDPO = PolicyGradient(
     steps=50, cfg=7.0, noise_level=1.0, trained_steps=5, compared_with="batch", kl_weight=0.0, largest_advantage=10.0,
     through_negative=True,
 )  # fmt: skip
-"""As Pinterest trains at scale: a batch of all prompts, five random steps."""
+"""As Pinterest trains at scale: a batch of all prompts, five random steps. They take a step of the optimiser after each
+of the five, and do not clip gradients."""
 
 B2_DIFFU_RL = PolicyGradient(
     "B²-DiffuRL", "arXiv 2503.11240, hu-zijing/B2-DiffuRL run_process.sh",
     steps=20, cfg=5.0, noise_level=1.0, groups=16, group_size=5, tail=(14, 20), compared_with="branch", kl_weight=0.0,
     clip_range=0.1, through_negative=True,
 )  # fmt: skip
-"""Backward progressive training and branch-based sampling, with 16 branchings per iteration in place of 256."""
+"""Backward progressive training and branch-based sampling, with 16 branchings per iteration in place of 256, and each
+learned from once in place of twice."""
 
 REFL = RewardGradient("ReFL", "arXiv 2304.05977, as in ControlGenAI/ImageReFL refl_train.yaml")
 

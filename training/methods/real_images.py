@@ -35,11 +35,13 @@ class RealImages:
 def diffusion_loss(run: Run, latents: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
     """(rows,) mean squared error of the predicted noise (ε models) or velocity (flow models) at σ_index.
 
-    Both are (latents − x0)/σ, since the noisy latents are known.
+    Both are (latents − x0)/σ, since the noisy latents are known. The prediction is that for the prompt: what CFG makes
+    of it is no estimate of them.
 
     Args:
         latents: clean ones, (rows, channels, ...).
         noise: as added, like `latents`.
     """
-    x0 = run.x0(run.start(noise, latents, index), index)
+    x = run.start(noise, latents, index)
+    x0 = run.predict(x, index, negative=torch.zeros_like(x)).positive
     return (((latents - x0) / run.sigmas[index]) ** 2).flatten(1).mean(dim=1)

@@ -60,14 +60,7 @@ class RewardLearner:
             report((number + 1) / len(own))
         rewards, diffusion = self._team.total(scores), self._team.total(torch.tensor(sum(losses), dtype=torch.float64))
         gradients.give(self._team)
-        return Learned(
-            reward=float(rewards.mean()),
-            spread=float(rewards.std(correction=0)),
-            kl=0.0,
-            clipped=0.0,
-            diffusion=float(diffusion),
-            gradient=step(),
-        )
+        return Learned.of(rewards, step(), diffusion=float(diffusion))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Nothing is kept from iteration to iteration."""
@@ -141,5 +134,5 @@ class LastStepsLearner(RewardLearner):
         with torch.enable_grad():
             latents, added = clean.to(run.device), started.to(run.device)
             loss = diffusion_loss(run, latents, added, self._method.image_step).mean()
-            (self._method.image_weight * share * loss).backward()
+            (self._method.reward_weight * self._method.image_weight * share * loss).backward()
         return float(loss.detach())

@@ -155,7 +155,7 @@ class RewardGradient(Method):
         first_step, last_step: the step that gradients begin at is a random one of these.
         gradient_steps: so many predictions have a gradient.
         from_images: pictures start as the task's images, noised to `image_step`, in place of noise.
-        image_weight: of the diffusion loss on these images.
+        image_weight: of the diffusion loss on these images, in that of the reward.
         image_step: see there.
         reward_weight: of the reward.
         through_negative: as for a policy gradient.

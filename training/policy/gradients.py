@@ -6,12 +6,13 @@ pass there, or ask for gradients of their own, and activations of a whole model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import comfy.ldm.modules.attention
 import comfy.model_management
+import comfy.ops
 import torch
 import torch.utils.checkpoint
 from comfy.ops import CastWeightBiasOp
@@ -47,13 +48,31 @@ def training_mode() -> Iterator[None]:
 
 
 def check_differentiable(model: torch.nn.Module) -> None:
-    """Raises ValueError where no gradient can pass through the model's weights, as they are stored."""
+    """Raises ValueError where no gradient can pass through the model's weights, as they are stored or computed with."""
+    for name, module in model.named_modules():
+        if "fp8_ops" in type(module).__qualname__ or _has_quantised_input(module):
+            raise ValueError(
+                f"model: {name} computes in 8 bits, through which this ComfyUI passes no gradients; load the model in "
+                "bf16, or as fp8_e4m3fn without the fast matrix products of fp8."
+            )
     for name, weight in model.named_parameters():
         if getattr(weight, "_layout_cls", None) in _WITHOUT_GRADIENT:
             raise ValueError(
                 f"model: {name} is stored as {weight._layout_cls}, which ComfyUI computes without gradients; load the "
                 "model in another precision, such as fp8, nvfp4 or bf16."
             )
+
+
+def _has_quantised_input(module: torch.nn.Module) -> bool:
+    """Whether a layer quantises its input too, in a host that does not know the gradient of that."""
+    if (
+        getattr(module, "layout_type", None) is None
+        or module._full_precision_mm
+        or hasattr(comfy.ops, "QuantLinearFunc")
+    ):
+        return False
+    always = hasattr(comfy.ops, "get_layout_class")  # since 0.8, before that where the file has a scale for it
+    return always or getattr(module, "input_scale", None) is not None
 
 
 @contextmanager
@@ -74,9 +93,14 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
             tensors[name] = tensor
 
 
-def attention_options() -> dict[str, Any]:
-    """Transformer options with which attention has a gradient, whatever the host was started with."""
-    if comfy.ldm.modules.attention.optimized_attention.__name__.removeprefix("attention_") in _ATTENTION:
+def attention_options(of_model: Mapping[str, Any]) -> dict[str, Any]:
+    """Transformer options with which attention has a gradient, whatever the host was started with or a MODEL brings.
+
+    Args:
+        of_model: the MODEL's own ones; where a node has put another attention, it may have none.
+    """
+    of_host = comfy.ldm.modules.attention.optimized_attention.__name__.removeprefix("attention_")
+    if of_host in _ATTENTION and "optimized_attention_override" not in of_model:
         return {}
 
     def with_gradient(_: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -17,6 +17,7 @@ import comfy.samplers
 import torch
 
 from .activations import Kept, in_sentence, kept_for_backward
+from .gradient_scale import GradientScale
 from .gradients import attention_options, differentiable_blocks, frozen, is_streamed, streamed
 from .prompts import Prompts
 from .trainable_lora import Policy
@@ -30,14 +31,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of the model for some latents; both (rows, channels, ...) float32.
+    """Of the model for some latents; all (rows, channels, ...) float32.
 
     Attributes:
         x0: after CFG.
+        positive: x0 for the prompt alone.
         negative: x0 for the negative prompt; zeros where cfg 1 leaves it out.
     """
 
     x0: torch.Tensor
+    positive: torch.Tensor
     negative: torch.Tensor
 
 
@@ -64,7 +67,7 @@ class Run:
         """The same with CFG's other side.
 
         Args:
-            negative: what the present policy predicts for the negative prompt, where that is known already.
+            negative: what the present policy predicts for the negative prompt, where that is known or not wanted.
         """
         return self._predict(x, self.sigmas[index].expand(len(x)), negative)
 
@@ -156,7 +159,7 @@ class HostModel:
         guider = comfy.samplers.CFGGuider(self._patcher)
         guider.set_conds(self._prompts.positive[prompt], self._prompts.negative)
         guider.set_cfg(self._cfg)
-        sampler = _Body(lambda run: self._attached(guider, run, body), self._through_negative)
+        sampler = _Body(lambda run: self._attached(guider, run, body), self.policy, self._through_negative)
         guider.sample(torch.zeros(shape), torch.zeros(shape), sampler, sigmas, disable_pbar=True, seed=0)
         return sampler.result
 
@@ -176,15 +179,18 @@ class HostModel:
         model = self._patcher.model
         with torch.enable_grad():
             kept = kept_for_backward(model.diffusion_model, lambda: run.x0(x, 0))
-        reserve = comfy.model_management.minimum_inference_memory()
+        # The gradients of the LoRA and AdamW's two averages of them are not there yet.
+        of_training = 3 * sum(parameter.nbytes for parameter in self.policy.parameters.values())
+        reserve = comfy.model_management.minimum_inference_memory() + of_training
         return kept, comfy.model_management.get_free_memory(run.device) - reserve
 
 
 class _Body(comfy.samplers.Sampler):
     """Stands where a sampler would, so that the host does around it what it does around sampling."""
 
-    def __init__(self, body: Callable[[Run], Any], through_negative: bool) -> None:
-        self._body, self._through_negative = body, through_negative
+    def __init__(self, body: Callable[[Run], Any], policy: Policy, through_negative: bool) -> None:
+        self._body, self._policy, self._through_negative = body, policy, through_negative
+        self._positive: torch.Tensor | None = None
         self._negative: torch.Tensor | None = None
         self.result: Any = None
 
@@ -199,13 +205,14 @@ class _Body(comfy.samplers.Sampler):
         **__: Any,
     ) -> torch.Tensor:
         options = {**extra_args["model_options"], "sampler_calc_cond_batch_function": self._one_by_one}
-        options["transformer_options"] = {**options.get("transformer_options", {}), **attention_options()}
+        of_model = options.get("transformer_options", {})
+        options["transformer_options"] = {**of_model, **attention_options(of_model)}
 
         def predict(x: torch.Tensor, sigma: torch.Tensor, negative: torch.Tensor | None) -> Prediction:
             comfy.model_management.throw_exception_if_processing_interrupted()
             self._negative = negative
             x0 = guider(x, sigma, model_options=options, seed=extra_args["seed"])
-            return Prediction(x0, self._negative)
+            return Prediction(x0, self._positive, self._negative)
 
         self.result = self._body(Run(sigmas, guider.inner_model.model_sampling, noise.device, predict))
         return noise
@@ -216,11 +223,18 @@ class _Body(comfy.samplers.Sampler):
         In rollouts too, so that an update computes what the rollout did, to the last bit.
         """
         positive, negative = call["conds"]
-        rest = call["input"], call["sigma"], call["model_options"]
         if negative is None:
             self._negative = torch.zeros_like(call["input"])
         elif self._negative is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._through_negative):
-                (self._negative,) = comfy.samplers.calc_cond_batch(call["model"], [negative], *rest)
-        (own,) = comfy.samplers.calc_cond_batch(call["model"], [positive], *rest)
-        return [own, self._negative]
+                self._negative = self._of(negative, call)
+        self._positive = self._of(positive, call)
+        return [self._positive, self._negative]
+
+    def _of(self, cond: Any, call: dict[str, Any]) -> torch.Tensor:
+        """The prediction for one side of CFG."""
+        scale = GradientScale()
+        x, rest = scale.out_of(call["input"]), (call["sigma"], call["model_options"])
+        with self._policy.with_gradients(scale):
+            (x0,) = comfy.samplers.calc_cond_batch(call["model"], [cond], x, *rest)
+        return scale.into(x0)

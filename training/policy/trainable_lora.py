@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 from ...rlg_sampler.weights.deltas import ReplacedForward
 from ..streams import stream
+from .gradient_scale import GradientScale
 from .targets import Target
 
 
@@ -45,6 +46,7 @@ class Policy:
         self.rank, self.alpha = rank, alpha
         self.matrices = [_start(target, rank, seed, device) for target in targets]
         self._enabled = True
+        self._of_gradients = GradientScale()
 
     @property
     def scale(self) -> float:
@@ -77,6 +79,15 @@ class Policy:
             self._enabled = True
 
     @contextmanager
+    def with_gradients(self, scale: GradientScale) -> Iterator[None]:
+        """A call of the model whose gradients are scaled."""
+        before, self._of_gradients = self._of_gradients, scale
+        try:
+            yield
+        finally:
+            self._of_gradients = before
+
+    @contextmanager
     def with_values(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
         """Other values of the parameters, such as their average, for calls inside."""
         own = {name: parameter.data for name, parameter in self.parameters.items()}
@@ -97,12 +108,13 @@ class Policy:
         """
         if not self._enabled:
             return None
-        hidden = F.linear(x, torch.cat([part.down for part in parts]).to(x.dtype))
+        own_range = self._of_gradients.out_of
+        hidden = F.linear(x, own_range(torch.cat([part.down for part in parts])).to(x.dtype))
         columns, end = [], 0
         for part, own in zip(parts, hidden.split(self.rank, dim=-1), strict=True):
             start, stop = part.target.rows
             columns += [] if start == end else [own.new_zeros(*own.shape[:-1], start - end)]
-            columns.append(F.linear(own, (self.scale * part.up).to(x.dtype)))
+            columns.append(F.linear(own, (self.scale * own_range(part.up)).to(x.dtype)))
             end = stop
         columns += [] if end == outputs else [hidden.new_zeros(*hidden.shape[:-1], outputs - end)]
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)

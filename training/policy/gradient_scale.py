@@ -1,0 +1,56 @@
+"""Gradients in a range that half precision has: those of losses over many pictures and pixels would be 0 in it.
+
+Models of SD1.5, SDXL, SD3.5 and Wan compute in float16 on most GPUs, and its smallest number is 6e-8. So a gradient is
+multiplied by a power of two where it enters the model, and divided by the same in float32 where it leaves it. That is
+exact: in bfloat16 and float32 nothing changes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+_EXPONENT = -4
+"""The largest gradient at a model's output is below 2 to the power of this: far above what float16 rounds to 0, and as
+far below what is infinite in it, since weights add up the gradients of thousands of tokens."""
+
+
+class GradientScale:
+    """The scale of one call of the model, known once its backward pass begins."""
+
+    factor = 1.0
+
+    def into(self, output: torch.Tensor) -> torch.Tensor:
+        """The model's output, float32; its gradient is scaled from here on."""
+        return _Into.apply(output, self)
+
+    def out_of(self, value: torch.Tensor) -> torch.Tensor:
+        """What goes into the model, float32; its gradient is as if there was no scale."""
+        return _OutOf.apply(value, self)
+
+
+class _Into(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, scale: GradientScale) -> torch.Tensor:
+        ctx.scale = scale
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        largest = float(gradient.abs().max())
+        usable = 0.0 < largest < math.inf
+        ctx.scale.factor = math.ldexp(1.0, _EXPONENT - math.frexp(largest)[1]) if usable else 1.0
+        return gradient * ctx.scale.factor, None
+
+
+class _OutOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, scale: GradientScale) -> torch.Tensor:
+        ctx.scale = scale
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient / ctx.scale.factor, None
