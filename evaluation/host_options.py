@@ -11,6 +11,7 @@ from evaluation.command_line import at_least
 from evaluation.errors import EvaluationError
 from evaluation.host import REPO, HostSettings, check_host
 
+_DEVICES = ("--cuda-device", "--default-device")
 STOPPED = "Stopped; the same command goes on from here."
 
 
@@ -59,6 +60,8 @@ def host_settings(options: argparse.Namespace) -> HostSettings:
         raise EvaluationError(
             f"--models: there is no folder {absent[0]}; name one laid out like ComfyUI's models folder."
         )
+    if chosen := [option for option in options.comfyui if option.split("=")[0] in _DEVICES]:
+        raise EvaluationError(f"{chosen[0]}: ComfyUI heeds it only when it is started alone; set CUDA_VISIBLE_DEVICES.")
     return HostSettings(check_host(options.host.resolve()), options.comfyui, models)
 
 

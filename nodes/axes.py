@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import PurePath
+from typing import Any
 
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.sweeps.axes import RANGES, Axis, lora_axis, number_axis, within
 from ..rlg_sampler.weights.lora_file import load_lora
-from .loaders import lora_names, lora_path
+from .loaders import lora_names, lora_path, written
 from .search import search_aliases
 
 AxisType = io.Custom("RLG_AXIS")
@@ -85,6 +86,10 @@ class RLGLoraAxis(io.ComfyNode):
             ],
             outputs=[_output()],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        return written(*(value for name, value in inputs.items() if name.startswith("lora_")))
 
     @classmethod
     def execute(

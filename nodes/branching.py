@@ -120,7 +120,7 @@ class RLGBranch(io.ComfyNode):
         fork = Fork(branch_percent, branches, noise_level)
         ksampler = inputs.ksampler_of(ksampler_inputs)
         make_callback = functools.partial(latent_preview.prepare_callback, model)
-        pictures = len(ksampler.latent["samples"])
+        pictures = ksampler.pictures
         names = labels([f"branch {branch + 1}" for branch in range(branches)], pictures, ksampler.seed)
         done = LiveCells(model, names, pictures)
         return io.NodeOutput(branch_samples(model, fork, ksampler, make_callback, sampler, done), names)

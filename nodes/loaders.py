@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 import nodes as comfy_nodes
@@ -51,6 +52,10 @@ class RLGLoadLora(io.ComfyNode):
         return answer(lora_path, lora_name)
 
     @classmethod
+    def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> str:
+        return written(lora_name)
+
+    @classmethod
     def execute(cls, model: io.Model.Type, lora_name: str, strength: float) -> io.NodeOutput:
         return io.NodeOutput(*load_lora(model, lora_path(lora_name), lora_name, strength))
 
@@ -95,6 +100,10 @@ class RLGLoadModels(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
         return answer(lora_path, lora_name)
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> str:
+        return written(lora_name)
 
     @classmethod
     def execute(cls, ckpt_name: str, lora_name: str, lora_strength: float) -> io.NodeOutput:
@@ -148,3 +157,21 @@ def lora_path(name: str) -> Path:
     if path is None:
         raise ValueError(f"lora_name: '{shown(name)}' is not in models/loras; put it there, press R, choose it again.")
     return Path(path)
+
+
+def written(*names: str | None) -> str:
+    """When the files of LoRAs were written: RLG Train LoRA replaces its own, and what was loaded is old then.
+
+    Args:
+        names: from the list; None where they come through a link, and are not known yet.
+    """
+    files = [file for name in names if name for file in _files(name)]
+    return " ".join(f"{file.stat().st_mtime_ns}:{file.stat().st_size}" for file in files)
+
+
+def _files(name: str) -> list[Path]:
+    try:
+        path = lora_path(name)
+    except ValueError:  # which is said when it is loaded
+        return []
+    return [file for file in (path, path.with_name(CONFIG_NAME)) if file.is_file()]

@@ -50,7 +50,7 @@ class RLGFlowGRPO(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "window_start",
-                    default=3,
+                    default=4,
                     min=0,
                     max=100,
                     tooltip="Where the window may begin at the latest: at a random step from 0 to this one. Without a "

@@ -24,7 +24,7 @@ from . import inputs
 from .axes import axis_input
 from .lists import as_list, only
 from .live_cells import LiveCells
-from .provenance import hidden_inputs
+from .provenance import hidden_inputs, title_of
 from .search import search_aliases
 
 _CELLS = CellCache(max_bytes=2**28)
@@ -101,7 +101,7 @@ class RLGSweep(io.ComfyNode):
             )
             return Task(guided(of_tuned, guidance), own, known)
 
-        tasks, pictures = [task(setting.values) for setting in chosen], len(ksampler.latent["samples"])
+        tasks, pictures = [task(setting.values) for setting in chosen], ksampler.pictures
         names = [
             name
             for setting, each in zip(chosen, tasks, strict=True)
@@ -159,6 +159,7 @@ class RLGGrid(io.ComfyNode):
         title: str | list[str],
     ) -> io.NodeOutput:
         pictures = [picture for batch in as_list(images) for picture in batch]
-        grid = to_image(np.array(labelled_grid(list(rgb(pictures)), labels, only(columns), only(title)))[None])
+        heading = title_of(cls, only(title), ("images", "labels"))
+        grid = to_image(np.array(labelled_grid(list(rgb(pictures)), labels, only(columns), heading))[None])
         # Without the viewer in `web/` the host shows the cells as it does those of Preview Image.
         return io.NodeOutput(grid, ui={**ui.PreviewImage(pictures).as_dict(), "labels": labels})

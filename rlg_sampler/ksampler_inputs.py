@@ -33,6 +33,18 @@ class KSamplerInputs:
     latent: dict[str, Any]
     denoise: float
 
+    @property
+    def pictures(self) -> int:
+        """How many latents there are.
+
+        Raises:
+            ValueError: they are of several kinds at once, which cannot be put beside others.
+        """
+        samples = self.latent["samples"]
+        if getattr(samples, "is_nested", False):
+            raise ValueError("latent_image: picture and sound together cannot be compared; use RLG KSampler for these.")
+        return len(samples)
+
     def start(self, model: ModelPatcher) -> torch.Tensor:
         """The latents that a run starts from; empty ones in the shape that `model` needs.
 
@@ -99,6 +111,8 @@ def check_latent(model: ModelPatcher, latent: torch.Tensor) -> None:
     Raises:
         ValueError: the channel counts differ.
     """
+    if getattr(latent, "is_nested", False):  # of picture and sound, which have channels of their own
+        return
     channels = model.get_model_object("latent_format").latent_channels
     if latent.ndim >= 4 and latent.shape[1] != channels:
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import trange
 
-from .step import flow_step, is_flow
+from .step import check_noise_process, flow_step, is_flow
 
 
 @torch.no_grad()
@@ -36,9 +36,11 @@ def sample_flow_grpo(
         noise_sampler: (σ, σ') → ε shaped like `x`; by default from the run's seed.
 
     Raises:
-        ValueError: the model is no flow model.
+        ValueError: the model is no flow model, or one with a noise of its own.
     """
-    if not is_flow(model.inner_model.inner_model.model_sampling):
+    sampling = model.inner_model.inner_model.model_sampling
+    check_noise_process(sampling)
+    if not is_flow(sampling):
         raise ValueError(
             "sampler: Flow-GRPO SDE needs a flow model (SD3, Flux, ...); use euler_ancestral for this model."
         )

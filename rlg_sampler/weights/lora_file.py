@@ -120,8 +120,7 @@ def read_lora(path: Path, name: str) -> LoraFile:
     if not without_alpha:
         return LoraFile(name, weights, "alpha tensors in the file" if _has_alpha(weights) else "no alpha in the file")
     saved_by_peft = path.name == WEIGHTS_NAME or any(m.startswith(_PEFT_PREFIX) for m in modules)
-    self_contained = not saved_by_peft and all(m.startswith(_DIFFUSERS_PREFIXES) for m in modules)
-    config, source = _find_config(path, metadata or {}, name, look_beside=not self_contained)
+    config, source = _find_config(path, metadata or {}, name, look_beside=saved_by_peft)
     if config is None and saved_by_peft:
         raise ValueError(
             f"lora_name: '{name}' is a PEFT adapter without its {CONFIG_NAME}, so its strength (lora_alpha / r) is "

@@ -138,8 +138,12 @@ def _same_attachment(a: Any, b: Any) -> bool:
         return True
     # Two nodes with equal settings make equal samplings, each with a class of its own: compare what they do.
     same_type = type(a).__name__ == type(b).__name__ and type(a).__bases__ == type(b).__bases__
+    if not same_type or not hasattr(a, "sigmas"):
+        return False
+    # The sigmas say nothing of what the model is told, and of how noise is scaled.
+    numbers = [[getattr(each, name, None) for name in ("multiplier", "noise_scale")] for each in (a, b)]
     # They move with their models, of which only one may be on the GPU.
-    return same_type and hasattr(a, "sigmas") and torch.equal(a.sigmas.cpu(), b.sigmas.cpu())
+    return numbers[0] == numbers[1] and torch.equal(a.sigmas.cpu(), b.sigmas.cpu())
 
 
 def _check_same_architecture(base: ModelPatcher, tuned: ModelPatcher) -> None:

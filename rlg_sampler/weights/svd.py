@@ -42,6 +42,8 @@ def low_rank_factors(matrix: torch.Tensor, rank: int) -> Factors:
         matrix: shape (rows, columns), float32, not all zero.
         rank: at least 1.
     """
+    if matrix.device.type == "mps":  # which has no QR decomposition
+        matrix = matrix.cpu()
     if min(matrix.shape) <= max(_EXACT_BELOW, 4 * rank):
         u, values, vh = torch.linalg.svd(matrix, full_matrices=False)
     else:

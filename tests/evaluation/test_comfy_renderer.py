@@ -112,6 +112,12 @@ def test_pictures_do_not_depend_on_the_batch_they_came_in(plan: Callable, extens
     assert sorted(alone, key=_key) == sorted(together, key=_key)
 
 
+def test_a_tuned_cfg_of_0_is_cfg_as_in_the_nodes(plan: Callable, extension: Any) -> None:
+    batch, small = Batch(0, 0, PROMPTS[:1]), {"seeds": [3], "scales": [1], "schedules": []}
+    zero, without = (ComfyRenderer(plan(**small, **more), extension).render(batch) for more in ({"tuned_cfg": 0}, {}))
+    assert zero == without
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -33,6 +33,7 @@ from PIL import Image
 from evaluation import summary, workers
 from evaluation.__main__ import carry_out, parse
 from evaluation.errors import EvaluationError
+from evaluation.host_options import host_settings
 from evaluation.local import LocalWorker
 from evaluation.plan import Batch, Plan, load_plan
 from evaluation.run import evaluate
@@ -670,6 +671,13 @@ def test_what_cannot_be_done_is_one_line(
 def test_what_follows_two_dashes_is_comfyuis(tmp_path: Path) -> None:
     options = parse([str(tmp_path), "--host", HOST, "--", "--lowvram", "--fast"])
     assert options.comfyui == ("--lowvram", "--fast") and options.plan == tmp_path
+
+
+def test_an_option_that_comfyui_heeds_only_alone_is_refused(tmp_path: Path) -> None:
+    """Its own program turns it into an environment variable; here it would pick the first GPU without a word."""
+    options = parse([str(tmp_path), "--host", HOST, "--", "--cuda-device=1"])
+    with pytest.raises(EvaluationError, match=r"^--cuda-device=1: ComfyUI heeds it only .*CUDA_VISIBLE_DEVICES\.$"):
+        host_settings(options)
 
 
 def test_the_bundled_plan_is_one() -> None:

@@ -137,6 +137,16 @@ def test_another_architecture(refused, base) -> None:
     assert "it is a SD15 model and base is a SD3" in sentence
 
 
+def test_samplings_that_tell_the_model_other_times_are_no_pair(base, tuned, run_node) -> None:
+    """Of equal shift, so their sigmas are equal: AuraFlow's counts to 1, SD3's to 1000."""
+    ours, theirs = (
+        run_node(kind, model=model, shift=2.0)[0]
+        for kind, model in (("ModelSamplingSD3", base), ("ModelSamplingAuraFlow", tuned))
+    )
+    with pytest.raises(ValueError, match=r"^tuned: base and tuned differ in .*\.$"):
+        run_node("RLGModel", base=ours, tuned=theirs, scale=1.5)
+
+
 def test_model_patch_on_one_of_them(refused, base, tuned, run_node) -> None:
     (shifted,) = run_node("ModelSamplingSD3", model=tuned, shift=5.0)
     sentence = refused(base, shifted)

@@ -113,6 +113,14 @@ def test_first_added_noise_is_independent_of_the_start(rlg) -> None:
     assert abs(torch.corrcoef(torch.stack([start.flatten(), added.flatten()]))[0, 1]) < 0.1
 
 
+def test_a_flow_model_with_noise_of_another_size_is_refused(sampler) -> None:
+    """HiDream-O1's: what the formula adds would be eight times too little."""
+    model = Gaussian()
+    model.inner_model.inner_model.model_sampling.noise_scale = 8.0
+    with pytest.raises(ValueError, match=r"^model: its noise process has no stochastic step here.*\.$"):
+        sampler(model, torch.zeros(1, 1), torch.tensor([1.0, 0.0]))
+
+
 def test_other_models_are_refused(run_node) -> None:
     unet = tiny_unet()
     (sampler,) = run_node("RLGSamplerFlowGRPO", noise_level=0.7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -274,3 +275,13 @@ def test_grid_takes_what_the_sweep_gives(base, tune, run_node) -> None:
     as_host = run_node("RLGGrid", images=[images], labels=labels, columns=[0], title=["sweep"])[0]
     assert as_host.shape[0] == 1 and as_host.shape[3] == 3
     assert torch.equal(as_host, run_node("RLGGrid", images=images, labels=labels, columns=0, title="sweep")[0])
+
+
+@pytest.mark.parametrize("node", ["RLGSweep", "RLGBranch"])
+def test_latents_of_picture_and_sound_are_refused(base, tune, run_node, node) -> None:
+    """Newer hosts have them for some models of video."""
+    nested = {"samples": SimpleNamespace(is_nested=True)}
+    own = {"RLGSweep": {"scales": "1", "switch_percents": ""},
+           "RLGBranch": {"scale": 1.0, "branches": 2, "branch_percent": 0.5, "noise_level": 0.7}}[node]  # fmt: skip
+    with pytest.raises(ValueError, match=r"^latent_image: picture and sound together cannot be compared; .*\.$"):
+        run_node(node, base=base, tuned=tune(base), **task(steps=2) | {"latent_image": nested}, **own)

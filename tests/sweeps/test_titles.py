@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 PROMPT: dict[str, dict[str, Any]] = {
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd3/medium.safetensors"}},
@@ -77,3 +78,13 @@ def test_a_loop_in_a_prompt_is_no_endless_one(provenance: Any) -> None:
 def test_what_shows_pictures_is_an_output_of_its_own(rlg: SimpleNamespace, node: str) -> None:
     """It runs without a Save Image behind it, and the host sends what it has shown again when nothing has changed."""
     assert rlg.nodes[node].OUTPUT_NODE
+
+
+@pytest.mark.parametrize(("title", "shown"), [("", "medium + GenEval + pick.v2"), ("mine", "mine"), (" ", "")])
+def test_the_grid_has_that_title(rlg: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, title: str, shown: str) -> None:
+    module, drawn = rlg.module("nodes.sweep"), []
+    own = module.labelled_grid
+    monkeypatch.setattr(module, "labelled_grid", lambda *args: drawn.append(args[-1]) or own(*args))
+    node = type("Running", (module.RLGGrid,), {"hidden": _node("8").hidden})
+    node.execute(torch.zeros(1, 8, 8, 3), ["scale 1"], 0, title)
+    assert drawn == [shown]

@@ -135,6 +135,20 @@ def test_config_of_another_adapter_does_not_touch_a_diffusers_file(load, loras) 
     assert "scale 1 " in report
 
 
+def test_config_of_another_adapter_does_not_touch_a_file_with_the_host_s_names(load, loras) -> None:
+    """As trainers write them for ComfyUI, with PEFT's names for the matrices."""
+    folder = write_lora(loras.parent, "trainers-source", rank=4, alpha=8.0)
+    other = loras / "trainers"
+    other.mkdir(exist_ok=True)
+    name = f"diffusion_model.{QKV.removeprefix('diffusion_model.').removesuffix('.weight')}"
+    a, b = torch.randn(4, 128) * 0.1, torch.randn(3 * 128, 4) * 0.1
+    weights = {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+    save_file(weights, other / "style.safetensors")
+    (other / "adapter_config.json").write_bytes((folder / "adapter_config.json").read_bytes())
+    tuned, _ = load("trainers/style.safetensors")
+    torch.testing.assert_close(change(tuned), b @ a, rtol=1e-5, atol=1e-7)
+
+
 def test_alpha_tensors_of_the_file_win(load, loras) -> None:
     folder = write_lora(loras.parent, "alpha-source", rank=4, alpha=8.0)
     file = as_single_file(folder, loras / "alpha.safetensors")  # alpha = 2 r
@@ -361,6 +375,33 @@ def test_adapters_that_the_host_cannot_apply(load, loras, sizes) -> None:
     save_file({f"{module}.{k}": torch.ones(size) for k, size in sizes.items()}, loras / "odd.safetensors")
     message = _refused(load, "odd.safetensors")
     assert message.startswith("lora_name: 'odd.safetensors'") and len(message) < 600
+
+
+def test_an_oft_with_a_constraint(load, loras) -> None:
+    """Its size is compared with a number, for which a weight without data is no use."""
+    module = "lora_unet_joint_blocks_0_x_block_mlp_fc1"
+    weights = {f"{module}.oft_blocks": torch.randn(8, 64, 64) * 0.01, f"{module}.alpha": torch.tensor(0.1)}
+    save_file(weights, loras / "oft.safetensors")
+    _, report = load("oft.safetensors")
+    assert "nothing left out" in report
+
+
+def test_a_lora_that_was_replaced_is_loaded_anew(rlg, loras) -> None:
+    """RLG Train LoRA writes its LoRA again under its name; a prompt run again must not keep the old one."""
+    folder, nodes = write_lora(loras.parent, "replaced"), rlg.nodes
+    fingerprints = [
+        lambda: nodes["RLGLoadLora"].fingerprint_inputs(model=None, lora_name="replaced", strength=1.0),
+        lambda: nodes["RLGLoadModels"].fingerprint_inputs(ckpt_name="x", lora_name="replaced", lora_strength=1.0),
+        lambda: nodes["RLGLoraAxis"].fingerprint_inputs(model=None, lora_1="replaced", lora_2="none", axis=None),
+    ]
+    for changed in ("adapter_model.safetensors", "adapter_config.json"):
+        before = [fingerprint() for fingerprint in fingerprints]
+        assert before == [fingerprint() for fingerprint in fingerprints]
+        file = folder / changed
+        file.write_bytes(file.read_bytes() + b" ")
+        assert all(fingerprint() != earlier for fingerprint, earlier in zip(fingerprints, before, strict=True))
+    linked = nodes["RLGLoadLora"].fingerprint_inputs(model=None, lora_name=None, strength=1.0)
+    assert linked == nodes["RLGLoadLora"].fingerprint_inputs(model=None, lora_name="gone", strength=1.0)
 
 
 def test_a_small_file_that_says_it_is_huge(load, loras) -> None:
