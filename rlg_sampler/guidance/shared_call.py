@@ -44,7 +44,10 @@ def can_share_a_call(guider: CFGGuider, options: Options) -> bool:
     """Whether branches may be evaluated together."""
     # Control nets of other packs read cond_or_uncond before we can give them the 0 and 1 they expect.
     controlled = any("control" in cond for conds in guider.conds.values() for cond in conds)
-    return is_plain_cfg(guider, options) and not controlled
+    # Some patches look for the first 0 and the first 1 there (NAG, SAG): those of one model alone.
+    transformer = options.get("transformer_options", {})
+    patched = any(any(transformer.get(kind, {}).values()) for kind in ("patches", "patches_replace"))
+    return is_plain_cfg(guider, options) and not controlled and not patched
 
 
 def with_uncond(options: Options, uncond: torch.Tensor) -> Options:

@@ -148,7 +148,7 @@ def test_attention_patch_on_the_tuned_alone(check, attention_patch) -> None:
 
 
 def test_attention_patch_on_both(base, other, run_node, attention_patch, rlg, monkeypatch) -> None:
-    """Put before the LoRA loader it sits on both MODELs, and they still share one batch."""
+    """Put before the LoRA loader it sits on both MODELs; where they would share one batch they run in turn."""
     monkeypatch.setattr(rlg.module("rlg_sampler.guidance.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
     (ours, theirs) = (attention_patch(m) for m in (base, other))
     tuned, tuned_other = (
@@ -156,6 +156,57 @@ def test_attention_patch_on_both(base, other, run_node, attention_patch, rlg, mo
     )
     got = run_node("RLGKSampler", base=ours, tuned=tuned, scale=1.6, **task())[0]["samples"]
     assert relative(got, two_models(ours, tuned_other, 1.6, **task())) < CLOSE
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the LoRA", "after RLG Model"])
+def test_patch_that_looks_for_one_positive_and_one_negative(base, other, run_node, after) -> None:
+    """As NAG and SAG do: they take the first 0 and the first 1, so each model needs a call of its own."""
+
+    def replace(args: dict, extra: dict) -> dict:
+        out = extra["original_block"](args)
+        kinds = args["transformer_options"]["cond_or_uncond"]
+        if {0, 1} <= set(kinds):
+            chunks = list(out["img"].chunk(len(kinds)))
+            positive, negative = kinds.index(0), kinds.index(1)
+            chunks[positive] = chunks[positive] * 1.3 - chunks[negative] * 0.3
+            out["img"] = torch.cat(chunks)
+        return out
+
+    def patched(model: Any) -> Any:
+        model = model.clone()
+        model.set_model_patch_replace(replace, "dit", "double_block", 0)
+        return model
+
+    def tune(model: Any) -> Any:
+        return run_node("RLGLoadLora", model=model, lora_name="surroundings", strength=1.0)[0]
+
+    inputs, batching = task(batch=2), "one batch"
+    if after:
+        (model,) = run_node("RLGModel", base=base, tuned=tune(base), scale=1.6, batching=batching)
+        got = run_node("KSampler", model=patched(model), **inputs)[0]["samples"]
+    else:
+        own = patched(base)
+        got = run_node("RLGKSampler", base=own, tuned=tune(own), scale=1.6, batching=batching, **inputs)[0]["samples"]
+    assert relative(got, two_models(patched(base), tune(patched(other)), 1.6, **inputs)) < CLOSE
+    assert relative(got, two_models(base, tune(other), 1.6, **inputs)) > 1e-3
+
+
+def test_a_patch_of_the_attention_sees_one_model_at_a_time(base, run_node) -> None:
+    rows: list[int] = []
+
+    def note(execute: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        rows.append(len(x))
+        return execute(x, *args, **kwargs)
+
+    noted = base.clone()
+    noted.add_wrapper(WrappersMP.APPLY_MODEL, note)
+    for model, each in ((noted, 4), (noted.clone(), 2)):
+        if each == 2:
+            model.set_model_attn1_output_patch(lambda out, extra: out)
+        tuned = run_node("RLGLoadLora", model=model, lora_name="surroundings", strength=1.0)[0]
+        rows.clear()
+        run_node("RLGKSampler", base=model, tuned=tuned, scale=1.6, batching="one batch", **task())
+        assert set(rows) == {each}
 
 
 def test_patches_read_what_a_stock_run_tells_them(base, run_node) -> None:
