@@ -76,15 +76,18 @@ class CellCache:
             objects: other inputs that are the same only if they are the same object.
             values: inputs that are the same if they are equal.
         """
-        alive = [task for task in self._tasks if all(ref() is not None for ref in task.models)]
-        self._tasks = alive[-_MOST_TASKS:]
+        self._tasks = self._tasks[-_MOST_TASKS:]
         task = next((task for task in self._tasks if task.is_of(models, objects)), None)
         if task is None:
-            task = _Task([weakref.ref(model) for model in models], objects)
+            task = _Task([weakref.ref(model, self._forget_gone) for model in models], objects)
         else:
             self._tasks.remove(task)
         self._tasks.append(task)
         return KnownCells(task, values, self)
+
+    def _forget_gone(self, _: weakref.ref) -> None:
+        """With a model goes what was made with it, and the conditioning with its ControlNets and latents too."""
+        self._tasks = [task for task in self._tasks if all(ref() is not None for ref in task.models)]
 
     def forget_oldest(self) -> None:
         """Until what is kept fits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -116,3 +117,16 @@ def test_cells_go_with_their_models() -> None:
     gc.collect()
     cache.of([other], [], ())
     assert len(cache._tasks) == 1
+
+
+def test_nothing_else_of_a_task_outlives_its_models() -> None:
+    """Conditioning holds ControlNets and latents; it goes at once, and not with the next sweep."""
+    cache, model, conditioning = cell_cache.CellCache(max_bytes=1000), _Model(), _Model()
+    cache.of([model], [conditioning], ()).keep((1.0,), torch.ones(4))
+    gone = weakref.ref(conditioning)
+    del conditioning
+    gc.collect()
+    assert gone() is not None
+    del model
+    gc.collect()
+    assert gone() is None
