@@ -91,8 +91,8 @@ class ComfyRenderer:
         latent = sweep([Task(model, inputs)], self._cells, lambda total: lambda *progress: None)
         # One by one: how many the VAE takes at a time depends on the free memory.
         decoded = [vae.decode(samples[None]) for samples in latent["samples"]]
-        # Of a model that also makes videos it is a video of one picture.
-        return np.stack([to_bytes(images.reshape(-1, *images.shape[-3:])[0]) for images in decoded])
+        # VAEs of videos, which Qwen-Image has too, give a picture as its only frame.
+        return np.stack([to_bytes(images.reshape(images.shape[-3:])) for images in decoded])
 
     def _scores(self, images: np.ndarray, prompt: str) -> np.ndarray:
         """(rewards, cells) of pictures, (cells, height, width, 3) uint8, as they are in their files."""
@@ -120,7 +120,7 @@ class ComfyRenderer:
                 else:
                     tuned, *_ = run_node("CheckpointLoaderSimple", ckpt_name=pair.tuned_checkpoint)
                 # Any schedule that needs guidance: the cells bring their own.
-                model = guided_model(base, tuned, GuidanceSettings(constant(1.0), self._plan.tuned_cfg or None))
+                model = guided_model(base, tuned, GuidanceSettings(constant(1.0), self._plan.tuned_cfg))
                 Guidance.on(model).tuned[-1].pair.check_differs()
             (negative,) = run_node("CLIPTextEncode", clip=clip, text=self._plan.negative)
             self._loaded = index, (model, clip, vae, negative)

@@ -11,7 +11,8 @@ from evaluation.command_line import at_least
 from evaluation.errors import EvaluationError
 from evaluation.host import REPO, HostSettings, check_host
 
-_DEVICES = ("--cuda-device", "--default-device")
+# Its main.py makes it so before torch is there; nothing else looks at them.
+_OF_MAIN_ALONE = ("--cuda-device", "--default-device")
 STOPPED = "Stopped; the same command goes on from here."
 
 
@@ -53,15 +54,17 @@ def host_settings(options: argparse.Namespace) -> HostSettings:
     """The ComfyUI that the options name.
 
     Raises:
-        EvaluationError: it or one of the folders of models is not there.
+        EvaluationError: it or one of the folders of models is not there, or an argument of it would be lost.
     """
     models = tuple(Path(folder).resolve() for folder in options.models)
     if absent := [folder for folder in models if not folder.is_dir()]:
         raise EvaluationError(
             f"--models: there is no folder {absent[0]}; name one laid out like ComfyUI's models folder."
         )
-    if chosen := [option for option in options.comfyui if option.split("=")[0] in _DEVICES]:
-        raise EvaluationError(f"{chosen[0]}: ComfyUI heeds it only when it is started alone; set CUDA_VISIBLE_DEVICES.")
+    for argument in options.comfyui:
+        name = argument.partition("=")[0]
+        if len(name) > 2 and any(option.startswith(name) for option in _OF_MAIN_ALONE):  # also abbreviated
+            raise EvaluationError(f"{name}: only ComfyUI's main.py chooses a GPU by it; set CUDA_VISIBLE_DEVICES.")
     return HostSettings(check_host(options.host.resolve()), options.comfyui, models)
 
 

@@ -186,7 +186,8 @@ class Plan(Part):
     schedules: tuple[ScheduleChoice, ...] = ()
     steps: Positive = 28
     cfg: Cfg = 4.5
-    tuned_cfg: Cfg | None = None
+    tuned_cfg: Annotated[Cfg | None, AfterValidator(lambda cfg: cfg or None)] = None
+    """0 is the same as `cfg`, as on the nodes."""
     sampler: Text = "euler"
     scheduler: Text = "normal"
     width: Pixels = 512

@@ -76,24 +76,26 @@ class CellCache:
             objects: other inputs that are the same only if they are the same object.
             values: inputs that are the same if they are equal.
         """
-        self._tasks = self._tasks[-_MOST_TASKS:]
         task = next((task for task in self._tasks if task.is_of(models, objects)), None)
         if task is None:
-            task = _Task([weakref.ref(model, self._forget_gone) for model in models], objects)
+            task = _Task([weakref.ref(model, self._forget) for model in models], objects)
         else:
             self._tasks.remove(task)
         self._tasks.append(task)
+        del self._tasks[:-_MOST_TASKS]
         return KnownCells(task, values, self)
-
-    def _forget_gone(self, _: weakref.ref) -> None:
-        """With a model goes what was made with it, and the conditioning with its ControlNets and latents too."""
-        self._tasks = [task for task in self._tasks if all(ref() is not None for ref in task.models)]
 
     def forget_oldest(self) -> None:
         """Until what is kept fits."""
-        while sum(map(_bytes, self._tasks)) > self._max_bytes:
-            oldest = next(task for task in self._tasks if task.cells)
+        tasks = list(self._tasks)  # a model may go at any time
+        while sum(map(_bytes, tasks)) > self._max_bytes:
+            oldest = next(task for task in tasks if task.cells)
             del oldest.cells[next(iter(oldest.cells))]
+
+    def _forget(self, gone: weakref.ref) -> None:
+        """The tasks of a model that has gone, with the prompts and the latents that they hold."""
+        for task in [task for task in self._tasks if gone in task.models]:
+            self._tasks.remove(task)
 
 
 def _bytes(task: _Task) -> int:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import comfy.utils
 import torch
 from comfy.weight_adapter import WeightAdapterBase
+from comfy.weight_adapter.boft import BOFTAdapter
 from comfy.weight_adapter.lora import LoRAAdapter
+from comfy.weight_adapter.oft import OFTAdapter
 
 from ..messages import shown
 
@@ -146,8 +148,9 @@ def _check_numbers(patch: Any, module: str, name: str) -> None:
 
 def _check_applies(patch: WeightAdapterBase, key: str, expected: list[int], name: str) -> None:
     """Let the host apply the patch to a weight without data: that fails as it would with data, at no cost."""
-    # The constraint of these is compared with a number, which takes data.
-    weight = torch.zeros(expected) if patch.name in ("oft", "boft") else torch.empty(expected, device="meta")
+    # The host compares the values of these with their constraint (alpha), which takes data.
+    constrained = isinstance(patch, OFTAdapter | BOFTAdapter) and (patch.weights[2] or 0.0) > 0.0
+    weight = torch.zeros(expected) if constrained else torch.empty(expected, device="meta")
     with _errors_in_the_log() as errors:
         try:
             patched = patch.calculate_weight(weight, key, 1.0, 1.0, None, lambda change: change, torch.float32, weight)

@@ -36,7 +36,7 @@ StateDict = dict[str, torch.Tensor]
 # PEFT puts the adapter's name between lora_A and weight when a model was saved without its own save method.
 _PEFT_KEY = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight$")
 _PEFT_PREFIX = "base_model.model."
-# diffusers' own LoRA files: they keep the scale inside, and a config beside them is another adapter's.
+# Of the modules in diffusers' own LoRA files.
 _DIFFUSERS_PREFIXES = ("transformer.", "unet.")
 # Suffixes that the host reads besides the matrices its adapter classes claim.
 _PLAIN_SUFFIXES = (".diff", ".diff_b", ".set_weight", ".w_norm", ".b_norm")
@@ -120,6 +120,7 @@ def read_lora(path: Path, name: str) -> LoraFile:
     if not without_alpha:
         return LoraFile(name, weights, "alpha tensors in the file" if _has_alpha(weights) else "no alpha in the file")
     saved_by_peft = path.name == WEIGHTS_NAME or any(m.startswith(_PEFT_PREFIX) for m in modules)
+    # Beside another file it is another adapter's: diffusers and most trainers keep the scale inside.
     config, source = _find_config(path, metadata or {}, name, look_beside=saved_by_peft)
     if config is None and saved_by_peft:
         raise ValueError(

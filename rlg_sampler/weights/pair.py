@@ -31,6 +31,8 @@ _OF_BASE_ALONE = (
     "RLG: base carries patches of its own on %d weights (such as %s), which a higher scale takes away again; a LoRA "
     "that is meant for both MODELs goes before the loader of the RL LoRA."
 )
+# What else a sampling says: how a model is told the noise level (ModelSamplingAuraFlow), how large its noise is.
+_NOT_IN_SIGMAS = ("multiplier", "noise_scale")
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,9 @@ def _same_attachment(a: Any, b: Any) -> bool:
         return True
     # Two nodes with equal settings make equal samplings, each with a class of its own: compare what they do.
     same_type = type(a).__name__ == type(b).__name__ and type(a).__bases__ == type(b).__bases__
-    if not same_type or not hasattr(a, "sigmas"):
-        return False
-    # The sigmas say nothing of what the model is told, and of how noise is scaled.
-    numbers = [[getattr(each, name, None) for name in ("multiplier", "noise_scale")] for each in (a, b)]
+    same_numbers = all(getattr(a, name, None) == getattr(b, name, None) for name in _NOT_IN_SIGMAS)
     # They move with their models, of which only one may be on the GPU.
-    return numbers[0] == numbers[1] and torch.equal(a.sigmas.cpu(), b.sigmas.cpu())
+    return same_type and same_numbers and hasattr(a, "sigmas") and torch.equal(a.sigmas.cpu(), b.sigmas.cpu())
 
 
 def _check_same_architecture(base: ModelPatcher, tuned: ModelPatcher) -> None:

@@ -33,7 +33,6 @@ from PIL import Image
 from evaluation import summary, workers
 from evaluation.__main__ import carry_out, parse
 from evaluation.errors import EvaluationError
-from evaluation.host_options import host_settings
 from evaluation.local import LocalWorker
 from evaluation.plan import Batch, Plan, load_plan
 from evaluation.run import evaluate
@@ -224,6 +223,11 @@ def test_schedules_are_those_of_the_nodes(tmp_path: Path) -> None:
         (1, 1, 1, 1), (1, 2, 2, 1), (0, 0, 3, 3), (0, 1 / 16, 1 / 4, 9 / 16), (0, 1, 2, 2),
     ]  # fmt: skip
     assert len({cell.folder for cell in cells}) == 5
+
+
+def test_a_tuned_cfg_of_0_is_the_same_as_cfg(tmp_path: Path) -> None:
+    """As on the nodes."""
+    assert _plan(tmp_path, tuned_cfg=0) == _plan(tmp_path) != _plan(tmp_path, tuned_cfg=1.0)
 
 
 def test_ten_thousand_prompts_at_seven_scales_are_planned_at_once(tmp_path: Path) -> None:
@@ -651,6 +655,9 @@ def test_a_plan_without_rewards_measures_diversity(tmp_path: Path) -> None:
         (None, {"output": "/proc/rlg"}, [], "/proc"),
         (None, {"output": "prompts.txt/out"}, [], "prompts.txt"),
         (None, {}, ["--models", "/gone"], "--models: there is no folder /gone"),
+        (None, {}, ["--", "--cuda-device", "1"], "--cuda-device: only ComfyUI's main.py"),
+        (None, {}, ["--", "--lowvram", "--default-device=1"], "--default-device: only ComfyUI's main.py"),
+        (None, {}, ["--", "--cuda-d=1"], "--cuda-d: only ComfyUI's main.py"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
@@ -671,13 +678,6 @@ def test_what_cannot_be_done_is_one_line(
 def test_what_follows_two_dashes_is_comfyuis(tmp_path: Path) -> None:
     options = parse([str(tmp_path), "--host", HOST, "--", "--lowvram", "--fast"])
     assert options.comfyui == ("--lowvram", "--fast") and options.plan == tmp_path
-
-
-def test_an_option_that_comfyui_heeds_only_alone_is_refused(tmp_path: Path) -> None:
-    """Its own program turns it into an environment variable; here it would pick the first GPU without a word."""
-    options = parse([str(tmp_path), "--host", HOST, "--", "--cuda-device=1"])
-    with pytest.raises(EvaluationError, match=r"^--cuda-device=1: ComfyUI heeds it only .*CUDA_VISIBLE_DEVICES\.$"):
-        host_settings(options)
 
 
 def test_the_bundled_plan_is_one() -> None:
