@@ -279,7 +279,7 @@ def test_grid_takes_what_the_sweep_gives(base, tune, run_node) -> None:
 
 @pytest.mark.parametrize("node", ["RLGSweep", "RLGBranch"])
 def test_latents_of_picture_and_sound_are_refused(base, tune, run_node, node) -> None:
-    """Newer hosts have them for some models of video."""
+    """As the host has them for some models of video."""
     nested = {"samples": SimpleNamespace(is_nested=True)}
     own = {"RLGSweep": {"scales": "1", "switch_percents": ""},
            "RLGBranch": {"scale": 1.0, "branches": 2, "branch_percent": 0.5, "noise_level": 0.7}}[node]  # fmt: skip
