@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import comfy.model_management
 import pytest
 import torch
 import training_tasks as tasks
@@ -19,14 +17,6 @@ import diffusers_rlg
 from demo.tiny_model import TinySD3
 from pairs import CLOSE, FAMILIES, conds, empty_latent, load_checkpoint, relative, task
 
-ROTARY = ("Flux", "Qwen-Image", "Wan")
-
-
-def _skip_without_gradients(name: str) -> None:
-    """Hosts between 0.3.75 and 0.14 rotate queries and keys by comfy_kitchen's operators, in training too."""
-    if name in ROTARY and find_spec("comfy_kitchen") and not hasattr(comfy.model_management, "in_training"):
-        pytest.skip(f"gradients do not pass the rotary embeddings of {name} in this ComfyUI")
-
 
 def _values(policy: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in policy.parameters.items()}
@@ -35,7 +25,7 @@ def _values(policy: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_reach_every_matrix(training, name) -> None:
     """In a model made in inference mode, as nodes make it; its weights ask for none and get none."""
-    _skip_without_gradients(name)
+    tasks.skip_without_gradients(name)
     family = FAMILIES[name]
     model = family.load()
     policy = tasks.random_policy(training, model)
@@ -57,7 +47,7 @@ def test_gradients_reach_every_matrix(training, name) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_are_those_of_finite_differences(training, name, checkpointing) -> None:
     """Along the gradient, where the slope is its norm. Without CFG, whose other side is a constant to the gradient."""
-    _skip_without_gradients(name)
+    tasks.skip_without_gradients(name)
     family = FAMILIES[name]
     model = family.load()
     policy = tasks.random_policy(training, model)
