@@ -51,21 +51,17 @@ class LiveTraining:
 
     def stopped(self) -> None:
         """The run ends before its last iteration: Cancel, or an error."""
-        if self._node is not None:
-            done = len(self._trainer.history)
-            page.send(EVENT, self.course() | {"status": f"stopped after iteration {done} of {self._until}"})
+        self._tell(status=f"stopped after iteration {len(self._trainer.history)} of {self._until}")
 
     def course(self) -> dict[str, Any]:
         """The run so far, for the curve in the node."""
         names = ("number", "reward", "spread", "kl", "clipped")
-        # JSON has no word for what is not a number, and the page would drop the whole message.
-        finite = ({name: getattr(entry, name) for name in names} for entry in self._trainer.history)
-        entries = [{name: value if math.isfinite(value) else None for name, value in each.items()} for each in finite]
+        entries = [{name: _finite(getattr(entry, name)) for name in names} for entry in self._trainer.history]
         return {"node": self._node, "status": status(self._trainer.history, self._until), "entries": entries}
 
-    def _tell(self) -> None:
+    def _tell(self, **instead: str) -> None:
         if self._node is not None:
-            page.send(EVENT, self.course())
+            page.send(EVENT, self.course() | instead)
 
     def _show(self) -> None:
         if self._previews is None:
@@ -73,3 +69,8 @@ class LiveTraining:
         image = Image.fromarray(to_bytes(self._previews.picture())[0])
         done = len(self._trainer.history) * _PARTS
         self._bar.update_absolute(done, preview=("JPEG", image, _LARGEST_PREVIEW))
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no word for what is not a number, and the page would drop the whole message."""
+    return value if math.isfinite(value) else None

@@ -236,6 +236,10 @@ class FrontEnd:
 
         self.until(fitted, "the nodes did not come into view")
 
+    def note_change(self) -> None:
+        """Have the front end look for what was changed, as it does after a key or a click."""
+        self.page.evaluate("() => { app.canvas.emitBeforeChange(); app.canvas.emitAfterChange(); }")
+
     def command(self, name: str) -> None:
         """Carry out a command of the front end, as a menu or a key would."""
         self.page.evaluate("(name) => app.extensionManager.command.execute(name)", name)

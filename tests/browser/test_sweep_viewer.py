@@ -246,7 +246,7 @@ def test_what_was_used_is_one_step_of_undo(front_end: FrontEnd) -> None:
     """Ctrl+Z takes back that alone, and not the edit before it."""
     front_end.drop(SWEEP)
     front_end.set_widgets(SMALL | {"RLGSweep": SMALL["RLGSweep"] | {"seed": 80 + front_end.vue_nodes}})
-    front_end.page.evaluate("() => { app.canvas.emitBeforeChange(); app.canvas.emitAfterChange(); }")
+    front_end.note_change()
     assert front_end.run()["status"]["status_str"] == "success"
     before = front_end.page.evaluate("() => app.graph.nodes.length")
     viewer = _viewer(front_end)

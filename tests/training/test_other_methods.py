@@ -118,7 +118,7 @@ def test_the_loss_on_real_images_is_of_the_prediction_for_the_prompt(training, m
     assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0] > 0.0
 
 
-def test_a_vae_that_left_the_gpu_for_the_reward_comes_back(training, make, monkeypatch) -> None:
+def test_a_vae_that_left_the_gpu_for_the_reward_comes_back(training, make) -> None:
     """Scoring moves its weights: what was computed with them before must not be needed any more."""
     trainer = make(_methods(training)["ReFL"])
     expected, task = _gradients(trainer), trainer.task

@@ -31,12 +31,16 @@ class GradientScale:
         return _OutOf.apply(value, self)
 
 
-class _Into(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, output: torch.Tensor, scale: GradientScale) -> torch.Tensor:
-        ctx.scale = scale
-        return output.view_as(output)
+class _Border(torch.autograd.Function):
+    """Values pass as they are."""
 
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, scale: GradientScale) -> torch.Tensor:
+        ctx.scale = scale
+        return value.view_as(value)
+
+
+class _Into(_Border):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         largest = float(gradient.abs().max())
@@ -45,12 +49,7 @@ class _Into(torch.autograd.Function):
         return gradient * ctx.scale.factor, None
 
 
-class _OutOf(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, scale: GradientScale) -> torch.Tensor:
-        ctx.scale = scale
-        return value.view_as(value)
-
+class _OutOf(_Border):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient / ctx.scale.factor, None
