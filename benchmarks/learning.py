@@ -41,7 +41,10 @@ Intervals are of 95 %, over prompts, of differences to the base with the same no
 
 
 class Smoothness:
-    """Minus the mean difference of neighbouring pixels, in percent: what compressibility asks for, with a gradient."""
+    """Minus the mean difference of neighbouring pixels, in percent: what compressibility asks for, with a gradient.
+
+    A prompt with the word "rough" before it asks for the opposite: SRPO compares pictures under two words.
+    """
 
     name, unit, range, source = "smoothness", "%", (-100.0, 0.0), "benchmarks/learning.py"
 
@@ -52,7 +55,8 @@ class Smoothness:
     def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """See `Reward.gradient_score`."""
         across, down = images.diff(dim=2).abs(), images.diff(dim=1).abs()
-        return -50.0 * (across.mean(dim=(1, 2, 3)) + down.mean(dim=(1, 2, 3)))
+        asked = torch.tensor([-1.0 if prompt.startswith("rough.") else 1.0 for prompt in prompts])
+        return -50.0 * asked * (across.mean(dim=(1, 2, 3)) + down.mean(dim=(1, 2, 3)))
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ TRIALS = {
     "ReFL": Trial("smoothness", 1.2, lambda m: replace(m.REFL, **_REWARD)),
     "ImageReFL": Trial("smoothness", 1.2, lambda m: replace(m.IMAGE_REFL, **_REWARD, image_step=4), from_images=True),
     "DRaFT-K": Trial("smoothness", 1.2, lambda m: replace(m.draft_k(2, STEPS), groups=8, reward_weight=1.0)),
+    "SRPO": Trial("smoothness", 1.2, lambda m: replace(
+        m.SRPO, steps=STEPS, cfg=1.0, groups=8, wanted=("smooth",), unwanted=("rough",), through_negative=False)),
 }  # fmt: skip
 
 

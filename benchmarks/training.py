@@ -1,8 +1,9 @@
 """An iteration of Flow-GRPO by the pack's trainer, beside the same by the research code's way on diffusers and PEFT.
 
-Both draw, score and learn from as many pictures, in the same batches, over the same steps, without checkpointing.
-Pictures are three channels of the latents: to decode them would cost both the same. Each is measured in a process of
-its own, in turn: seconds of the processor, so that what else the machine does counts for neither, and the peak.
+Both draw, score and learn from as many pictures, in the same batches, over the same steps: with all activations kept
+for the backward pass, and with checkpointed blocks, as models of real size are trained. Pictures are three channels of
+the latents: to decode them would cost both the same. Each is measured in a process of its own, in turn: seconds of the
+processor, so that what else the machine does counts for neither, and the peak.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,11 @@ from .training_reference import CLIP_RANGE, KL_WEIGHT, NOISE_LEVEL, Reference
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS, REFERENCE = "RLG", "diffusers + PEFT"
+WAYS = {"all activations kept": False, "checkpointed blocks": True}
+"""What of the blocks stays in memory for the backward pass → whether it is only what goes in."""
 LATENT, STEPS, GROUPS, GROUP_SIZE, UPDATES = 32, 4, 2, 2, 2
-_AIMS = {"seconds": 0.75, "peak": 0.8}
+AIMS = (0.75, 0.8)
+"""Of the ratios of seconds and of peaks."""
 _RATE = 3e-4
 
 
@@ -68,27 +72,26 @@ class _Mean:
 
 def compare(host: Path, on_cpu: bool, depth: int, rounds: int, threads: int | None) -> None:
     """Measure both, show the table and write it to the results."""
-    seconds: dict[str, list[float]] = {OURS: [], REFERENCE: []}
-    peaks: dict[str, list[int]] = {OURS: [], REFERENCE: []}
+    costs: dict[str, dict[str, list[Cost]]] = {way: {OURS: [], REFERENCE: []} for way in WAYS}
     order = random.Random(0)
-    with tempfile.TemporaryDirectory(prefix="rlg-bench-") as folder, tqdm(total=2 * rounds) as bar:
+    with tempfile.TemporaryDirectory(prefix="rlg-bench-") as folder, tqdm(total=2 * rounds * len(WAYS)) as bar:
         with torch.inference_mode():
             files = models.write_files(Path(folder), depth, Extension())
         for _ in range(rounds):
-            for name in order.sample(list(seconds), 2):
-                bar.set_description_str(name)
-                cost = in_own_process(host, on_cpu, _measured, name, files, threads)
-                seconds[name] += cost.seconds
-                peaks[name].append(cost.peak)
-                bar.update()
-    _write(depth, seconds, peaks)
+            for way, checkpointing in WAYS.items():
+                for name in order.sample([OURS, REFERENCE], 2):
+                    bar.set_description_str(f"{name}, {way}")
+                    cost = in_own_process(host, on_cpu, _measured, name, files, checkpointing, threads)
+                    costs[way][name].append(cost)
+                    bar.update()
+    _write(depth, costs)
 
 
-def _measured(name: str, files: Files, threads: int | None) -> Cost:
+def _measured(name: str, files: Files, checkpointing: bool, threads: int | None) -> Cost:
     if threads:
         torch.set_num_threads(threads)
     before = used()
-    iterate = _ours(files) if name == OURS else _theirs(files)
+    iterate = _ours(files, checkpointing) if name == OURS else _theirs(files, checkpointing)
     seconds = []
     with peak() as highest:
         for _ in range(3):
@@ -98,7 +101,7 @@ def _measured(name: str, files: Files, threads: int | None) -> Cost:
     return Cost(seconds[1:], highest.bytes - before)
 
 
-def _ours(files: Files) -> Callable[[], Any]:
+def _ours(files: Files, checkpointing: bool) -> Callable[[], Any]:
     module = Extension().module
     task, width = make_task(LATENT, GROUP_SIZE, STEPS), 8 * LATENT
     prompts = module("training.policy.prompts").Prompts(
@@ -109,13 +112,16 @@ def _ours(files: Files) -> Callable[[], Any]:
     settings |= {"steps": STEPS, "groups": GROUPS, "group_size": GROUP_SIZE, "updates": UPDATES}
     method = replace(module("training.methods.presets").FLOW_GRPO, **settings)
     rank = _rank(files)
-    own = module("training.trainer").Settings(_RATE, rank, batch_size=GROUP_SIZE, checkpointing=False)
+    own = module("training.trainer").Settings(_RATE, rank, batch_size=GROUP_SIZE, checkpointing=checkpointing)
     iterations = module("training.trainer").Trainer(of, method, own).iterate(10**6)
     return lambda: next(iterations)
 
 
-def _theirs(files: Files) -> Callable[[], Any]:
+def _theirs(files: Files, checkpointing: bool) -> Callable[[], Any]:
     model = diffusers_loop.load_transformer(files.base, files.adapter)
+    if checkpointing:
+        model.get_base_model().enable_gradient_checkpointing()
+        model.train()  # diffusers checkpoints in this mode alone; the model has no dropout
     reference = Reference(model, make_task(LATENT, GROUP_SIZE, STEPS), CFG, _RATE)
     return lambda: reference.iterate(GROUPS, UPDATES, lambda latents: latents[:, 0].mean(dim=(1, 2)))
 
@@ -124,20 +130,28 @@ def _rank(files: Files) -> int:
     return json.loads((files.adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"]
 
 
-def _write(depth: int, seconds: dict[str, list[float]], peaks: dict[str, list[int]]) -> None:
-    of_seconds, of_peaks = ({n: statistics.median(values[n]) for n in values} for values in (seconds, peaks))
-    ratios = of_seconds[OURS] / of_seconds[REFERENCE], of_peaks[OURS] / of_peaks[REFERENCE]
+def _write(depth: int, costs: dict[str, dict[str, list[Cost]]]) -> None:
     header = ["", "processor seconds an iteration", "MiB at the peak"]
-    rows = [[name, f"{of_seconds[name]:.2f}", f"{of_peaks[name] / 2**20:.0f}"] for name in seconds]
-    rows.append(["ratio", *(f"{r:.2f} (aim ≤ {aim})" for r, aim in zip(ratios, _AIMS.values(), strict=True))])
+    rows = []
+    for way, of_way in costs.items():
+        found = {name: _medians(of_name) for name, of_name in of_way.items()}
+        rows += [[f"{name}, {way}", f"{seconds:.2f}", f"{peak / 2**20:.0f}"] for name, (seconds, peak) in found.items()]
+        ratios = (ours / theirs for ours, theirs in zip(found[OURS], found[REFERENCE], strict=True))
+        rows.append([f"ratio, {way}", *(f"{r:.2f} (aim ≤ {aim})" for r, aim in zip(ratios, AIMS, strict=True))])
     machine = describe_machine()
     described = "\n".join(f"- {key}: {value}" for key, value in machine.items())
     how = (
         f"Flow-GRPO at depth {depth}, {LATENT} × {LATENT} latents, cfg {CFG}, {STEPS} steps of which {STEPS - 1} are "
-        f"trained, {GROUPS} groups of {GROUP_SIZE}, {UPDATES} updates, without checkpointing"
+        f"trained, {GROUPS} groups of {GROUP_SIZE}, {UPDATES} updates"
     )
     text = f"# Training\n\n`python dev.py bench --training`: {how}.\n\n{described}\n\n{aligned([header, *rows])}\n"
-    values = {"machine": machine, "depth": depth, "seconds": seconds, "peaks": peaks}
+    of_all = {way: {name: [asdict(cost) for cost in of_name] for name, of_name in costs[way].items()} for way in costs}
+    values = {"machine": machine, "depth": depth, "costs": of_all}
     write_bytes(RESULTS / "training.md", text.encode())
-    write_bytes(RESULTS / "training.json", (json.dumps(values, indent=1) + "\n").encode())
+    write_bytes(RESULTS / "training.json", (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
     print(text, flush=True)
+
+
+def _medians(costs: Sequence[Cost]) -> tuple[float, float]:
+    """Of seconds and of peaks."""
+    return statistics.median(s for cost in costs for s in cost.seconds), statistics.median(cost.peak for cost in costs)

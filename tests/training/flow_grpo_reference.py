@@ -42,7 +42,7 @@ class Iteration:
     def learn(
         self, drawn: Sequence[Any], rewards: torch.Tensor, prompts: Any, *, kl_weight: float, clip_range: float
     ) -> None:
-        """Take the gradient of the loss of all pictures: mean over pictures and steps."""
+        """Take the gradient of the loss: mean over steps and pictures, without those whose advantage is 0."""
         names = [chunk.prompt for chunk in drawn for _ in range(len(chunk))]
         advantages = _advantages(np.array(names), rewards.double().numpy())
         losses, kls = [], []
@@ -56,12 +56,12 @@ class Iteration:
                     _, base_mean, _ = self._step(step.x, step.x_next, index, *text)
                 ratio = torch.exp(log_density - log_density.detach())
                 clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-                losses.append(torch.maximum(-own * ratio, -own * clipped).mean())
-                kls.append(((mean - base_mean) ** 2).mean() / (2 * spread**2))
+                losses.append(torch.maximum(-own * ratio, -own * clipped)[own != 0])
+                kls.append((((mean - base_mean) ** 2).mean(dim=(1, 2, 3)) / (2 * spread**2))[own != 0])
                 densities.append(log_density.detach())
             self.densities.append(torch.stack(densities))
-        kl = torch.stack(kls).mean()
-        (torch.stack(losses).mean() + kl_weight * kl).backward()
+        kl = torch.cat(kls).mean()
+        (torch.cat(losses).mean() + kl_weight * kl).backward()
         self.kl = kl.item()
         self.gradients = dict(_named_gradients(self._model))
 

@@ -95,9 +95,22 @@ def test_the_ratio_before_the_first_update_is_exactly_one(make, drawn_iteration,
     assert len(ratios) == 2 * 4 * 3 and torch.equal(ratios, torch.ones_like(ratios))
 
 
-def test_an_iteration_is_the_reference_s(make, training, loaded, checkpoint_path, drawn_iteration, tmp_path) -> None:
-    """yifan123/flow_grpo on diffusers and PEFT, same latents: densities, advantages, KL and the LoRA's gradient."""
-    trainer = make(updates=1, kl_weight=0.04)
+class OneTied(tasks.Redness):
+    """The same for all pictures of a prompt, so that none of them is better than another."""
+
+    def score(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        return torch.where(torch.tensor([p == "prompt 0" for p in prompts]), 0.5, super().score(images, prompts))
+
+
+@pytest.mark.parametrize("reward", [tasks.Redness(), OneTied()], ids=["all differ", "one prompt's do not"])
+def test_an_iteration_is_the_reference_s(
+    make, training, loaded, checkpoint_path, drawn_iteration, tmp_path, reward
+) -> None:
+    """yifan123/flow_grpo on diffusers and PEFT, same latents: densities, advantages, KL and the LoRA's gradient.
+
+    What is no better and no worse than the others of its prompt is left out, of the distance to the base too.
+    """
+    trainer = make(updates=1, kl_weight=0.04, reward=reward)
     _random_up(trainer)
     values = {name: parameter.detach() for name, parameter in trainer.policy.parameters.items()}
     training.lora_output.save_lora(trainer.policy, values, tmp_path, trainer.task.model, {})

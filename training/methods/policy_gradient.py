@@ -123,21 +123,21 @@ class PolicyLearner:
     ) -> tuple[float, float]:
         """Add the gradients of an update's pictures that are this worker's; what they add to mean KL and clipped share.
 
+        Pictures that are neither better nor worse than others teach nothing, and are left out.
+
         Args:
             share: numbers of the update's parts, other workers' too.
             advantages: of all parts.
             unchanged: whether the policy is still the one that drew them.
         """
-        only_selected = self._method.compared_with == "branch"
-        pictures = sum(int(advantages[n].count_nonzero()) if only_selected else len(advantages[n]) for n in share)
+        pictures = sum(int(advantages[n].count_nonzero()) for n in share)
         kl, clipped = 0.0, 0.0
         for number in share:
             if number not in drawn:
                 continue
-            chunk, own = drawn[number], advantages[number]
-            if only_selected:
-                chunk, own = chunk.part(own != 0), own[own != 0]
-            if own.any() or (len(own) and self._method.kl_weight):
+            compared = advantages[number] != 0
+            chunk, own = drawn[number].part(compared), advantages[number][compared]
+            if len(own):
                 body = partial(self._gradients, drawn=chunk, advantages=own, pictures=pictures, unchanged=unchanged)
                 sums = self._with_model(chunk.prompt, len(chunk), body)
                 gradients.take()

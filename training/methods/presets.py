@@ -8,8 +8,7 @@ from .settings import DirectAlign, ForwardProcess, PolicyGradient, RewardGradien
 
 FLOW_GRPO = PolicyGradient("Flow-GRPO", "arXiv 2505.05470, yifan123/flow_grpo config/grpo.py")
 """As its authors train SD3.5 medium, with 4 prompts per iteration in place of 48 on their 32 GPUs, and an average that
-is updated each time in place of each eighth time, so that early it is one over fewer updates. Pictures whose advantage
-is 0 still count for the distance to the base, where they leave them out."""
+is updated each time in place of each eighth time, so that early it is one over fewer updates."""
 
 FLOW_GRPO_FAST = replace(FLOW_GRPO, name="Flow-GRPO-Fast", window=2, window_start=3)
 """Its faster version: two random noisy steps in the first half, the rest without noise."""
