@@ -134,6 +134,17 @@ def test_wrong_inputs_are_one_sentence_and_leave_nothing(train, output, changes,
     assert not list(output.rglob("*.*"))
 
 
+def test_prompts_that_do_not_fit_into_memory_are_one_sentence(train, output, monkeypatch) -> None:
+    """Before they are encoded: where memory runs out the system ends the whole ComfyUI, without a word."""
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: 10**7)
+    texts = "\n".join(f"number {number}" for number in range(10**5))
+    with pytest.raises(ValueError, match=r"^prompts: 100000 different ones take [\d.]+ GB of main memory.*\.$") as error:
+        train(prompts=[texts])
+    fitting = int(str(error.value).rstrip(".").split()[-1])
+    assert 0 < fitting < 100
+    assert not list(output.rglob("*.*"))
+
+
 class NothingDrawn(Redness):
     """Pictures that are not black were drawn by the model."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management
 import torch
 
 from ..streams import stream
@@ -38,7 +39,7 @@ class Prompts:
         """Encode with a CLIP of the host.
 
         Raises:
-            ValueError: there is no prompt, or an empty one.
+            ValueError: there is no prompt, or an empty one, or there are more than main memory has room for.
         """
         texts = tuple(text.strip() for text in texts)
         if not texts:
@@ -46,7 +47,10 @@ class Prompts:
         if "" in texts:
             raise ValueError(f"prompts: number {texts.index('') + 1} of {len(texts)} is empty; take it out.")
         with training_mode():
-            known = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in {*texts, negative}}
+            known = {negative: _encoded(clip, negative)}
+            wanted = set(texts) - known.keys()
+            _check_room(len(wanted), known[negative])
+            known |= {text: _encoded(clip, text) for text in wanted}
         return cls(texts, tuple(known[text] for text in texts), known[negative])
 
     @property
@@ -61,3 +65,18 @@ class Prompts:
         laps = {place // size for place in places}
         orders = {lap: torch.randperm(size, generator=stream(seed, "prompts", lap)).tolist() for lap in laps}
         return [orders[place // size][place % size] for place in places]
+
+
+def _encoded(clip: CLIP, text: str) -> Conditioning:
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def _check_room(count: int, one: Conditioning) -> None:
+    """Raises ValueError where so many prompts like `one` do not fit: the system would end the host without a word."""
+    tensors = (value for tokens, more in one for value in (tokens, *more.values()) if isinstance(value, torch.Tensor))
+    size, free = sum(tensor.nbytes for tensor in tensors), comfy.model_management.get_free_memory(torch.device("cpu"))
+    if count * size > free:
+        raise ValueError(
+            f"prompts: {count} different ones take {count * size / 1e9:.1f} GB of main memory once they are encoded, of "
+            f"which {free / 1e9:.1f} GB are free; use at most {int(free / size)}."
+        )
