@@ -20,7 +20,7 @@ from demo.graphs import Setting, combined, ramp
 from demo.run import demo_models
 from demo.server import REPO, ServerError, comfy_server
 from demo.thumbnails import FIGURES as THUMBNAILS
-from dev import cache_folder
+from environment.cache import cache_folder
 from evaluation.command_line import carried_out
 from files.pictures import write_bytes
 

@@ -26,7 +26,7 @@ from demo.server import REPO, ServerError, comfy_server
 from demo.tasks import TASKS
 from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models
 from demo.ui_to_api import WorkflowError, node_info, set_widget, to_prompt
-from dev import cache_folder
+from environment.cache import cache_folder
 from evaluation.command_line import at_least, carried_out
 from files.pictures import png, write_bytes
 from plots.figure import saved

