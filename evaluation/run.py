@@ -8,13 +8,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from evaluation import summary
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, refusing
 from evaluation.plan import Batch, Plan
 from evaluation.plots import plots
 from evaluation.progress import Progress
 from evaluation.store import Store
 from evaluation.workers import Workers, described, rendered
 from files.pictures import write_bytes
+from plots.figure import check_available
 
 
 def evaluate(plan: Plan, make_workers: Callable[[], Workers]) -> str:
@@ -31,6 +32,8 @@ def evaluate(plan: Plan, make_workers: Callable[[], Workers]) -> str:
         EvaluationError: the plan cannot be carried out, or the output cannot be written; what is there is whole, and a
             later run goes on from it.
     """
+    with refusing("", ValueError):
+        check_available()
     prompts = plan.read_prompts()
     with closing(Store(plan, prompts)) as store:
         if missing := store.missing():

@@ -10,7 +10,7 @@ import folder_paths
 import numpy as np
 from comfy_api.v0_0_2 import io
 
-from ..plots.figure import picture
+from ..plots.figure import check_available, picture
 from ..plots.training_curve import training_curve
 from ..rewards.pixels import to_image
 from ..rewards.protocol import Reward
@@ -173,6 +173,7 @@ class RLGTrainLora(io.ComfyNode):
         preview_prompts: Sequence[str] = ("",),
         preview_every: Sequence[int] = (5,),
     ) -> io.NodeOutput:
+        check_available()
         until, texts = iterations[0], lines(prompts)
         trainer, folder = begin(
             model[0],

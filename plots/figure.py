@@ -38,20 +38,31 @@ THEMES = {
 }
 
 
+def check_available() -> None:
+    """For whoever draws at the end of long work, and must know before.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "plots need the Python package matplotlib, which is not installed; install it in ComfyUI's environment: "
+            "pip install matplotlib."
+        ) from error
+
+
 def new_figure(width: int, height: int, theme: Theme, title: str = "") -> Figure:
     """An empty figure of `width` × `height` pixels, with a title of up to three lines.
 
     Raises:
         ValueError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError(
-            "plots need the Python package matplotlib, which is not installed; install it in ComfyUI's environment: "
-            "pip install matplotlib."
-        ) from error
+    check_available()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure((width / _DPI, height / _DPI), _DPI, facecolor=theme.background, layout="constrained")
     FigureCanvasAgg(figure)
     if title:

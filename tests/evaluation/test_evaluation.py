@@ -298,6 +298,16 @@ def test_pictures_and_tables_are_those_of_the_plan(tmp_path: Path) -> None:
                     assert np.float32(result[column]) == np.float32(fakes.score(picture, reward))
 
 
+def test_a_missing_plot_library_is_found_before_the_first_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    plan = _plan(tmp_path)
+    with pytest.raises(EvaluationError, match=r"^plots need the Python package matplotlib, .*\.$"):
+        _run(plan)
+    assert not plan.output.exists()
+
+
 def test_a_finished_evaluation_computes_nothing(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
     _run(plan)

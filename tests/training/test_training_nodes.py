@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,9 @@ def test_prompts_that_do_not_fit_into_memory_are_one_sentence(train, output, mon
     """Before they are encoded: where memory runs out the system ends the whole ComfyUI, without a word."""
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: 10**7)
     texts = "\n".join(f"number {number}" for number in range(10**5))
-    with pytest.raises(ValueError, match=r"^prompts: 100000 different ones take [\d.]+ GB of main memory.*\.$") as error:
+    with pytest.raises(
+        ValueError, match=r"^prompts: 100000 different ones take [\d.]+ GB of main memory.*\.$"
+    ) as error:
         train(prompts=[texts])
     fitting = int(str(error.value).rstrip(".").split()[-1])
     assert 0 < fitting < 100
@@ -151,6 +154,14 @@ class NothingDrawn(Redness):
     def gradient_score(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
         assert not images.any(), "a picture was drawn before the error"
         return super().gradient_score(images, prompts)
+
+
+def test_a_missing_plot_library_is_found_before_the_first_picture(train, output, monkeypatch) -> None:
+    """Not when the curve is drawn, after hours of training."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match=r"^plots need the Python package matplotlib, .*: pip install matplotlib\.$"):
+        train(reward=NothingDrawn())
+    assert not list(output.rglob("*.*"))
 
 
 def test_a_disk_that_takes_nothing_is_found_before_the_first_picture(train, output) -> None:
