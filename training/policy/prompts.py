@@ -77,6 +77,6 @@ def _check_room(count: int, one: Conditioning) -> None:
     size, free = sum(tensor.nbytes for tensor in tensors), comfy.model_management.get_free_memory(torch.device("cpu"))
     if count * size > free:
         raise ValueError(
-            f"prompts: {count} different ones take {count * size / 1e9:.1f} GB of main memory once they are encoded, of "
-            f"which {free / 1e9:.1f} GB are free; use at most {int(free / size)}."
+            f"prompts: {count} different ones take {count * size / 1e9:.1f} GB of main memory once they are encoded, "
+            f"and {free / 1e9:.1f} GB are free; use at most {int(free / size)}."
         )
