@@ -62,19 +62,22 @@ def branches(client: ComfyClient) -> Image.Image:
 
 
 def picked(client: ComfyClient) -> Image.Image:
-    """The same, with a frame around the one of each row that is worth most to the LoRA's own reward."""
+    """The same, with a frame around those of each row that are worth most to the LoRA's own reward."""
 
     def framed(pictures: list[Image.Image], prompt: Prompt) -> list[Image.Image]:
         worth = [composed(np.array(picture), prompt).reward for picture in pictures]
-        best = worth.index(max(worth))
-        pictures[best] = ImageOps.expand(ImageOps.crop(pictures[best], FRAME), FRAME, fill="#e69f00")
-        return pictures
+        best = max(worth)
+        return [_with_frame(p) if reward == best else p for p, reward in zip(pictures, worth, strict=True)]
 
     return _branches(client, framed)
 
 
+def _with_frame(picture: Image.Image) -> Image.Image:
+    return ImageOps.expand(ImageOps.crop(picture, FRAME), FRAME, fill="#e69f00")
+
+
 def _branches(client: ComfyClient, change: Callable[[list[Image.Image], Prompt], list[Image.Image]]) -> Image.Image:
-    chosen = chosen_prompts(client, right=1, wrong=1)
+    chosen = chosen_prompts(client, right=0, wrong=3)
     rows = []
     for prompt, seed in chosen:
         graph = _sampling(prompt.text)

@@ -17,21 +17,18 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.tasks import TASKS
 from demo.train import base, lora, vae
+from demo.train.asked import to_train_on
 from demo.train.export import host_state_dict
 from demo.trained_pair import PAIR, checkpoint, part
 from environment.cache import cache_folder
 from evaluation.host import Extension, open_host
 from files.replacing import replacing
 
-PROMPTS = 512
-"""Different prompts that a LoRA is trained on."""
-
 _SMALL = {"steps": 8, "groups": 8, "group_size": 8, "trained_steps": 4, "kl_weight": 0.0, "average_decay": 0.96}
 LORAS = {
     # Without its distance to the base it would draw more right at 1, all on pale grounds, and nothing more beyond 1.
-    "composition": lora.Recipe(iterations=60, settings=_SMALL | {"kl_weight": 0.5}),
+    "composition": lora.Recipe(iterations=50, settings=_SMALL | {"kl_weight": 0.6}, rank=48),
     # It would go on to nearly all right; stopped here, scales above 1 have something left to do.
     "text": lora.Recipe(iterations=45, settings=_SMALL),
     "compressibility": lora.Recipe(iterations=30, settings=_SMALL | {"groups": 4}),
@@ -67,10 +64,10 @@ def _train_base(arguments: argparse.Namespace) -> None:
 
 def _train_lora(arguments: argparse.Namespace) -> None:
     name, recipe = arguments.stage, LORAS[arguments.stage]
-    asked = TASKS[name].prompts(arguments.seed, PROMPTS, held_out=False)
+    asked = to_train_on(name, arguments.seed)
     open_host(arguments.host)
     state = arguments.work / f"{name}_{arguments.seed}.safetensors"
-    print(f"Encoding {PROMPTS} prompts ...", flush=True)
+    print(f"Encoding {len(asked)} prompts ...", flush=True)
     loaded = lora.load(checkpoint(arguments.output))
     run = lora.trainer(Extension().module, loaded, recipe, name, asked, arguments.seed, state)
     lora.train(run, recipe.iterations)

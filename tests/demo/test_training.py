@@ -18,6 +18,7 @@ from demo.scenes import prompts
 from demo.tasks import TASKS
 from demo.train import base, loop, lora, vae
 from demo.train.__main__ import LORAS
+from demo.train.asked import COUNT, to_train_on
 from demo.train.export import host_state_dict
 from demo.train.text import Text
 from demo.trained_pair import checkpoint
@@ -87,6 +88,17 @@ def test_the_stages_are_recipes_that_the_trainer_takes(rlg: SimpleNamespace) -> 
     assert list(LORAS) == list(TASKS)
     for recipe in LORAS.values():
         replace(getattr(rlg.module("training.methods.presets"), recipe.method), **recipe.settings)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_lora_is_trained_on_different_prompts_that_are_not_held_out(name: str) -> None:
+    """Of scenes, two fifths are lone things that may stand anywhere: what the tuned model draws twice most often."""
+    found = to_train_on(name, seed=3)
+    assert len({asked.text for asked in found}) == len(found) == COUNT
+    assert not any(asked.held_out for asked in found)
+    if name == "composition":
+        anywhere = [scene for scene in found if len(scene.things) == 1 and scene.place is None]
+        assert len(anywhere) == pytest.approx(2 / 5 * COUNT, abs=1)
 
 
 def test_the_phases_have_as_many_wrong_captions_as_they_say() -> None:
