@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where the pictures go (default: output/ of the repository)",
     )  # fmt: skip
     parser.add_argument(
-        "--scales", type=_numbers(-10, 10, always=(0.0,)), default="0,0.5,1,1.6,2", metavar="S,S,...",
+        "--scales", type=_numbers(-10, 10, always=(0.0,)), default="0,0.5,1,1.6,2.5", metavar="S,S,...",
         help="constant scales, -10 to 10; 0 is always measured too, to compare with (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

@@ -114,8 +114,8 @@ class PolicyGradient(Method):
             )
         if self.tail and not 2 <= self.tail[0] <= self.tail[1] <= self.steps:
             raise ValueError(
-                f"tail: the trained last steps go from {self.tail[0]} to {self.tail[1]}, but must be 2 to {self.steps} "
-                "and not fall; change them or raise steps."
+                f"tail: the trained last steps go from {self.tail[0]} (first_tail) to {self.tail[1]} (last_tail), but "
+                f"must be 2 to {self.steps} and not fall; change them or raise steps."
             )
         if self.noise_level <= 0.0:
             raise ValueError("noise_level: without noise nothing is explored; use a value above 0, such as 0.7.")
