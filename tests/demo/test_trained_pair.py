@@ -27,7 +27,7 @@ from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models
 pytestmark = pytest.mark.slow
 
 SCALES = {"composition": (0.0, 1.0, 2.0), "text": (0.0, 1.0, 2.0), "compressibility": (0.0, 0.5, 1.0, 2.0)}
-PROMPTS, SEEDS = {"composition": 12, "text": 12, "compressibility": 6}, 4
+PROMPTS, SEEDS = {"composition": 12, "text": 8, "compressibility": 6}, 4
 PROMPT_SEED = 11  # not the demo's
 
 
