@@ -46,7 +46,7 @@ class Smoothness:
     A prompt with the word "rough" before it asks for the opposite: SRPO compares pictures under two words.
     """
 
-    name, unit, range, source = "smoothness", "%", (-100.0, 0.0), "benchmarks/learning.py"
+    name, unit, range, source = "smoothness", "%", (-100.0, 100.0), "benchmarks/learning.py"
 
     def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """See `Reward.score`."""

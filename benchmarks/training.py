@@ -121,7 +121,6 @@ def _theirs(files: Files, checkpointing: bool) -> Callable[[], Any]:
     model = diffusers_loop.load_transformer(files.base, files.adapter)
     if checkpointing:
         model.get_base_model().enable_gradient_checkpointing()
-        model.train()  # diffusers checkpoints in this mode alone; the model has no dropout
     reference = Reference(model, make_task(LATENT, GROUP_SIZE, STEPS), CFG, _RATE)
     return lambda: reference.iterate(GROUPS, UPDATES, lambda latents: latents[:, 0].mean(dim=(1, 2)))
 
