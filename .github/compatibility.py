@@ -22,7 +22,7 @@ def table(files: Iterable[Path]) -> str:
 
 def _row(file: Path) -> tuple[str, ...]:
     suite = next(ElementTree.parse(file).iter("testsuite"))
-    versions = {item.get("name"): item.get("value", "") for item in suite.iterfind("properties/property")}
+    versions = {item.get("name"): item.get("value", "") for item in suite.iterfind("testcase/properties/property")}
     total, skipped, *failed = (int(suite.get(name, 0)) for name in ("tests", "skipped", "failures", "errors"))
     counts = (total - skipped - sum(failed), skipped, sum(failed))
     return (*(versions[name] for name in COLUMNS[:4]), *map(str, counts), suite.get("timestamp", "")[:10])

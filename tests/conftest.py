@@ -63,13 +63,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _versions(record_testsuite_property: Callable[[str, object], None]) -> None:
-    """What the tests ran on, in the file of `--junitxml`."""
-    record_testsuite_property("ComfyUI", comfyui_version.__version__)
-    record_testsuite_property("system", platform.system())
-    record_testsuite_property("Python", platform.python_version())
-    record_testsuite_property("PyTorch", torch.__version__)
+@pytest.hookimpl(trylast=True)  # once `-k` and `-m` have chosen
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What the tests ran on, in the file of `--junitxml`: with one test, as workers send nothing for the whole run."""
+    versions = {
+        "ComfyUI": comfyui_version.__version__,
+        "system": platform.system(),
+        "Python": platform.python_version(),
+        "PyTorch": str(torch.__version__),
+    }
+    for item in items[:1]:
+        item.user_properties.extend(versions.items())
 
 
 @pytest.fixture(scope="session")

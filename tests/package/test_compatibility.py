@@ -7,18 +7,19 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
+VERSIONS = """
+import pytest
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    items[0].user_properties += [(name, f"a {name}") for name in ("system", "Python", "PyTorch")]
+    items[0].user_properties.append(("ComfyUI", "VERSION"))
+"""
 TESTS = """
 import pytest
 
-@pytest.fixture(autouse=True, scope="session")
-def _versions(record_testsuite_property):
-    for name in ("system", "Python", "PyTorch"):
-        record_testsuite_property(name, f"a {name}")
-    record_testsuite_property("ComfyUI", "VERSION")
-
 @pytest.mark.parametrize("number", range(7))
-def test_some(number, record_property):
-    record_property("ComfyUI", "of a test")
+def test_some(number):
     if number < 2:
         pytest.skip()
     assert number != 3
@@ -30,10 +31,12 @@ def test_without_its_fixture(gone):
 
 def test_the_table_is_of_the_files(tmp_path: Path) -> None:
     files = [tmp_path / f"{version}.xml" for version in ("0.14.0", "0.8.0")]
+    tests = tmp_path / "test_it.py"
+    tests.write_text(TESTS)
     for file in files:
-        tests = tmp_path / "test_it.py"
-        tests.write_text(TESTS.replace("VERSION", file.stem))
+        (tmp_path / "conftest.py").write_text(VERSIONS.replace("VERSION", file.stem))
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(tests)]
+        command += ["-n", "2"]  # as the tests run
         run = subprocess.run([*command, f"--junitxml={file}"], capture_output=True, cwd=tmp_path, check=False)
         assert run.returncode == 1, run.stdout
     command = [sys.executable, str(REPO / ".github" / "compatibility.py"), *map(str, files)]
