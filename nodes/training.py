@@ -13,7 +13,7 @@ from comfy_api.v0_0_2 import io
 from ..plots.figure import check_available, picture
 from ..plots.training_curve import training_curve
 from ..rewards.pixels import to_image
-from ..rewards.protocol import Reward
+from ..rewards.protocol import Reward, check_prompts
 from ..rlg_sampler.messages import shown as one_line
 from ..rlg_sampler.weights.lora_file import load_lora
 from ..training.policy.prompts import Prompts
@@ -236,6 +236,7 @@ def begin(
     folder, checkpoint = _places(name)
     if team.place == 0:
         _check_name(name)
+    check_prompts(reward, texts)
     task = Task(model, vae, Prompts.encode(clip, texts, negative), reward, width, height, method.images)
     settings = Settings(learning_rate, rank, seed=seed, batch_size=batch_size)
     return Trainer(task, method.method, settings, checkpoint, team), folder
@@ -268,5 +269,6 @@ def _places(name: str) -> tuple[Path, Path]:
 
 
 def lines(texts: Sequence[str]) -> list[str]:
-    """Prompts of an input: a list of texts, or one text with one prompt per line."""
-    return [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    """Prompts of an input: a list of texts, each a prompt, or one text with one prompt per line."""
+    found = texts[0].split("\n") if len(texts) == 1 else texts
+    return [text.strip() for text in found if text.strip()]

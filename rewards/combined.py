@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import torch
 
-from .protocol import Reward, check_inputs
+from .protocol import Reward, check_inputs, check_prompts
 
 Normalise = Literal["none", "standard deviation"]
 NORMALISATIONS: tuple[str, ...] = get_args(Normalise)
@@ -85,6 +85,11 @@ class CombinedReward:
         with torch.inference_mode(False):
             raw = torch.stack([reward.gradient_score(images, prompts) for reward, _ in self._rewards], dim=1)
             return self.measured(raw).float()
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See `PromptReader`."""
+        for reward, _ in self._rewards:
+            check_prompts(reward, prompts)
 
     def _check(self, images: torch.Tensor, prompts: Sequence[str]) -> None:
         check_inputs(images, prompts)

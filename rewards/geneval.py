@@ -72,6 +72,11 @@ class GenEval(WithoutGradient):
         ]
         return torch.tensor(grades, dtype=torch.float32)
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See `PromptReader`."""
+        for prompt in prompts:
+            parse(prompt)
+
     @torch.inference_mode()
     def _colours(self, picture: Image.Image, name: str, objects: Sequence[Found]) -> list[str]:
         """By CLIP, of each object cut out on grey."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -57,6 +57,15 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
+class PromptReader(Protocol):
+    """A reward that reads what its prompts ask for, and so takes some prompts only."""
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raises ValueError: it cannot read one, which the message shows."""
+        ...
+
+
 class WithoutGradient:
     """For rewards that are no smooth function of the pixels."""
 
@@ -68,6 +77,12 @@ class WithoutGradient:
             f"reward: {self.name} has no gradient; train on it with Flow-GRPO, DiffusionNFT, DDPO or B²-DiffuRL, or "
             "choose a reward that has one, such as pickscore."
         )
+
+
+def check_prompts(reward: Reward, prompts: Sequence[str]) -> None:
+    """Raises ValueError: the reward cannot read one of the prompts. To be asked before pictures are made of them."""
+    if isinstance(reward, PromptReader):
+        reward.check_prompts(prompts)
 
 
 def check_inputs(images: torch.Tensor, prompts: Sequence[str]) -> None:

@@ -56,6 +56,11 @@ class TextRendering(WithoutGradient):
         read = [_letters("".join(self._ocr(picture).txts or ())) for picture in pictures(images)]
         return torch.tensor([self._likeness(*pair) for pair in zip(read, asked, strict=True)], dtype=torch.float32)
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See `PromptReader`."""
+        for prompt in prompts:
+            _quoted(prompt)
+
     def _likeness(self, read: str, asked: str) -> float:
         distance = 0 if asked in read else self._distance(read, asked)
         return 1.0 - min(distance, len(asked)) / len(asked)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from ..files.replacing import replacing
 
 _KEY = "rlg_training"
+_EARLIER = "earlier"
+"""Folder, beside the states, for those of runs that had other settings under the same name."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,38 @@ class State:
                 f"name: {path} is no checkpoint that can be read ({error}); choose another name, or delete it and the "
                 "LoRA of that name."
             ) from error
+
+
+def take_up(path: Path, settings: Mapping[str, str]) -> tuple[State | None, str]:
+    """The state that a run of these settings goes on from, if there is one, and else why not, as a sentence.
+
+    Raises:
+        ValueError: a file holds something else.
+    """
+    there = State.read(path)
+    if there is None or not (different := changes(there.settings, settings)):
+        return there, ""
+    if earlier := State.read(_place_of_earlier(path, settings)):
+        return earlier, ""
+    kept = f" Its {there.iteration} iterations are kept: with the old settings it goes on." if there.iteration else ""
+    return None, f"the run of this name starts anew, since settings changed: {'; '.join(different)}.{kept}"
+
+
+def keep_other(path: Path, settings: Mapping[str, str]) -> None:
+    """Put a copy of the state in a file aside where it is that of a run with other settings, to be taken up again.
+
+    Raises:
+        OSError: the disk is full or cannot be written; the state stays where it is.
+    """
+    there = State.read(path)
+    if there is not None and there.iteration and changes(there.settings, settings):
+        with replacing(_place_of_earlier(path, there.settings)) as temporary:
+            shutil.copyfile(path, temporary)
+
+
+def _place_of_earlier(path: Path, settings: Mapping[str, str]) -> Path:
+    digest = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()
+    return path.parent / _EARLIER / f"{path.stem} {digest[:12]}{path.suffix}"
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

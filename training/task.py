@@ -15,9 +15,9 @@ import torch
 from ..rewards.combined import CombinedReward
 from ..rlg_sampler.messages import model_name
 from ..rlg_sampler.stochastic.step import check_noise_process
-from .base_digest import base_digest
 from .policy.gradients import frozen, is_streamed, streamed
 from .policy.prompts import Prompts
+from .weights_digest import weights_digest
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -68,8 +68,9 @@ class Task:
 
     @property
     def digest(self) -> dict[str, str]:
-        """Hashes of the prompts, the base model and the images, by these names."""
-        hashes = {"prompts": self.prompts.digest, "base": base_digest(self.model)}
+        """Hashes of the prompts, the models and the images, by the names of a user's inputs."""
+        models = {"base": weights_digest(self.model), "vae": weights_digest(self.vae.patcher)}
+        hashes = {**self.prompts.digest, **models}
         if self.images is not None:
             pixels = self.images.detach().float().cpu().contiguous().numpy()
             hashes["images"] = hashlib.sha256(pixels.tobytes()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import comfy.samplers
 import torch
 
 from ..rlg_sampler.messages import model_name
-from .checkpoint import State, changes
+from .checkpoint import State, keep_other, take_up
 from .iteration import Learned, Report
 from .lora_output import save_lora
 from .methods.direct_align import DirectAlignLearner
@@ -121,6 +122,9 @@ class Trainer:
             )
             sampling = task.model.get_model_object("model_sampling")
             sigmas = comfy.samplers.calculate_sigmas(sampling, method.scheduler, method.steps).clone()
+        # A patch such as ModelSamplingSD3 changes the steps, one such as ModelSamplingDiscrete what is predicted.
+        kinds = " ".join(kind.__name__ for kind in type(sampling).__mro__)
+        self._digest["sampling"] = hashlib.sha256(kinds.encode() + sigmas.float().numpy().tobytes()).hexdigest()
         self._updates = 0
         self._host = HostModel(
             task.model, self.policy, task.prompts, method.cfg, sigmas, settings.checkpointing, method.through_negative
@@ -137,6 +141,8 @@ class Trainer:
             until: number of iterations of the whole run.
             report: told the finished share of the present iteration, 0 … 1.
         """
+        if self.checkpoint is not None and self._team.place == 0:
+            keep_other(self.checkpoint, self.fingerprint)
         try:
             if len(self.history) < until:
                 self.write()  # a disk that is full is found before hours of work, not after
@@ -249,12 +255,12 @@ class Trainer:
 
     def _go_on(self) -> None:
         path = self.checkpoint
-        state = None if path is None else self._team.from_first(lambda: State.read(path))
-        if state is None:
+        if path is None:
             return
-        if different := changes(state.settings, self.fingerprint):
-            self.started_anew = f"the run of this name starts anew, since settings changed: {'; '.join(different)}."
+        state, self.started_anew = self._team.from_first(lambda: take_up(path, self.fingerprint))
+        if self.started_anew:
             logger.warning("RLG training: %s", self.started_anew)
+        if state is None:
             return
         with training_mode():
             self._restore(dict(state.tensors))
@@ -262,10 +268,12 @@ class Trainer:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """All that would make another run of it, as text."""
+        """All that would make another run of it, as text; a reward's weights and patches of attention are not seen."""
         task = self.task
-        of_task = {"reward": task.reward.name, "width": task.width, "height": task.height}
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpointing"}
+        reward = {"reward": task.reward.name, "unit": task.reward.unit}  # the unit tells how rewards are combined
+        of_task = {**reward, "width": task.width, "height": task.height}
+        # These two say how much is computed at once: where memory runs out a run goes on with less.
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in ("checkpointing", "batch_size")}
         parts = {**of_task, **self._digest, **settings, "method": self.method.name, **asdict(self.method)}
         return {name: str(value) for name, value in parts.items()}
 

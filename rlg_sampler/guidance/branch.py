@@ -12,7 +12,7 @@ import comfy.model_management
 import comfy.sampler_helpers
 import torch
 from comfy.model_patcher import create_model_options_clone
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers, merge_nested_dicts
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers, merge_nested_dicts
 
 from ..weights.deltas import ALL_ROWS, Deltas
 from ..weights.kept_matrices import kept_matrices
@@ -123,7 +123,7 @@ class TunedBranch:
         pair = self.tuned.pair
         if pair.changes is None or self.deltas is not None:
             return
-        dtype = _compute_dtype(self.model)
+        dtype = _compute_dtype(self.patcher)
         if not comfy.model_management.is_device_cpu(device):
             comfy.model_management.free_memory(Deltas.memory_of(pair.changes, self.model, dtype), device)
         kept = kept_matrices(pair.base, pair.tuned, dtype)
@@ -185,6 +185,8 @@ class TunedBranch:
     def _own_weights(self, conds: Conds) -> Iterator[None]:
         """As a run of the host treats the MODEL it samples with."""
         _give_own_hooks(conds)
+        if hasattr(self.guider.inner_model, "latent_shapes"):  # by which newer hosts tell sound from pictures
+            self.model.latent_shapes = self.guider.inner_model.latent_shapes
         with ExitStack() as undone:
             comfy.sampler_helpers.prepare_model_patcher(self.patcher, conds, {"transformer_options": {}})
             undone.callback(self.patcher.restore_hook_patches)
@@ -201,15 +203,26 @@ class TunedBranch:
 
     @contextmanager
     def _own_patches_on(self, device: torch.device) -> Iterator[None]:
-        # The host moves the patches of a MODEL as it loads it; one that shares the base's weights is never loaded.
+        # The host moves and empties the patches of a MODEL that it loads; one that shares the base's weights is not.
         tuned = self.tuned.pair.tuned
         try:
             tuned.model_patches_to(device)
             tuned.model_patches_to(tuned.model_dtype())
             self.own_options = sampling_options(tuned)
+            self._call_back(CallbacksMP.ON_PRE_RUN)
             yield
         finally:
             tuned.model_patches_to(tuned.offload_device)
+            if hasattr(tuned, "model_patches_call_function"):  # newer hosts have patches that keep something
+                tuned.model_patches_call_function("cleanup")
+            self._call_back(CallbacksMP.ON_CLEANUP)
+
+    def _call_back(self, kind: str) -> None:
+        """Call the callbacks of its MODEL alone; the base's are the host's affair."""
+        of_base = self.guider.model_patcher.get_all_callbacks(kind)
+        for callback in self.tuned.pair.tuned.get_all_callbacks(kind):
+            if not any(callback is other for other in of_base):
+                callback(self.tuned.pair.tuned)
 
 
 Branch = BaseBranch | TunedBranch
@@ -236,7 +249,8 @@ def _without_compile(options: Options) -> Options:
     return options
 
 
-def _compute_dtype(model: BaseModel) -> torch.dtype:
-    dtype = model.manual_cast_dtype or model.get_dtype()
+def _compute_dtype(patcher: ModelPatcher) -> torch.dtype:
+    # Of the MODEL, not of what is loaded: ModelComputeDtype is a patch, and may not be in place yet.
+    dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model_dtype()
     # Weights may be stored in 8 bits or fewer; deltas are not.
     return dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float32

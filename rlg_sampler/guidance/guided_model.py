@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 _BASE_OPTIONS = "rlg_base_options"
+# The host's keys.
+_COPIES = "multigpu"
+_LAZY_CACHE = "lazycache"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,8 @@ class Guidance:
             return executor(noise, *args, **kwargs)
         # Read from the run's options: objects in them keep their identity there when a later node clones the MODEL.
         base_options = sampling_options(self.tuned[0].pair.base, guider.model_options[_BASE_OPTIONS])
+        _check_caches(base_options, *(sampling_options(each.pair.tuned) for each in self.tuned))
+        _load_as_base(guider)
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
         base, tuned = BaseBranch(guider, base_wrappers), self._tuned_branches(guider, base_options)
         of_run, shapes = self.tuned[-1].settings, kwargs.get("latent_shapes")
@@ -168,12 +173,41 @@ def _load_with(model: ModelPatcher, guidance: Guidance) -> None:
             "the two can be loaded; save it as a checkpoint of its own (Save Checkpoint) and load that."
         )
     if separate:
-        model.set_additional_models(KEY, separate)
+        model.set_additional_models(KEY, [_without_copies(each) for each in separate])
     # Models inside the tuned MODEL's own patches (IP-Adapters and the like) have to be loaded with it.
     last = guidance.tuned[-1].pair
-    needed = [*last.tuned.model_patches_models(), *last.tuned.get_additional_models()]
+    needed = [*last.tuned.model_patches_models(), *_without_copies(last.tuned).get_additional_models()]
     if last.shares_weights and last.differs and needed:
         model.set_additional_models(f"{KEY}_patches_{len(guidance.tuned)}", needed)
+
+
+def _without_copies(tuned: ModelPatcher) -> ModelPatcher:
+    """Without its copies for other GPUs (MultiGPU CFG Split): the host would evaluate them in place of the base's."""
+    if not tuned.get_additional_models_with_key(_COPIES):
+        return tuned
+    alone = tuned.clone()
+    alone.remove_additional_models(_COPIES)
+    return alone
+
+
+def _load_as_base(guider: CFGGuider) -> None:
+    """Have tuned checkpoints loaded as the base is, which newer hosts take out of dynamic loading for hooks on conds."""
+    patcher = guider.model_patcher
+    hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
+    separate = patcher.get_additional_models_with_key(KEY)
+    if hooked and any(hasattr(each, "is_dynamic") and each.is_dynamic() for each in separate):
+        whole = [each.get_non_dynamic_delegate() if each.is_dynamic() else each for each in separate]
+        patcher.set_additional_models(KEY, whole)
+
+
+def _check_caches(*options: Options) -> None:
+    """Raises ValueError: LazyCache on one of the MODELs, which would take what one predicted for the other's."""
+    for each in options:
+        if _LAZY_CACHE in each.get("transformer_options", {}).get("wrappers", {}).get(WrappersMP.PREDICT_NOISE, {}):
+            raise ValueError(
+                "model: LazyCache on base or tuned would take the prediction of one for that of the other; take it "
+                "out, or put it after RLG Model, where it sees their mix."
+            )
 
 
 class RLGGuider(CFGGuider):

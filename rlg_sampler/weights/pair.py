@@ -65,6 +65,11 @@ class ModelPair:
         Raises:
             ValueError: they do not; the message names the input and what to do.
         """
+        if base.load_device != tuned.load_device:
+            raise ValueError(
+                f"tuned: it computes on {tuned.load_device} and base on {base.load_device}; select the same device for "
+                "both."
+            )
         if base.is_clone(tuned):
             return cls(base, tuned, _shared_changes(base, tuned))
         _check_same_architecture(base, tuned)

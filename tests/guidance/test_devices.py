@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
 import pytest
 import torch
 
-from pairs import CLOSE, load_checkpoint, relative, task
+from pairs import CLOSE, load_checkpoint, relative, task, write_lora
 from stock_guiders import two_models
 
 
@@ -59,17 +60,49 @@ def test_compiling_a_guided_pair_of_checkpoints_compiles_the_base_alone(checkpoi
     assert relative(run_node("KSampler", model=_compiled(model), **task())[0]["samples"], expected) < CLOSE
 
 
-def test_branches_of_a_split_model(checkpoint, tune, run_node, monkeypatch) -> None:
-    """MultiGPU CFG Split keeps a copy of the model per device, and the deltas are on one of them only."""
+@pytest.fixture
+def split(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+    """MultiGPU CFG Split, which keeps a copy of the model per device."""
     pytest.importorskip("comfy.multigpu", reason="this host cannot split a model over several devices")
     monkeypatch.setattr(comfy.model_management, "set_torch_device", lambda device: None)  # there is one CPU only
+
+    def of(model: Any) -> Any:
+        model = model.clone()
+        copy = model.deepclone_multigpu(new_load_device=torch.device("cpu", 0))
+        copy.is_multigpu_base_clone = True
+        model.set_additional_models("multigpu", [copy])
+        model.match_multigpu_clones()
+        return model
+
+    return of
+
+
+def test_branches_of_a_split_model(checkpoint, tune, run_node, split) -> None:
+    """The deltas are on one of the copies only."""
     base, other = load_checkpoint(checkpoint), load_checkpoint(checkpoint)
     expected = two_models(base, tune(other), 1.6, **task())
-    split = base.clone()
-    copy = split.deepclone_multigpu(new_load_device=torch.device("cpu", 0))
-    copy.is_multigpu_base_clone = True
-    split.set_additional_models("multigpu", [copy])
-    split.match_multigpu_clones()
-    for tuned in (tune(split), tune(load_checkpoint(checkpoint))):
-        ours = run_node("RLGKSampler", base=split, tuned=tuned, scale=1.6, **task())[0]["samples"]
+    base = split(base)
+    for tuned in (tune(base), tune(load_checkpoint(checkpoint))):
+        ours = run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task())[0]["samples"]
         assert relative(ours, expected) < CLOSE
+
+
+def test_the_copy_of_a_split_tuned_model_is_none_of_the_base(checkpoint, tune, run_node, split) -> None:
+    base, other = load_checkpoint(checkpoint), load_checkpoint(checkpoint)
+    expected = two_models(base, tune(other), 1.6, **task())
+    ours = run_node("RLGKSampler", base=base, tuned=tune(split(other)), scale=1.6, **task())[0]["samples"]
+    assert relative(ours, expected) < CLOSE
+
+
+def test_a_lora_after_the_split_acts_on_the_copy_too(checkpoint, models_dir, tune, run_node, split) -> None:
+    """A tuned MODEL that left the chain before it has the copy without it: the base must not be computed on that."""
+    write_lora(models_dir, "style", seed=9)
+
+    def style(model: Any) -> Any:
+        return run_node("RLGLoadLora", model=model, lora_name="style", strength=1.0)[0]
+
+    base, other = load_checkpoint(checkpoint), load_checkpoint(checkpoint)
+    expected = two_models(style(base), tune(other), 1.6, **task())
+    whole = split(load_checkpoint(checkpoint))
+    ours = run_node("RLGKSampler", base=style(whole), tuned=tune(whole), scale=1.6, **task())[0]["samples"]
+    assert relative(ours, expected) < CLOSE

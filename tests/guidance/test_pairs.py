@@ -41,6 +41,13 @@ def refused(run_node: Callable) -> Callable[..., str]:
     return message
 
 
+def test_models_on_two_devices(base, tuned, refused) -> None:
+    """As Select Model Device puts them: the latent is on one device."""
+    elsewhere = tuned.clone()
+    elsewhere.load_device = torch.device("cpu", 1)
+    assert refused(base, elsewhere).startswith("tuned: it computes on cpu:1 and base on cpu; ")
+
+
 EQUAL = ["bypassed loader", "strength 0", "untrained LoRA", "same checkpoint"]
 
 

@@ -40,6 +40,15 @@ def test_low_precision_weights(checkpoint: Path, run_node: Callable, dtype: torc
     assert error < 2 * merged
 
 
+def test_a_compute_dtype_holds_from_the_first_run_on(checkpoint: Path, run_node: Callable) -> None:
+    """ModelComputeDtype is a patch, which is put in place after the deltas were made, and stays until unloaded."""
+    base = load_checkpoint(checkpoint)
+    base.set_model_compute_dtype(torch.bfloat16)
+    (tuned,) = run_node("RLGLoadLora", model=base, lora_name="precision", strength=1.0)[:1]
+    first, second = (run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task())[0] for _ in range(2))
+    assert torch.equal(first["samples"], second["samples"])
+
+
 # How weights are stored → how far ours may be from float32, as part of the largest latent. Weights are widened to the
 # dtype that the CPU computes in, float32, and deltas are added there: nothing but the order of sums may differ.
 STORED = {

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import comfy.controlnet
+import comfy.hooks
 import comfy.samplers
 import pytest
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from pairs import (
     CLOSE,
@@ -360,10 +361,93 @@ def test_patches_of_the_tuned_model_are_moved_as_the_host_moves_them(base, run_n
     assert moves[-1] == tuned.offload_device
 
 
+def test_patches_of_the_tuned_model_are_emptied_after_the_run(base, run_node) -> None:
+    """The host does so for the MODEL it samples with: what a patch remembers, such as a reference image, is of one run."""
+    seen: list[str] = []
+
+    class Patch:
+        def __call__(self, args: dict) -> dict:
+            seen.append("called")
+            return args
+
+        def cleanup(self) -> None:
+            seen.append("emptied")
+
+    def noted(name: str) -> Callable[[Any], None]:
+        return lambda patcher: seen.append(name)
+
+    shared = base.clone()
+    shared.add_callback(CallbacksMP.ON_CLEANUP, noted("shared"))
+    tuned = run_node("RLGLoadLora", model=shared, lora_name="surroundings", strength=1.0)[0]
+    tuned.set_model_patch(Patch(), "post_input")
+    tuned.add_callback(CallbacksMP.ON_PRE_RUN, noted("begins"))
+    tuned.add_callback(CallbacksMP.ON_CLEANUP, noted("ends"))
+    run_node("RLGKSampler", base=shared, tuned=tuned, scale=1.6, **task(steps=1))
+    emptied = ["emptied"] if hasattr(base, "model_patches_call_function") else []
+    assert [name for name in seen if name != "called"] == ["begins", *emptied, "ends", "shared"]
+
+
+@pytest.mark.parametrize("on", ["base", "tuned", "both"])
+def test_lazycache_on_a_model_of_the_pair_is_refused(base, run_node, on) -> None:
+    from comfy_extras.nodes_easycache import LazyCacheNode
+
+    def cached(model: Any) -> Any:
+        (model,) = LazyCacheNode.execute(model, 0.2, 0.15, 0.95, False).result
+        return model
+
+    first = cached(base) if on == "both" else base
+    tuned = run_node("RLGLoadLora", model=first, lora_name="surroundings", strength=1.0)[0]
+    pair = {"base": cached(base) if on == "base" else first, "tuned": cached(tuned) if on == "tuned" else tuned}
+    with pytest.raises(ValueError, match=r"^model: LazyCache on base or tuned .* or put it after RLG Model"):
+        run_node("RLGKSampler", scale=1.6, **pair, **task())
+    (mixed,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6) if on == "base" else (None,)
+    if mixed:
+        run_node("KSampler", model=cached(mixed), **task())
+
+
+def test_sound_and_pictures_are_told_apart_in_both_checkpoints(base, other, run_node, monkeypatch) -> None:
+    """By the shapes of their latents, which the host tells the model that it samples with."""
+    seen = set()
+
+    def note(apply: Callable, arguments: dict) -> torch.Tensor:
+        seen.update(str(model.model.latent_shapes) for model in (base, other))
+        return apply(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    for model, shapes in ((base, None), (other, "of another run")):
+        monkeypatch.setattr(model.model, "latent_shapes", shapes, raising=False)
+    tuned = run_node("RLGLoadLora", model=other, lora_name="surroundings", strength=1.0)[0].clone()
+    tuned.set_model_unet_function_wrapper(note)
+    run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task(steps=1))
+    assert len(seen) == 1
+
+
+def test_two_checkpoints_leave_dynamic_loading_together(base, other, run_node, monkeypatch) -> None:
+    """For hooks on conds newer hosts take the MODEL they sample with out of it, where hooks cannot be applied."""
+    from comfy.model_patcher import ModelPatcher
+
+    taken_out = []
+
+    def whole(model: Any) -> Any:
+        taken_out.append(model.model)
+        found = model.clone()
+        found.rlg_test_whole = True
+        return found
+
+    # On a CPU no MODEL is loaded dynamically.
+    is_dynamic = lambda model: model.model is other.model and not hasattr(model, "rlg_test_whole")  # noqa: E731
+    monkeypatch.setattr(ModelPatcher, "is_dynamic", is_dynamic, raising=False)
+    monkeypatch.setattr(ModelPatcher, "get_non_dynamic_delegate", whole, raising=False)
+    tuned = run_node("RLGLoadLora", model=other, lora_name="surroundings", strength=1.0)[0]
+    hooks = comfy.hooks.HookGroup()
+    hooks.add(comfy.hooks.TransformerOptionsHook())
+    for positive, taken in ((conds(1), []), (comfy.hooks.set_hooks_for_conditioning(conds(1), hooks), [other.model])):
+        run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task(steps=1, positive=positive))
+        assert taken_out == taken
+
+
 @pytest.mark.parametrize("keyframes", [False, True])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared weights", "two checkpoints"])
 def test_lora_hooks_on_conds(base, other, checkpoint, run_node, models_dir, keyframes, shared) -> None:
-    import comfy.hooks
     import comfy.utils
 
     file = as_single_file(write_lora(models_dir, "hooked", seed=9), models_dir / "loras" / "hooked.safetensors")

@@ -302,6 +302,8 @@ def test_a_grade_does_not_depend_on_its_batch(reward: Any) -> None:
 def test_it_has_no_gradient_and_says_what_it_needs(rlg: SimpleNamespace, reward: Any, reward_models: Path) -> None:
     with pytest.raises(ValueError, match=r"^reward: geneval has no gradient"):
         reward.gradient_score(pictures(0), [])
+    with pytest.raises(ValueError, match=r"^prompts: geneval cannot check 'a dog'"):
+        reward.check_prompts(["a photo of a dog", "a dog"])
     load: Callable = rlg.module("rewards.registry").load
     tiny.write_detector(reward_models / "other", classes=3)
     with pytest.raises(ValueError, match=r"^file: 'other' finds 3 kinds of objects instead of COCO's 80"):

@@ -368,8 +368,10 @@ def test_text_rendering_reads_what_is_written(registry: Any) -> None:
     prompts = ['a sign "Stop here"', "a sign \u201cstop\u201d", 'a sign "STEP HERE"', 'a sign "#####"']
     torch.testing.assert_close(reward.score(images, prompts), torch.tensor([1.0, 1.0, 7 / 8, 0.0]))
     assert reward.score(images[:1].flip(1, 2), prompts[:1]) < 1  # upside down; the authors do not turn it either
-    with pytest.raises(ValueError, match="no text in double quotes in 'a sign'"):
-        reward.score(images[:1], ["a sign"])
+    reward.check_prompts(prompts)
+    for ask in (reward.check_prompts, lambda asked: reward.score(images[:1], asked)):
+        with pytest.raises(ValueError, match="no text in double quotes in 'a sign'"):
+            ask(["a sign"])
 
 
 def test_a_reward_gives_its_memory_back_when_the_host_asks(registry: Any, filled: Path) -> None:

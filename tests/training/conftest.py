@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 ROOMS = (
-    "base_digest", "lora_output", "task", "team", "trainer",
+    "lora_output", "task", "team", "trainer", "weights_digest",
     "methods.advantages", "methods.direct_align", "methods.gradient_sum", "methods.losses", "methods.policy_gradient",
     "methods.presets",
     "policy.gradients", "policy.host_model", "policy.prompts", "policy.targets", "policy.trainable_lora",

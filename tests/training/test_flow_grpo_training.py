@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
+import comfy.sd
 import flow_grpo_reference
 import pytest
 import torch
@@ -245,9 +246,53 @@ def test_cancel_keeps_what_was_learned(make, tmp_path) -> None:
 
 
 def test_another_setting_starts_anew_and_says_so(make, tmp_path) -> None:
-    _run(make(tmp_path / "state"), 1)
-    anew = make(tmp_path / "state", settings={"learning_rate": 2e-2})
+    """And loses nothing: with the old setting the earlier run goes on, and so does the other one after it."""
+    kept = _run(make(tmp_path / "state"), 2)
+    other = {"learning_rate": 2e-2}
+    anew = make(tmp_path / "state", settings=other)
     assert anew.history == [] and "learning_rate 0.01 → 0.02" in anew.started_anew
+    assert "2 iterations are kept" in anew.started_anew
+    _run(anew, 1)
+    back = make(tmp_path / "state")
+    assert len(back.history) == 2 and back.started_anew == ""
+    _assert_equal(_run(back, 2), kept)
+    assert len(make(tmp_path / "state").history) == 2
+    assert len(make(tmp_path / "state", settings=other).history) == 1
+
+
+def test_a_run_that_ran_out_of_memory_goes_on_with_smaller_batches(make, tmp_path) -> None:
+    _run(make(tmp_path / "state"), 1)
+    assert len(make(tmp_path / "state", settings={"batch_size": 1, "checkpointing": True}).history) == 1
+
+
+@pytest.mark.parametrize("other", ["negative", "clip", "vae", "shift", "normalise"])
+def test_another_input_makes_another_run(make, training, rlg, loaded, other) -> None:
+    """All that changes what is learned, not the settings alone."""
+    before, after = make(), make()
+    model, vae = loaded
+    of = after.task
+    if other == "negative":
+        changed = {"prompts": replace(of.prompts, negative_text="blurry")}
+    elif other == "clip":
+        changed = {"prompts": replace(of.prompts, encoder="another")}
+    elif other == "vae":
+        weights = {**tasks.vae_state_dict()}
+        weights["taesd_decoder.1.weight"] = weights["taesd_decoder.1.weight"] + 1
+        changed = {"vae": comfy.sd.VAE(sd=weights)}
+    elif other == "shift":
+        (shifted,) = rlg.nodes["ModelSamplingSD3"]().patch(model, 5.0)
+        changed = {"model": shifted}
+    else:
+        combined = rlg.module("rewards.combined").CombinedReward
+        parts = [(tasks.Redness(), 1.0)]
+        before = _with(training, before, {"reward": combined(parts, "none")})
+        changed = {"reward": combined(parts, "standard deviation")}
+    fingerprints = [trainer.fingerprint for trainer in (before, _with(training, after, changed))]
+    assert fingerprints[0] != fingerprints[1]
+
+
+def _with(training: SimpleNamespace, trainer: Any, changed: dict[str, Any]) -> Any:
+    return training.trainer.Trainer(replace(trainer.task, **changed), trainer.method, trainer.settings)
 
 
 def test_the_base_model_is_left_as_it_was(make, loaded, run_node) -> None:

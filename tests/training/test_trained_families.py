@@ -147,7 +147,7 @@ def test_the_files_say_how_they_were_made(sd3) -> None:
 
 def test_a_digest_tells_base_models_apart(training, run_node, sd3) -> None:
     """Loaded or not, and whatever was sampled; another LoRA below is another base."""
-    digest, base = training.base_digest.base_digest, load_checkpoint(sd3.path)
+    digest, base = training.weights_digest.weights_digest, load_checkpoint(sd3.path)
     first = digest(base)
     (tuned, _) = run_node("RLGLoadLora", model=base, lora_name=sd3.folder.name, strength=1.0)
     (weaker, _) = run_node("RLGLoadLora", model=base, lora_name=sd3.folder.name, strength=0.5)

@@ -156,6 +156,43 @@ class NothingDrawn(Redness):
         return super().gradient_score(images, prompts)
 
 
+class Particular(NothingDrawn):
+    """A reward that reads its prompts, and cannot read them all."""
+
+    def check_prompts(self, prompts: Any) -> None:
+        if unread := [prompt for prompt in prompts if "blue" in prompt]:
+            raise ValueError(f"prompts: nothing is read in '{unread[0]}'.")
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_a_prompt_that_the_reward_cannot_read_is_found_before_the_first_picture(
+    train, run_node, output, combined
+) -> None:
+    """Not when its turn comes, hours later, where going on would end at the same place again."""
+    reward = Particular()
+    if combined:
+        (reward,) = run_node("RLGCombineRewards", reward_1=Redness(), weight_1=1.0, normalise="none", reward_2=reward)
+    with pytest.raises(ValueError, match=r"^prompts: nothing is read in 'a blue dog'\.$"):
+        train(reward=reward)
+    assert not list(output.rglob("*.*"))
+
+
+def test_prompts_of_a_list_are_one_each(rlg) -> None:
+    """A prompt of two lines, as a table may have it, is one; what is typed has one per line."""
+    lines = rlg.module("nodes.training").lines
+    assert lines(["a red\ncat", "a dog\u2028on a mat", " "]) == ["a red\ncat", "a dog\u2028on a mat"]
+    assert lines(["a red cat\r\n\r\na dog\u2028on a mat\n"]) == ["a red cat", "a dog\u2028on a mat"]
+
+
+def test_other_text_encoders_make_another_run(rlg, loaded) -> None:
+    encode = rlg.module("training.policy.prompts").Prompts.encode
+    _, clip, _ = loaded
+    skipped = clip.clone()
+    skipped.clip_layer(-2)
+    assert encode(clip, ["a"]).digest == encode(clip, ["a"]).digest
+    assert len({str(encode(each, ["a"], text).digest) for each in (clip, skipped) for text in ("", "blurry")}) == 4
+
+
 def test_a_missing_plot_library_is_found_before_the_first_picture(train, output, monkeypatch) -> None:
     """Not when the curve is drawn, after hours of training."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -11,6 +11,7 @@ import comfy.model_management
 import torch
 
 from ..streams import stream
+from ..weights_digest import weights_digest
 from .gradients import training_mode
 
 if TYPE_CHECKING:
@@ -28,11 +29,15 @@ class Prompts:
         texts: the prompts, for the reward.
         positive: one CONDITIONING for each.
         negative: the CONDITIONING of CFG's other side, the same for all.
+        negative_text: its prompt.
+        encoder: a hash of the text encoders.
     """
 
     texts: tuple[str, ...]
     positive: tuple[Conditioning, ...]
     negative: Conditioning
+    negative_text: str = ""
+    encoder: str = ""
 
     @classmethod
     def encode(cls, clip: CLIP, texts: Sequence[str], negative: str = "") -> Prompts:
@@ -51,12 +56,14 @@ class Prompts:
             wanted = set(texts) - known.keys()
             _check_room(len(wanted), known[negative])
             known |= {text: _encoded(clip, text) for text in wanted}
-        return cls(texts, tuple(known[text] for text in texts), known[negative])
+        encoder = f"{weights_digest(clip.patcher)} {clip.layer_idx or ''}".strip()  # the layer of CLIP Set Last Layer
+        return cls(texts, tuple(known[text] for text in texts), known[negative], negative, encoder)
 
     @property
-    def digest(self) -> str:
-        """A hash of the texts in their order."""
-        return hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
+    def digest(self) -> dict[str, str]:
+        """What makes other prompts of them, by the names of a user's inputs: a hash of the texts in their order, …"""
+        texts = hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
+        return {"prompts": texts, "negative": self.negative_text, "clip": self.encoder}
 
     def chosen(self, seed: int, iteration: int, count: int) -> list[int]:
         """The prompts of an iteration, by number: all in a random order, then all in another one, and so on."""

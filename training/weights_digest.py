@@ -1,4 +1,4 @@
-"""Which base model a LoRA was trained on, as a short hash of samples from its weights."""
+"""Which model something was made with, as a short hash of samples from its weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 _SAMPLES = 64
 
 
-def base_digest(model: ModelPatcher) -> str:
-    """A hash of the MODEL's weights as its file has them, and of the patches (such as a style LoRA) on them.
+def weights_digest(model: ModelPatcher) -> str:
+    """A hash of a model's weights as its file has them, and of the patches (such as a style LoRA) on them.
 
     A few numbers of each tensor are read, so that it takes no time for large models either.
     """
