@@ -191,7 +191,7 @@ def _without_copies(tuned: ModelPatcher) -> ModelPatcher:
 
 
 def _load_as_base(guider: CFGGuider) -> None:
-    """Have tuned checkpoints loaded as the base is, which newer hosts take out of dynamic loading for hooks on conds."""
+    """Have tuned checkpoints loaded as the base is, which newer hosts take out of dynamic loading for cond hooks."""
     patcher = guider.model_patcher
     hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
     separate = patcher.get_additional_models_with_key(KEY)

@@ -119,6 +119,7 @@ class GuidedRun:
             rest = noise.device, latent_image, denoise_mask, extra_args.get("seed")
             return comfy.samplers.process_conds(model, noise, conds, *rest, latent_shapes=self._latent_shapes)
 
+        _check_sampler(executor.class_obj)
         with ExitStack() as stack:
             for branch in self._tuned:
                 stack.enter_context(branch.ready(self._raw_conds, prepare, noise.device))
@@ -239,6 +240,15 @@ class GuidedRun:
                     "RLG: none of the %d steps takes scale %s of the schedule %s; widen its range or use more steps.",
                     steps, ", ".join(f"{s:g}" for s in unreached), schedule,
                 )  # fmt: skip
+
+
+def _check_sampler(sampler: Any) -> None:
+    """Raises ValueError: the sampler keeps what one model told it."""
+    if getattr(getattr(sampler, "sampler_function", None), "__name__", "") == "sample_ar_video":
+        raise ValueError(
+            "sampler: SamplerARVideo keeps one attention cache, which base and tuned would share; take another "
+            "sampler, or connect the base or the tuned MODEL alone."
+        )
 
 
 def _mixed(predictions: Mapping[int, Prediction], scales: Sequence[float], part: str) -> torch.Tensor:

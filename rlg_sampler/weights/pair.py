@@ -116,6 +116,11 @@ def check_nothing_added(pair: ModelPair, model: ModelPatcher) -> None:
 
 def _shared_changes(base: ModelPatcher, tuned: ModelPatcher) -> Mapping[str, WeightChange]:
     _check_same_attachments(base, tuned)
+    if hasattr(base.model.diffusion_model, "clear_kv_cache"):  # HiDream-O1, by prompt and not by weights
+        raise ValueError(
+            f"tuned: {model_name(base)} keeps what its text became from one call to the next, so that a LoRA on the "
+            "fly would get the base's; save the tuned MODEL as a checkpoint of its own (Save Checkpoint) and load that."
+        )
     changes = patch_difference(base.patches, tuned.patches)
     for key in changes:
         checked_module(base.model, key)

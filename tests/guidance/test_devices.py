@@ -90,7 +90,7 @@ def test_branches_of_a_split_model(checkpoint, tune, run_node, split) -> None:
 def test_the_copy_of_a_split_tuned_model_is_none_of_the_base(checkpoint, tune, run_node, split) -> None:
     base, other = load_checkpoint(checkpoint), load_checkpoint(checkpoint)
     expected = two_models(base, tune(other), 1.6, **task())
-    ours = run_node("RLGKSampler", base=base, tuned=tune(split(other)), scale=1.6, **task())[0]["samples"]
+    ours = run_node("RLGKSampler", base=base, tuned=split(tune(other)), scale=1.6, **task())[0]["samples"]
     assert relative(ours, expected) < CLOSE
 
 

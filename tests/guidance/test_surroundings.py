@@ -362,7 +362,7 @@ def test_patches_of_the_tuned_model_are_moved_as_the_host_moves_them(base, run_n
 
 
 def test_patches_of_the_tuned_model_are_emptied_after_the_run(base, run_node) -> None:
-    """The host does so for the MODEL it samples with: what a patch remembers, such as a reference image, is of one run."""
+    """As the host does for the MODEL it samples with: what a patch remembers, as of a reference, is of one run."""
     seen: list[str] = []
 
     class Patch:
@@ -405,6 +405,27 @@ def test_lazycache_on_a_model_of_the_pair_is_refused(base, run_node, on) -> None
         run_node("KSampler", model=cached(mixed), **task())
 
 
+def test_a_sampler_with_a_cache_of_attention_is_refused(base, run_node) -> None:
+    """SamplerARVideo of newer hosts: the second model would go on from what the first one left in it."""
+
+    def sample_ar_video(model: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        raise AssertionError("it was called")
+
+    tuned = run_node("RLGLoadLora", model=base, lora_name="surroundings", strength=1.0)[0]
+    (guider,) = run_node("RLGGuider", base=base, tuned=tuned, positive=conds(1), negative=conds(2), cfg=1.0, scale=1.6)
+    sampler, sigmas = comfy.samplers.KSAMPLER(sample_ar_video), torch.tensor([1.0, 0.0])
+    latent = task()["latent_image"]
+    with pytest.raises(ValueError, match=r"^sampler: SamplerARVideo keeps one attention cache"):
+        run_node(
+            "SamplerCustomAdvanced",
+            noise=run_node("DisableNoise")[0],
+            guider=guider,
+            sampler=sampler,
+            sigmas=sigmas,
+            latent_image=latent,
+        )
+
+
 def test_sound_and_pictures_are_told_apart_in_both_checkpoints(base, other, run_node, monkeypatch) -> None:
     """By the shapes of their latents, which the host tells the model that it samples with."""
     seen = set()
@@ -439,7 +460,7 @@ def test_two_checkpoints_leave_dynamic_loading_together(base, other, run_node, m
     monkeypatch.setattr(ModelPatcher, "get_non_dynamic_delegate", whole, raising=False)
     tuned = run_node("RLGLoadLora", model=other, lora_name="surroundings", strength=1.0)[0]
     hooks = comfy.hooks.HookGroup()
-    hooks.add(comfy.hooks.TransformerOptionsHook())
+    hooks.add(comfy.hooks.TransformerOptionsHook(transformers_dict={}))
     for positive, taken in ((conds(1), []), (comfy.hooks.set_hooks_for_conditioning(conds(1), hooks), [other.model])):
         run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task(steps=1, positive=positive))
         assert taken_out == taken
