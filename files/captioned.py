@@ -7,6 +7,7 @@ cat.png, cat.txt                          a text beside each picture
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,12 +81,16 @@ def _caption(picture: Path, table: dict[str, str] | None) -> str:
 
 
 def _table(path: Path) -> dict[str, str]:
-    rows = csv.DictReader(_read(path).splitlines(keepends=True))
-    if not {"image_path", "prompt"} <= set(rows.fieldnames or ()):
-        raise ValueError(
-            f"folder: {path} has no columns image_path and prompt; correct it, or delete it for .txt files."
-        )
-    return {row["image_path"]: row["prompt"] or "" for row in rows}
+    # Only \n, \r\n and \r end a line here: str.splitlines would also split at U+2028 and others within a caption.
+    rows = csv.DictReader(io.StringIO(_read(path), newline=""))
+    try:
+        if not {"image_path", "prompt"} <= set(rows.fieldnames or ()):
+            raise ValueError(
+                f"folder: {path} has no columns image_path and prompt; correct it, or delete it for .txt files."
+            )
+        return {row["image_path"]: row["prompt"] or "" for row in rows}
+    except csv.Error as error:
+        raise ValueError(f"folder: {path} is no CSV ({error}); correct it, or delete it for .txt files.") from None
 
 
 def _read(path: Path) -> str:

@@ -79,7 +79,9 @@ class RLGLoadPrompts(io.ComfyNode):
         return inputs.answer(_prompt_path, file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
+    def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> Any:
+        if file is None:  # it comes through a link, and is not known yet
+            return None
         status = _prompt_path(file).stat()
         return status.st_mtime_ns, status.st_size
 

@@ -67,7 +67,9 @@ class RLGLoadImages(io.ComfyNode):
         return answer(lambda name: captioned(_folder(name)), folder)
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_: Any) -> Any:
+    def fingerprint_inputs(cls, folder: str | None = None, **_: Any) -> Any:
+        if folder is None:  # it comes through a link, and is not known yet
+            return None
         files = ((path.name, path.stat()) for path in _folder(folder).iterdir())
         return sorted((name, status.st_mtime_ns, status.st_size) for name, status in files)
 

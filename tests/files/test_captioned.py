@@ -64,6 +64,18 @@ def test_a_folder_of_save_set_is_read_too(pictures, run_node, monkeypatch) -> No
     assert torch.allclose(images, (made * 255).int() / 255)
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
+def test_no_character_of_a_prompt_ends_a_line_of_the_table(pictures, run_node, monkeypatch, character) -> None:
+    """Python's own lines end at all of these; those of a CSV file do not."""
+    monkeypatch.setattr(folder_paths, "get_output_directory", folder_paths.get_input_directory)
+    run_node(
+        "RLGSaveSet", images=[torch.zeros(1, 16, 16, 3)], prompt=[f"a cat{character}on a mat"], folder=["set"],
+        seed=[1], scale=[1.6], model=[""], lora=[""],
+    )  # fmt: skip
+    _, prompts = run_node("RLGLoadImages", folder="set/scale_1.6", width=16, height=16)
+    assert prompts == ["a cat on a mat"]
+
+
 def _no_caption(folder: Path) -> None:
     (folder / "b.txt").write_text(" \n")
 
@@ -74,6 +86,12 @@ def _no_line(folder: Path) -> None:
 
 def _no_columns(folder: Path) -> None:
     (folder / "metadata.csv").write_text("file,text\na.JPG,a door\n")
+
+
+def _stray_quote(folder: Path) -> None:
+    """The rest of the file is then one value, longer than Python's CSV reader takes."""
+    rest = "".join(f"{number}.png,a door\n" for number in range(10_000))
+    (folder / "metadata.csv").write_text(f'image_path,prompt\na.JPG,"a door\n{rest}')
 
 
 def _not_text(folder: Path) -> None:
@@ -95,6 +113,7 @@ def _damaged(folder: Path) -> None:
         (_no_caption, r"1 of 2 pictures have no caption, such as b\.png: write b\.txt", True),
         (_no_line, r"1 of 2 pictures have no caption, such as b\.png: metadata\.csv has no line", True),
         (_no_columns, r".*metadata\.csv has no columns image_path and prompt", True),
+        (_stray_quote, r".*metadata\.csv is no CSV \(field larger than", True),
         (_not_text, r"b\.txt cannot be read as UTF-8 text", True),
         (_no_picture, r"there is no picture in", True),
         (_damaged, r"b\.png cannot be read as a picture", False),
@@ -129,3 +148,8 @@ def test_another_picture_is_seen(pictures: Path, rlg: SimpleNamespace) -> None:
     assert node.fingerprint_inputs(folder="pictures") == before
     (pictures / "b.txt").write_text("a red carpet")
     assert node.fingerprint_inputs(folder="pictures") != before
+
+
+def test_a_folder_that_comes_through_a_link_is_no_reason_to_run_again(rlg: SimpleNamespace) -> None:
+    """The host asks with None for it, and takes an error for a change at every run."""
+    assert rlg.nodes["RLGLoadImages"].fingerprint_inputs(folder=None, width=32, height=16) is None

@@ -141,6 +141,8 @@ def test_a_changed_file_is_read_again(input_folder: Path, rlg: SimpleNamespace) 
     assert before == node.fingerprint_inputs(file="in.txt")
     _write(file, ["one", "two"])
     assert before != node.fingerprint_inputs(file="in.txt")
+    linked = node.fingerprint_inputs(file=None, column="prompt", start=0, count=0, shuffle_seed=0)
+    assert linked is None, "an error here would be a change at every run"
 
 
 def test_the_host_runs_what_follows_once_for_each_prompt(input_folder: Path, output_folder: Path, rlg: Any) -> None:
