@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..rlg_sampler.sweeps.axes import RANGES, Axis, lora_axis, number_axis, within
+from ..rlg_sampler.sweeps.axes import LORA, RANGES, Axis, number_axis, within
 from ..rlg_sampler.weights.lora_file import load_lora
 from .loaders import lora_names, lora_path, written
 from .search import search_aliases
@@ -103,7 +103,7 @@ class RLGLoraAxis(io.ComfyNode):
     ) -> io.NodeOutput:
         chosen = [name for name in (lora_1, lora_2, lora_3, lora_4) if name != _NONE]
         models = [load_lora(model, lora_path(name), name, 1.0)[0] for name in dict.fromkeys(chosen)]
-        return io.NodeOutput(within(axis, lora_axis(dict(zip(short_names(chosen), models, strict=True)))))
+        return io.NodeOutput(within(axis, Axis(LORA, tuple(models), tuple(short_names(chosen)))))
 
 
 def short_names(loras: list[str]) -> list[str]:
@@ -111,7 +111,9 @@ def short_names(loras: list[str]) -> list[str]:
     plain = {name: name.replace(",", "") for name in loras}
     stems = {name: PurePath(text.replace("\\", "/")).name.removesuffix(".safetensors") for name, text in plain.items()}
     count = Counter(stems.values())
-    return [stem if count[stem] == 1 else plain[name] for name, stem in stems.items()]
+    short = [stem if count[stem] == 1 else plain[name] for name, stem in stems.items()]
+    # Without their commas two may be called the same.
+    return [name if short.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(short, start=1)]
 
 
 def _outer_input() -> io.Input:

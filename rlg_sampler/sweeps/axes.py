@@ -5,13 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..schedules.schedule import exact
 from .number_list import number_list
-
-if TYPE_CHECKING:
-    from comfy.model_patcher import ModelPatcher
 
 SEED, POWER, LORA = "seed", "power", "lora"
 RANGES = {SEED: (0, 2**53), "cfg": (0.0, 100.0), "tuned_cfg": (0.0, 100.0), POWER: (0.05, 20.0)}
@@ -70,11 +67,6 @@ def number_axis(name: str, text: str) -> Axis:
             )
     values = tuple(int(number) if name == SEED else number for number in numbers)
     return Axis(name, values, tuple(map(exact, values)))
-
-
-def lora_axis(models: Mapping[str, ModelPatcher]) -> Axis:
-    """Tuned MODELs by the names of their LoRAs."""
-    return Axis(LORA, tuple(models.values()), tuple(models))
 
 
 def within(axes: Sequence[Axis], axis: Axis) -> tuple[Axis, ...]:

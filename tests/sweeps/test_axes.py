@@ -94,6 +94,15 @@ def test_files_of_one_name_in_two_folders_are_told_apart(rlg: SimpleNamespace) -
     assert short_names(["a/x.safetensors", "b\\x.safetensors"]) == ["a/x.safetensors", "b\\x.safetensors"]
 
 
+def test_loras_whose_names_differ_by_a_comma_alone_are_told_apart(base, run_node, models_dir) -> None:
+    """Labels have no comma within a part; no MODEL is lost for that."""
+    names = ["comma, one", "comma one"]
+    for seed, name in enumerate(names):
+        write_lora(models_dir, name, seed=seed)
+    (axis,) = run_node("RLGLoraAxis", model=base, lora_1=names[0], lora_2=names[1], lora_3="none", lora_4="none")
+    assert axis[0].texts == ("comma one (1)", "comma one (2)") and len({id(model) for model in axis[0].values}) == 2
+
+
 def test_one_more_seed_costs_its_cells_alone(base, tune, run_node) -> None:
     tuned, inputs = tune(base), task(steps=3)
     counter = Counter(base)
