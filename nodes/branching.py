@@ -10,6 +10,7 @@ import latent_preview
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.guidance.guided_model import guided_model
+from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules.schedule import Schedule
 from ..rlg_sampler.stochastic.flow_grpo_sampler import sample_flow_grpo
 from ..rlg_sampler.sweeps.branch_sampling import Fork, branch_samples
@@ -118,7 +119,7 @@ class RLGBranch(io.ComfyNode):
     ) -> io.NodeOutput:
         model = guided_model(base, tuned, inputs.settings_of(scale, schedule, tuned_cfg))
         fork = Fork(branch_percent, branches, noise_level)
-        ksampler = inputs.ksampler_of(ksampler_inputs)
+        ksampler = KSamplerInputs(**ksampler_inputs)
         make_callback = functools.partial(latent_preview.prepare_callback, model)
         pictures = ksampler.pictures
         names = labels([f"branch {branch + 1}" for branch in range(branches)], pictures, ksampler.seed)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import comfy.samplers
 from comfy_api.v0_0_2 import io
 
 from ..rlg_sampler.guidance import approximation as approximations
 from ..rlg_sampler.guidance.settings import AUTO, BATCHING, GuidanceSettings
-from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules import schedule as schedules
 
 Schedule = io.Custom("RLG_SCHEDULE")
@@ -128,6 +126,17 @@ def approximate_input() -> io.Input:
     )
 
 
+def labels_input(tooltip: str, optional: bool = False) -> io.String.Input:
+    return io.String.Input("labels", optional=optional, force_input=True, tooltip=tooltip)
+
+
+def text_output(name: str, what: str) -> io.String.Output:
+    """A text to be read, with a word about how."""
+    return io.String.Output(
+        display_name=name, tooltip=f"{what} To read it, connect Preview as Text (older: Preview Any)."
+    )
+
+
 def settings_of(
     scale: float,
     schedule: schedules.Schedule | None = None,
@@ -149,10 +158,15 @@ def negative_input() -> io.Conditioning.Input:
     return io.Conditioning.Input("negative", tooltip="What it should not show. Not used where CFG is 1.0.")
 
 
-def ksampler_of(values: Mapping[str, Any]) -> KSamplerInputs:
-    """What `ksampler_inputs` gave, without the pair."""
-    others = {name: value for name, value in values.items() if name != "latent_image"}
-    return KSamplerInputs(latent=values["latent_image"], **others)
+def seed_input(tooltip: str, control_after_generate: bool = False) -> io.Int.Input:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=control_after_generate,
+        tooltip=tooltip,
+    )
 
 
 def ksampler_inputs() -> list[io.Input]:
@@ -160,14 +174,7 @@ def ksampler_inputs() -> list[io.Input]:
     return [
         base_input(),
         tuned_input(),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
-            tooltip="The noise to start from. The same seed at another scale shows what the tuning changes.",
-        ),
+        seed_input("The noise to start from. The same seed at another scale shows what the tuning changes.", True),
         io.Int.Input("steps", default=28, min=1, max=10000, tooltip="Sampling steps; 20 to 40 are usual for SD3.5."),
         cfg_input(),
         io.Combo.Input(

@@ -10,6 +10,7 @@ from comfy_api.v0_0_2 import io
 from ..rlg_sampler.guidance.approximation import EXACT, Approximation
 from ..rlg_sampler.guidance.guided_model import guided_model
 from ..rlg_sampler.guidance.settings import AUTO
+from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.schedules.schedule import Schedule
 from . import inputs
 from .search import search_aliases
@@ -51,7 +52,7 @@ class RLGKSampler(io.ComfyNode):
         **ksampler_inputs: Any,
     ) -> io.NodeOutput:
         model = guided_model(base, tuned, inputs.settings_of(scale, schedule, tuned_cfg, batching, approximate))
-        ksampler = inputs.ksampler_of(ksampler_inputs)
+        ksampler = KSamplerInputs(**ksampler_inputs)
         ksampler.start(model)  # refuses a latent of another model before anything is loaded
-        (latent,) = comfy_nodes.common_ksampler(model, **vars(ksampler))
+        (latent,) = comfy_nodes.KSampler().sample(model, **vars(ksampler))
         return io.NodeOutput(latent)

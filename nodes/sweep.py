@@ -15,6 +15,7 @@ from comfy_api.v0_0_2 import io, ui
 from ..rewards.pixels import pictures as rgb
 from ..rewards.pixels import to_image
 from ..rlg_sampler.guidance.guided_model import guided_model
+from ..rlg_sampler.ksampler_inputs import KSamplerInputs
 from ..rlg_sampler.sweeps.axes import LORA, POWER, SEED, Axis, settings
 from ..rlg_sampler.sweeps.cell_cache import CellCache
 from ..rlg_sampler.sweeps.grid import labelled_grid
@@ -82,7 +83,7 @@ class RLGSweep(io.ComfyNode):
         axis: tuple[Axis, ...] = (),
         **ksampler_inputs: Any,
     ) -> io.NodeOutput:
-        ksampler = inputs.ksampler_of(ksampler_inputs)
+        ksampler = KSamplerInputs(**ksampler_inputs)
         powers = next((each.values for each in axis if each.name == POWER), ())
         wanted = cells(scales, switch_percents, powers)
         chosen = list(settings([each for each in axis if each.name != POWER]))
@@ -95,7 +96,7 @@ class RLGSweep(io.ComfyNode):
             own = replace(ksampler, seed=values.get(SEED, ksampler.seed), cfg=values.get("cfg", ksampler.cfg))
             known = _CELLS.of(
                 (base, of_tuned),
-                (own.positive, own.negative, own.latent),
+                (own.positive, own.negative, own.latent_image),
                 (own.seed, own.steps, own.cfg, own.sampler_name, own.scheduler, own.denoise)
                 + (guidance.tuned_cfg, base.patches_uuid, of_tuned.patches_uuid),
             )
@@ -126,10 +127,8 @@ class RLGGrid(io.ComfyNode):
             **search_aliases("image grid", "contact sheet", "x/y plot", "xy plot", "label images"),
             inputs=[
                 io.Image.Input("images", tooltip="The pictures, in the order of the labels."),
-                io.String.Input(
-                    "labels",
-                    force_input=True,
-                    tooltip="One label per picture, from RLG Sweep or RLG Branch; parts are separated by commas.",
+                inputs.labels_input(
+                    "One label per picture, from RLG Sweep or RLG Branch; parts are separated by commas."
                 ),
                 io.Int.Input(
                     "columns",

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KSamplerInputs:
-    """The inputs in the names and the order of the host's `common_ksampler`, which `vars` of this value calls.
+    """The inputs in the names and the order of the host's KSampler, which `vars` of this value calls.
 
     Attributes:
         positive, negative: CONDITIONING.
-        latent: LATENT with `samples` of shape (batch, channels, ...).
+        latent_image: LATENT with `samples` of shape (batch, channels, ...).
     """
 
     seed: int
@@ -30,7 +30,7 @@ class KSamplerInputs:
     scheduler: str
     positive: list
     negative: list
-    latent: dict[str, Any]
+    latent_image: dict[str, Any]
     denoise: float
 
     @property
@@ -40,8 +40,8 @@ class KSamplerInputs:
         Raises:
             ValueError: they are of several kinds at once, which cannot be put beside others.
         """
-        samples = self.latent["samples"]
-        if getattr(samples, "is_nested", False):
+        samples = self.latent_image["samples"]
+        if samples.is_nested:
             raise ValueError("latent_image: picture and sound together cannot be compared; use RLG KSampler for these.")
         return len(samples)
 
@@ -52,14 +52,16 @@ class KSamplerInputs:
             ValueError: the latent is of another kind of model.
         """
         # Newer hosts note with an empty latent for which model it was made.
-        made_for = {name: value for name, value in self.latent.items() if name.startswith("downscale_ratio_")}
-        start = comfy.sample.fix_empty_latent_channels(model, self.latent["samples"], **made_for)
+        made_for = {name: value for name, value in self.latent_image.items() if name.startswith("downscale_ratio_")}
+        start = comfy.sample.fix_empty_latent_channels(model, self.latent_image["samples"], **made_for)
         check_latent(model, start)
         return start
 
     def noise(self, start: torch.Tensor, seed: int | None = None) -> torch.Tensor:
         """The host's noise for latents like `start`, from `seed` or from the task's own."""
-        return comfy.sample.prepare_noise(start, self.seed if seed is None else seed, self.latent.get("batch_index"))
+        return comfy.sample.prepare_noise(
+            start, self.seed if seed is None else seed, self.latent_image.get("batch_index")
+        )
 
     def sigmas(self, model: ModelPatcher) -> torch.Tensor:
         """σ_0 … σ_n of the n steps that run; empty where denoise is 0."""
@@ -86,19 +88,48 @@ class KSamplerInputs:
         """
         return comfy.sample.sample_custom(
             model, noise, self.cfg, sampler or comfy.samplers.sampler_object(self.sampler_name), sigmas, self.positive,
-            self.negative, start, noise_mask=self.latent.get("noise_mask"), callback=callback, disable_pbar=True,
+            self.negative, start, noise_mask=self.latent_image.get("noise_mask"), callback=callback, disable_pbar=True,
             seed=self.seed if seed is None else seed,
         )  # fmt: skip
 
     def latent_of(self, runs: Sequence[torch.Tensor]) -> dict[str, Any]:
         """LATENT of what several runs gave, (batch, channels, ...) each; a run's pictures stay next to each other."""
-        latent = {name: value for name, value in self.latent.items() if not name.startswith("downscale_ratio_")}
+        latent = {name: value for name, value in self.latent_image.items() if not name.startswith("downscale_ratio_")}
         latent["samples"] = torch.cat(list(runs))
         if "batch_index" in latent:
             latent["batch_index"] = list(latent["batch_index"]) * len(runs)
         if "noise_mask" in latent and latent["noise_mask"].shape[0] > 1:
             latent["noise_mask"] = torch.cat([latent["noise_mask"]] * len(runs))
         return latent
+
+
+@dataclass
+class Progress:
+    """Of runs one after another, as that of one.
+
+    Attributes:
+        callback: the host's, for all of them.
+        total: number of their steps.
+        done: steps of the runs that have begun.
+        last_x0: what the last step of a run has predicted, as the model sees it.
+    """
+
+    callback: Callable
+    total: int
+    done: int = 0
+    last_x0: torch.Tensor | None = None
+
+    def of_run(self, steps: int) -> Callable:
+        """The host's callback for the next run."""
+        before = self.done
+        self.done += steps
+
+        def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int) -> None:
+            self.last_x0 = x0
+            # An adaptive sampler takes as many steps as it needs.
+            self.callback(before + min(step, steps - 1), x0, x, self.total)
+
+        return report
 
 
 def check_latent(model: ModelPatcher, latent: torch.Tensor) -> None:
@@ -111,7 +142,7 @@ def check_latent(model: ModelPatcher, latent: torch.Tensor) -> None:
     Raises:
         ValueError: the channel counts differ.
     """
-    if getattr(latent, "is_nested", False):  # of picture and sound, which have channels of their own
+    if latent.is_nested:  # of picture and sound, which have channels of their own
         return
     channels = model.get_model_object("latent_format").latent_channels
     if latent.ndim >= 4 and latent.shape[1] != channels:

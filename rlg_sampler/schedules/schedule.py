@@ -66,7 +66,7 @@ class Schedule:
         """Scales of "step" that none of `steps` steps takes, because no step falls into their range."""
         if self.curve != "step":
             return []
-        starts = [math.ceil((position - _TOLERANCE) * steps) for position, _ in self.points] + [steps]
+        starts = [first_step(position, steps) for position, _ in self.points] + [steps]
         return [scale for (_, scale), a, b in zip(self.points, starts, starts[1:], strict=False) if a >= b]
 
     def __str__(self) -> str:
@@ -171,6 +171,11 @@ def keyframes(keyframes: str, interpolation: str = "step") -> Schedule:
         raise ValueError("keyframes: there are none; write position:scale pairs, such as 0:0, 0.5:1.")
     points.insert(0, (0.0, points[0][1]))
     return _linear(points) if interpolation == "linear" else _steps(points)
+
+
+def first_step(position: float, steps: int) -> int:
+    """The first of `steps` steps that has come to a position; `steps` where none has."""
+    return max(math.ceil((position - _TOLERANCE) * steps), 0)
 
 
 def step_index(sigma: float, sigmas: Sequence[float]) -> int:

@@ -20,14 +20,13 @@ import torch
 from tqdm.auto import tqdm
 
 from ..guidance.guided_model import as_part_of
-from ..ksampler_inputs import KSamplerInputs
+from ..ksampler_inputs import KSamplerInputs, Progress
+from ..schedules.schedule import first_step
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 logger = logging.getLogger(__name__)
-
-_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,13 @@ class Fork:
         Raises:
             ValueError: none of the steps is left for them.
         """
-        step = math.ceil((self.percent - _TOLERANCE) * steps)
+        step = first_step(self.percent, steps)
         if step >= steps:
             raise ValueError(
                 f"branch_percent: at {self.percent:g} none of the {steps} steps is left for the branches; lower it, or "
                 "raise steps or denoise."
             )
-        return max(step, 0)
+        return step
 
 
 def branch_samples(
@@ -88,53 +87,43 @@ def branch_samples(
     forked = fork.step(count)
     total = forked + fork.branches * (count - forked)
     logger.info("RLG branches: %d of them, after %d of %d steps in common", fork.branches, forked, count)
+    part, progress = as_part_of(model, sigmas.tolist()), Progress(make_callback(total), total)
+
+    def run(sigmas: torch.Tensor, noise: torch.Tensor, start: torch.Tensor, seed: int) -> torch.Tensor:
+        """The latents at the end of `sigmas`."""
+        return inputs.sample(part, sigmas, noise, start, progress.of_run(len(sigmas) - 1), seed, sampler)
+
     seed, noise, x0, results = inputs.seed, inputs.noise(start), start, []
-    with tqdm(total=total, desc="RLG branches", disable=not comfy.utils.PROGRESS_BAR_ENABLED) as bar:
-        parts = _Parts(as_part_of(model, sigmas.tolist()), inputs, sampler, make_callback(total), bar)
+    unseen = not comfy.utils.PROGRESS_BAR_ENABLED
+    with tqdm(total=fork.branches, desc="RLG branches", unit="branch", disable=unseen) as bar:
         if forked:
-            noise, x0 = parts.to_fork(sigmas[: forked + 1], noise, start)
+            reached = run(sigmas[: forked + 1], noise, start, seed)
+            noise, x0 = _parted(model, reached, progress.last_x0, sigmas[forked])
         for branch in range(1, fork.branches + 1):
             fresh = inputs.noise(start, (seed + branch) % 2**64).to(noise)  # where the host keeps latents
             mixed = math.sqrt(1.0 - fork.noise_level**2) * noise + fork.noise_level * fresh
             # A seed that no branch's fresh noise has: on the CPU a stochastic sampler would draw that noise once more.
             own_seed = (seed + fork.branches + branch) % 2**64
-            results.append(parts.run(sigmas[forked:], mixed, x0, own_seed))
+            results.append(run(sigmas[forked:], mixed, x0, own_seed))
             done([branch - 1], results[-1])
+            bar.update()
     return inputs.latent_of(results)
 
 
-@dataclass
-class _Parts:
-    """Runs one after another that count as one: for the progress, and for the schedules of `model`."""
+def _parted(
+    model: ModelPatcher, reached: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """ε and x0 of the latents where the branches part, from which the host makes x = noise_scaling(σ, ε, x0).
 
-    model: ModelPatcher
-    inputs: KSamplerInputs
-    sampler: comfy.samplers.Sampler | None
-    callback: Callable
-    bar: tqdm
-    done: int = 0
-    last_x0: torch.Tensor | None = None
-
-    def run(self, sigmas: torch.Tensor, noise: torch.Tensor, start: torch.Tensor, seed: int) -> torch.Tensor:
-        """The latents at the end of `sigmas`."""
-        done = self.done
-        self.done += len(sigmas) - 1
-
-        def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int) -> None:
-            self.last_x0 = x0
-            self.bar.update(done + step + 1 - self.bar.n)
-            self.callback(done + step, x0, x, self.bar.total)
-
-        return self.inputs.sample(self.model, sigmas, noise, start, report, seed, self.sampler)
-
-    def to_fork(
-        self, sigmas: torch.Tensor, noise: torch.Tensor, start: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run to where the branches part; ε and x0 there, from which the host makes x = noise_scaling(σ, ε, x0)."""
-        reached = self.run(sigmas, noise, start, self.inputs.seed).float()
-        x0, sigma = self.last_x0.to(reached), sigmas[-1].to(reached)
-        sampling, none = self.model.get_model_object("model_sampling"), torch.zeros_like(x0)
-        x = sampling.noise_scaling(sigma, none, self.model.model.process_latent_in(reached))
-        of_noise = sampling.noise_scaling(sigma, torch.ones_like(x0), none)  # σ, but for models with larger noise
-        noise = (x - sampling.noise_scaling(sigma, none, x0)) / of_noise
-        return noise, self.model.model.process_latent_out(x0)
+    Args:
+        reached: the latents.
+        x0: the last prediction, as the model sees it.
+        sigma: noise level of the latents.
+    """
+    reached = reached.float()
+    x0, sigma = x0.to(reached), sigma.to(reached)
+    sampling, none = model.get_model_object("model_sampling"), torch.zeros_like(x0)
+    x = sampling.noise_scaling(sigma, none, model.model.process_latent_in(reached))
+    of_noise = sampling.noise_scaling(sigma, torch.ones_like(x0), none)  # σ, but for models with larger noise
+    noise = (x - sampling.noise_scaling(sigma, none, x0)) / of_noise
+    return noise, model.model.process_latent_out(x0)

@@ -88,7 +88,7 @@ class CellCache:
     def forget_oldest(self) -> None:
         """Until what is kept fits."""
         tasks = list(self._tasks)  # a model may go at any time
-        while sum(map(_bytes, tasks)) > self._max_bytes:
+        while sum(samples.nbytes for task in tasks for samples in task.cells.values()) > self._max_bytes:
             oldest = next(task for task in tasks if task.cells)
             del oldest.cells[next(iter(oldest.cells))]
 
@@ -96,7 +96,3 @@ class CellCache:
         """The tasks of a model that has gone, with the prompts and the latents that they hold."""
         for task in [task for task in self._tasks if gone in task.models]:
             self._tasks.remove(task)
-
-
-def _bytes(task: _Task) -> int:
-    return sum(samples.nbytes for samples in task.cells.values())

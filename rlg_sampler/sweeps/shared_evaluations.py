@@ -20,28 +20,18 @@ if TYPE_CHECKING:
     from ..guidance.prediction import Prediction
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One cell's turn in a sweep.
-
-    Attributes:
-        cell: its number.
-        steps_shared: how many steps the next cell in turn takes at the same scales.
-    """
-
-    cell: int
-    steps_shared: int
-
-
-def in_turn(scales: Sequence[tuple[float, ...]]) -> list[Turn]:
+def in_turn(scales: Sequence[tuple[float, ...]]) -> list[tuple[int, int]]:
     """The order in which the cells share most.
 
     Args:
         scales: for each cell its scale at each step, equally many for all.
+
+    Returns:
+        (number of a cell, how many steps the next one takes at the same scales).
     """
     order = sorted(range(len(scales)), key=lambda cell: scales[cell])
     shared = [_common(scales[a], scales[b]) for a, b in zip(order, order[1:], strict=False)]
-    return [Turn(cell, steps) for cell, steps in zip(order, [*shared, 0], strict=False)]
+    return list(zip(order, [*shared, 0], strict=False))
 
 
 @dataclass(frozen=True)
@@ -62,10 +52,10 @@ class SharedEvaluations:
         self._current: list[_Evaluation] = []
         self._position = self._keep = 0
 
-    def begin(self, turn: Turn) -> None:
-        """The next run starts."""
+    def begin(self, steps_shared: int) -> None:
+        """The next run starts; the one after it takes so many steps at the same scales."""
         self._earlier, self._current = self._current, []
-        self._position, self._keep = 0, turn.steps_shared
+        self._position, self._keep = 0, steps_shared
 
     def at(self, step: int, x: torch.Tensor, sigma: torch.Tensor) -> dict[int, Prediction]:
         """Branch → prediction known for these latents; what the caller adds is known to the next run.

@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..guidance.guided_model import on_schedule, scale_has_effect
-from ..ksampler_inputs import KSamplerInputs
+from ..ksampler_inputs import KSamplerInputs, Progress
 from ..schedules.schedule import Schedule, check_position, check_scale, constant
 from .cell_cache import KnownCells, Scales
 from .labels import of_cell, schedule_of
@@ -96,7 +96,7 @@ def sweep(
     total = max(sum(part.steps * len(part.missing) for part in parts), 1)
     known = sum(len(part.results) for part in parts) - missing
     logger.info("RLG sweep: %d cells of %d steps, %d of them known", missing + known, parts[0].steps, known)
-    progress = _Progress(make_callback(total), total)
+    progress = Progress(make_callback(total), total)
     with tqdm(total=missing, desc="RLG sweep", unit="cell", disable=not comfy.utils.PROGRESS_BAR_ENABLED) as bar:
         for part in parts if missing else ():
             part.tell_known(done)
@@ -104,25 +104,6 @@ def sweep(
             for _ in part.sample(progress, done):
                 bar.update()
     return tasks[0].inputs.latent_of([samples for part in parts for samples in part.in_order()])
-
-
-@dataclass
-class _Progress:
-    """Of runs one after another, as that of one."""
-
-    callback: Callable
-    total: int
-    done: int = 0
-
-    def of_run(self, steps: int) -> Callable:
-        """The host's callback for the next run."""
-        before = self.done
-        self.done += steps
-
-        def report(step: int, x0: torch.Tensor, x: torch.Tensor, _: int) -> None:
-            self.callback(before + min(step, steps - 1), x0, x, self.total)
-
-        return report
 
 
 class _Part:
@@ -150,14 +131,12 @@ class _Part:
             if samples is not None:
                 done(self._numbers(scales), samples)
 
-    def sample(
-        self, progress: _Progress, done: Callable[[Sequence[int], torch.Tensor], None]
-    ) -> Iterator[torch.Tensor]:
+    def sample(self, progress: Progress, done: Callable[[Sequence[int], torch.Tensor], None]) -> Iterator[torch.Tensor]:
         """What is missing, cell by cell."""
         task, shared, missing = self._task, SharedEvaluations(), list(self.missing)
-        for turn in in_turn(missing):
-            shared.begin(turn)
-            scales = missing[turn.cell]
+        for cell, steps_shared in in_turn(missing):
+            shared.begin(steps_shared)
+            scales = missing[cell]
             model = on_schedule(task.model, self.missing[scales], shared)
             # Noise is drawn again for each cell: samplers that use the global generator go on from there.
             noise, report = task.inputs.noise(self._start), progress.of_run(self.steps)

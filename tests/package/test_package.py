@@ -53,7 +53,7 @@ def test_schema_ids_are_the_parameters_of_execute(rlg) -> None:
 def _names(rlg, together: inspect.Parameter) -> set[str]:
     if together.name == "ksampler_inputs":
         fields = dataclasses.fields(rlg.module("rlg_sampler.ksampler_inputs").KSamplerInputs)
-        return {"latent_image" if field.name == "latent" else field.name for field in fields}
+        return {field.name for field in fields}
     assert together.name == "settings"
     of = rlg.module("training.methods.presets")
     methods = (of.PolicyGradient, of.RewardGradient, of.DirectAlign, of.ForwardProcess)
@@ -88,7 +88,7 @@ def _imports(path: Path) -> tuple[set[str], int]:
 MAY_IMPORT = {
     "files": set(),
     # Types alone: what is drawn is a value of theirs.
-    "plots": {"rewards.curve", "rewards.intervals", "rlg_sampler.schedules"},
+    "plots": {"rewards.curve", "rewards.intervals", "rlg_sampler.schedules", "training.trainer"},
     "rewards": set(),
     "rlg_sampler": set(),
     "rlg_sampler.schedules": {"rlg_sampler.messages"},

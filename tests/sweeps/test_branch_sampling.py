@@ -10,6 +10,7 @@ from typing import Any
 import comfy.sample
 import comfy.samplers
 import comfy.utils
+import latent_preview
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -157,6 +158,18 @@ def test_one_progress_bar_and_labels(branch, monkeypatch) -> None:
     (_, labels) = branch(branches=2, **task(2, steps=4, seed=5))
     assert seen == [(n, 6) for n in range(1, 7)]
     assert labels == [f"branch {b}, picture {p}, seed 5" for b in (1, 2) for p in (1, 2)]
+
+
+def test_the_progress_of_an_adaptive_sampler_stays_within_its_run(branch, monkeypatch) -> None:
+    """It takes as many steps as it needs."""
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        latent_preview, "prepare_callback", lambda _, total: lambda step, *_: seen.append((step, total))
+    )
+    branch(branches=2, **task(steps=6, sampler_name="dpm_adaptive"))
+    steps = [step for step, _ in seen]
+    assert steps == sorted(steps) and max(steps) == 8 and {total for _, total in seen} == {9}
+    assert len(steps) > 9, "nothing is tested"
 
 
 def test_no_step_left_for_the_branches(branch) -> None:

@@ -18,16 +18,16 @@ cells = st.integers(1, 6).flatmap(
 def _evaluated(cells: list[tuple[float, ...]]) -> tuple[list[torch.Tensor], int]:
     """A sweep of a toy: latents become 3x + scale at each step; the result of each cell, and how many were computed."""
     shared, results, count = plan.SharedEvaluations(), [None] * len(cells), 0
-    for turn in plan.in_turn(cells):
-        shared.begin(turn)
+    for cell, steps_shared in plan.in_turn(cells):
+        shared.begin(steps_shared)
         x = torch.ones(1, 2)
-        for step, scale in enumerate(cells[turn.cell]):
+        for step, scale in enumerate(cells[cell]):
             known = shared.at(step, x, torch.tensor([1.0 - step / 10]))
             if 0 not in known:
                 known[0] = SimpleNamespace(x0=3 * x)
                 count += 1
             x = known[0].x0 + scale
-        results[turn.cell] = x
+        results[cell] = x
     return results, count
 
 
@@ -42,14 +42,14 @@ def test_each_prefix_is_evaluated_once(cells) -> None:
 
 @given(cells)
 def test_every_cell_has_its_turn(cells) -> None:
-    assert sorted(turn.cell for turn in plan.in_turn(cells)) == list(range(len(cells)))
+    assert sorted(cell for cell, _ in plan.in_turn(cells)) == list(range(len(cells)))
 
 
 def test_only_the_shared_beginning_is_kept() -> None:
     """Memory: a sweep of scales keeps one step, however many there are."""
     shared = plan.SharedEvaluations()
-    (first, _) = plan.in_turn([(0.0,) * 50, (1.0,) * 50])
-    shared.begin(first)
+    ((_, steps_shared), _) = plan.in_turn([(0.0,) * 50, (1.0,) * 50])
+    shared.begin(steps_shared)
     for step in range(50):
         shared.at(step, torch.zeros(1), torch.ones(1))
     assert len(shared._current) == 1
@@ -58,8 +58,8 @@ def test_only_the_shared_beginning_is_kept() -> None:
 def test_latents_that_differ_end_the_sharing() -> None:
     """An adaptive sampler may take other steps: nothing is taken for what it is not."""
     shared = plan.SharedEvaluations()
-    for turn, second in zip(plan.in_turn([(1.0,) * 3, (1.0,) * 3]), (1.0, 2.0), strict=True):
-        shared.begin(turn)
+    for (_, steps_shared), second in zip(plan.in_turn([(1.0,) * 3, (1.0,) * 3]), (1.0, 2.0), strict=True):
+        shared.begin(steps_shared)
         found = []
         for step, x in enumerate((0.0, second, 3.0)):
             known = shared.at(step, torch.tensor([x]), torch.tensor([0.5]))
@@ -70,10 +70,10 @@ def test_latents_that_differ_end_the_sharing() -> None:
 
 def test_latents_changed_in_place_are_noticed() -> None:
     shared = plan.SharedEvaluations()
-    turns = plan.in_turn([(1.0,), (1.0,)])
+    (_, first), (_, second) = plan.in_turn([(1.0,), (1.0,)])
     x, sigma = torch.zeros(1), torch.ones(1)
-    shared.begin(turns[0])
+    shared.begin(first)
     shared.at(0, x, sigma)[0] = "of zero"
     x += 1
-    shared.begin(turns[1])
+    shared.begin(second)
     assert shared.at(0, x, sigma) == {}
