@@ -12,13 +12,11 @@ from ..rewards import diversity as diversities
 from ..rewards.curve import curve
 from ..rewards.pixels import to_image
 from ..rlg_sampler.sweeps.labels import places, settings
-from .inputs import answer
+from .inputs import answer, labels_input, text_output
 from .lists import as_list, check_number, only, per_image
-from .provenance import hidden_inputs, reward_of, title_of
+from .provenance import REWARD, hidden_inputs, reward_of, title_of
 from .scoring import chosen, file_input
 from .search import search_aliases
-
-_REWARD = "reward"
 
 
 class RLGDiversity(io.ComfyNode):
@@ -35,7 +33,7 @@ class RLGDiversity(io.ComfyNode):
             **search_aliases("variety", "similarity", "lpips", "vendi score", "dino"),
             inputs=[
                 io.Image.Input("images", tooltip="The pictures; also a list of batches, such as one per prompt."),
-                _labels_input("One label per picture, from RLG Sweep or RLG Branch: it says which belong together."),
+                labels_input("One label per picture, from RLG Sweep or RLG Branch: it says which belong together."),
                 io.Combo.Input(
                     "measure",
                     options=list(diversities.MEASURES),
@@ -60,10 +58,7 @@ class RLGDiversity(io.ComfyNode):
                     tooltip="One value per picture, for RLG Plot: its mean distance to the others of its group.",
                 ),
                 io.Float.Output(display_name="mean", tooltip="The mean over all pictures."),
-                io.String.Output(
-                    display_name="text",
-                    tooltip="The diversity of each scale. To read it, connect Preview as Text (older: Preview Any).",
-                ),
+                text_output("text", "The diversity of each scale."),
             ],
             is_input_list=True,
         )
@@ -112,11 +107,11 @@ class RLGPlot(io.ComfyNode):
             **search_aliases("reward curve", "chart", "graph", "pareto"),
             inputs=[
                 io.Float.Input("scores", force_input=True, tooltip="One score per picture, from RLG Score."),
-                _labels_input("One label per picture, from RLG Sweep: it says the scale."),
+                labels_input("One label per picture, from RLG Sweep: it says the scale."),
                 io.Combo.Input("theme", options=list(THEMES), default="light", tooltip="Colours: light or dark."),
                 io.String.Input(
                     "reward_name",
-                    default=_REWARD,
+                    default=REWARD,
                     tooltip="What the scores are called in the plot. 'reward' = the name of the reward that made them.",
                 ),
                 io.String.Input(
@@ -163,11 +158,7 @@ class RLGPlot(io.ComfyNode):
         axis, where = places(as_list(labels))
         found = curve(axis, where, scores, None if diversity is None else as_list(diversity), prompts)
         heading = title_of(cls, only(title), ("labels", "scores"))
-        reward = reward_of(cls, only(reward_name), _REWARD)
+        reward = reward_of(cls, only(reward_name))
         drawn = picture(reward_curve(found, only(theme), heading, reward))
         image = to_image(np.array(drawn)[None])
         return io.NodeOutput(image, found.csv(), ui=ui.PreviewImage(image))
-
-
-def _labels_input(tooltip: str) -> io.String.Input:
-    return io.String.Input("labels", force_input=True, tooltip=tooltip)

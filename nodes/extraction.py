@@ -13,6 +13,7 @@ from ..files.replacing import replacing
 from ..rlg_sampler.messages import shown
 from ..rlg_sampler.weights.extraction import extract_lora
 from .host_folders import inside
+from .inputs import text_output
 from .search import search_aliases
 
 
@@ -45,13 +46,7 @@ class RLGExtractLora(io.ComfyNode):
                     "find it (press R).",
                 ),
             ],
-            outputs=[
-                io.String.Output(
-                    display_name="report",
-                    tooltip="The file's name, and how much of each module's change was captured. To read it, connect "
-                    "Preview as Text (older: Preview Any).",
-                ),
-            ],
+            outputs=[text_output("report", "The file's name, and how much of each module's change was captured.")],
             is_output_node=True,
         )
 

@@ -115,14 +115,7 @@ class RLGSaveSet(io.ComfyNode):
                     tooltip="A folder in ComfyUI's output folder. What is there stays; new pictures are numbered "
                     "after it.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="The seed they were sampled with.",
-                ),
+                inputs.seed_input("The seed they were sampled with."),
                 inputs.scale_input(tooltip="The scale they were sampled at; it names their folder."),
                 io.String.Input("model", default="", tooltip="Name of the base model, for the table."),
                 io.String.Input("lora", default="", tooltip="Name of the LoRA or tuned model, for the table."),
@@ -131,11 +124,8 @@ class RLGSaveSet(io.ComfyNode):
                     optional=True,
                     tooltip="The schedule they were sampled with, if there was one; it replaces scale.",
                 ),
-                io.String.Input(
-                    "labels",
-                    optional=True,
-                    force_input=True,
-                    tooltip="One label per picture, from RLG Sweep; they replace seed, scale and schedule.",
+                inputs.labels_input(
+                    "One label per picture, from RLG Sweep; they replace seed, scale and schedule.", optional=True
                 ),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="How many were saved, and where.")],

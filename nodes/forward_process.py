@@ -28,13 +28,7 @@ class RLGDiffusionNFT(io.ComfyNode):
             inputs=[
                 *training_inputs.sampling_inputs(steps=DIFFUSION_NFT.steps, cfg=DIFFUSION_NFT.cfg),
                 training_inputs.groups_input(DIFFUSION_NFT.groups),
-                io.Int.Input(
-                    "group_size",
-                    default=DIFFUSION_NFT.group_size,
-                    min=2,
-                    max=1024,
-                    tooltip="Pictures per prompt, which are compared with each other. 24 as the authors; 8 learns too.",
-                ),
+                training_inputs.group_size_input(DIFFUSION_NFT.group_size),
                 io.Int.Input(
                     "trained_steps",
                     default=DIFFUSION_NFT.trained_steps,

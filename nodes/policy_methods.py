@@ -33,13 +33,7 @@ class RLGFlowGRPO(io.ComfyNode):
                     max=1024,
                     tooltip="Prompts per iteration. The authors use 48 on 32 GPUs; more is steadier and slower.",
                 ),
-                io.Int.Input(
-                    "group_size",
-                    default=24,
-                    min=2,
-                    max=1024,
-                    tooltip="Pictures per prompt, which are compared with each other. 24 as the authors; 8 learns too.",
-                ),
+                training_inputs.group_size_input(24),
                 io.Int.Input(
                     "window",
                     default=0,
@@ -103,12 +97,8 @@ class RLGDDPO(io.ComfyNode):
             inputs=[
                 *training_inputs.sampling_inputs(steps=50, cfg=7.0, noise_level=1.0),
                 training_inputs.groups_input(4),
-                io.Int.Input(
-                    "group_size",
-                    default=24,
-                    min=1,
-                    max=1024,
-                    tooltip="Pictures per prompt. All pictures of an iteration are compared with each other.",
+                training_inputs.group_size_input(
+                    24, "Pictures per prompt. All pictures of an iteration are compared with each other.", least=1
                 ),
                 io.Int.Input(
                     "trained_steps",
@@ -119,12 +109,7 @@ class RLGDDPO(io.ComfyNode):
                 ),
                 *_policy_inputs(clip_range=1e-4, largest_advantage=10.0),
                 training_inputs.image_weight_input(1.0),
-                io.Image.Input(
-                    "images",
-                    optional=True,
-                    tooltip="Real pictures, one per prompt in their order, for a diffusion loss beside the reward. Not "
-                    "connected: none.",
-                ),
+                training_inputs.images_input(", for a diffusion loss beside the reward. Not connected: none."),
             ],
             outputs=[training_inputs.method_output()],
         )

@@ -12,9 +12,15 @@ _MODELS = ("ckpt_name", "unet_name", "model_name")
 _LORAS = ("lora_name",)
 _SUFFIXES = (".safetensors", ".ckpt", ".sft", ".pt", ".gguf")
 
+REWARD = "reward"
+"""What scores are called where nobody says otherwise."""
+
 
 def hidden_inputs() -> list[io.Hidden]:
-    """What a node's schema has to ask for so that `names_of` can be called for it."""
+    """What a node's schema has to ask for so that `title_of` and `reward_of` can be called for it.
+
+    A list of its own for each: the host adds to it.
+    """
     return [io.Hidden.prompt, io.Hidden.unique_id]
 
 
@@ -29,13 +35,13 @@ def title_of(node: type[io.ComfyNode], title: str, inputs: tuple[str, ...]) -> s
     return " + ".join(dict.fromkeys([*_names(above, _MODELS), *_names(above, _LORAS)]))
 
 
-def reward_of(node: type[io.ComfyNode], reward: str, default: str) -> str:
-    """The reward's name that was written, or where that is `default`, of what has made the node's scores."""
-    if reward not in ("", default):
+def reward_of(node: type[io.ComfyNode], reward: str) -> str:
+    """The reward's name that was written, or where none was, of what has made the node's scores."""
+    if reward not in ("", REWARD):
         return reward
     above = _nodes_above(node, ("scores",))
     names = [values["name"] for kind, values in above if kind == "RLGLoadReward" and isinstance(values["name"], str)]
-    return " + ".join(dict.fromkeys(names)) or default
+    return " + ".join(dict.fromkeys(names)) or REWARD
 
 
 def _nodes_above(node: type[io.ComfyNode], inputs: tuple[str, ...]) -> list[tuple[str, Mapping[str, Any]]]:

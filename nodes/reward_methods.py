@@ -58,9 +58,7 @@ class RLGReFL(io.ComfyNode):
                     tooltip="How strongly the reward pulls. Higher = faster, and sooner tricks.",
                 ),
                 training_inputs.groups_input(4),
-                io.Int.Input(
-                    "group_size", default=1, min=1, max=1024, tooltip="Pictures per prompt; one is enough here."
-                ),
+                training_inputs.group_size_input(1, "Pictures per prompt; one is enough here.", least=1),
                 training_inputs.image_weight_input(0.01),
                 io.Int.Input(
                     "image_step",
@@ -69,12 +67,7 @@ class RLGReFL(io.ComfyNode):
                     max=199,
                     tooltip="Only with images: the step that they are noised to. Later keeps more of them.",
                 ),
-                io.Image.Input(
-                    "images",
-                    optional=True,
-                    tooltip="Real pictures, one per prompt in their order: training starts from them (ImageReFL). Not "
-                    "connected: from noise.",
-                ),
+                training_inputs.images_input(": training starts from them (ImageReFL). Not connected: from noise."),
             ],
             outputs=[training_inputs.method_output()],
         )
@@ -147,11 +140,8 @@ class RLGSRPO(io.ComfyNode):
                     round=0.001,
                     tooltip="The last steps that are trained. Later ones learn colours and tricks sooner.",
                 ),
-                io.Image.Input(
-                    "images",
-                    optional=True,
-                    tooltip="Real pictures, one per prompt in their order, in place of sampled ones: much faster. Not "
-                    "connected: each is sampled first.",
+                training_inputs.images_input(
+                    ", in place of sampled ones: much faster. Not connected: each is sampled first."
                 ),
             ],
             outputs=[training_inputs.method_output()],

@@ -8,7 +8,7 @@ from comfy_api.v0_0_2 import io
 from ..rewards import host, pick, registry
 from ..rewards.protocol import Reward
 from ..rlg_sampler.sweeps.labels import saying
-from .inputs import answer
+from .inputs import answer, labels_input, text_output
 from .lists import as_list, check_number, only, per_image
 from .search import search_aliases
 
@@ -95,10 +95,7 @@ class RLGScore(io.ComfyNode):
                     display_name="scores", is_output_list=True, tooltip="One score per picture, in their order."
                 ),
                 io.Float.Output(display_name="mean", tooltip="The mean over all pictures."),
-                io.String.Output(
-                    display_name="text",
-                    tooltip="All scores as text. To read it, connect Preview as Text (older: Preview Any).",
-                ),
+                text_output("text", "All scores as text."),
                 io.String.Output(
                     display_name="prompts",
                     is_output_list=True,
@@ -141,11 +138,8 @@ class RLGPickBest(io.ComfyNode):
                 io.Image.Input("images", tooltip="The pictures to choose from."),
                 _scores_input("scores", "One score per picture, from RLG Score."),
                 io.Int.Input("count", default=1, min=1, max=10000, tooltip="How many to keep, best first."),
-                io.String.Input(
-                    "labels",
-                    optional=True,
-                    force_input=True,
-                    tooltip="One label per picture, from RLG Sweep or RLG Branch, to see which were kept.",
+                labels_input(
+                    "One label per picture, from RLG Sweep or RLG Branch, to see which were kept.", optional=True
                 ),
                 _scores_input("scores_2", "Scores of a second reward, for the same pictures.", optional=True),
                 _scores_input("scores_3", "Scores of a third reward, for the same pictures.", optional=True),

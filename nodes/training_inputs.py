@@ -26,6 +26,19 @@ def groups_input(groups: int) -> io.Int.Input:
     )
 
 
+def group_size_input(
+    size: int,
+    tooltip: str = "Pictures per prompt, which are compared with each other. 24 as the authors; 8 learns too.",
+    least: int = 2,
+) -> io.Int.Input:
+    return io.Int.Input("group_size", default=size, min=least, max=1024, tooltip=tooltip)
+
+
+def images_input(use: str) -> io.Image.Input:
+    """Real pictures; `use` goes on with the tooltip's sentence."""
+    return io.Image.Input("images", optional=True, tooltip=f"Real pictures, one per prompt in their order{use}")
+
+
 def image_weight_input(weight: float) -> io.Float.Input:
     return io.Float.Input(
         "image_weight",

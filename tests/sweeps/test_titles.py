@@ -58,15 +58,15 @@ def test_a_written_title_stays_and_a_space_is_none(provenance: Any) -> None:
 
 
 def test_the_reward_is_called_by_its_name_unless_the_user_calls_it_otherwise(provenance: Any) -> None:
-    assert provenance.reward_of(_node("9"), "reward", "reward") == "pickscore"
-    assert provenance.reward_of(_node("9"), "PickScore v1", "reward") == "PickScore v1"
+    assert provenance.reward_of(_node("9"), "reward") == "pickscore"
+    assert provenance.reward_of(_node("9"), "PickScore v1") == "PickScore v1"
 
 
 def test_without_a_prompt_there_is_nothing_to_say(provenance: Any) -> None:
     """As in a script that calls the node itself, or with scores from elsewhere."""
     for node in (SimpleNamespace(hidden=None), _node("8", None), _node("unknown")):
         assert provenance.title_of(node, "", ("images",)) == ""
-        assert provenance.reward_of(node, "reward", "reward") == "reward"
+        assert provenance.reward_of(node, "reward") == "reward"
 
 
 def test_a_loop_in_a_prompt_is_no_endless_one(provenance: Any) -> None:
