@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 import nodes as comfy_nodes
 from comfy_api.v0_0_2 import io
+from comfy_execution.validation import validate_node_input
 
 from ..rlg_sampler.messages import shown
 from ..rlg_sampler.weights.lora_file import load_lora
 from ..rlg_sampler.weights.peft_config import CONFIG_NAME, WEIGHTS_NAME
-from .inputs import answer
+from .inputs import answer, text_output
 from .search import search_aliases
 
 _STRENGTH_TOOLTIP = (
@@ -21,7 +23,29 @@ _STRENGTH_TOOLTIP = (
 )
 
 
-class RLGLoadLora(io.ComfyNode):
+class _LoraLoader(io.ComfyNode):
+    """Loads the LoRA that its input `lora_name` names."""
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str | None = None, input_types: Mapping[str, str] | None = None) -> bool | str:
+        """In place of the list of names: workflows may name the file in an adapter's folder, or link a text.
+
+        Args:
+            input_types: of the links. The host does not compare them itself where a node asks for them.
+        """
+        takes = {each.id: [each.get_io_type()] for each in cls.define_schema().inputs}
+        takes["lora_name"].append(io.String.io_type)
+        for name, given in (input_types or {}).items():
+            if not any(validate_node_input(given, kind) for kind in takes[name]):
+                return f"{name}: it takes {' or '.join(takes[name])} and gets {shown(given)}; connect another output."
+        return answer(lora_path, lora_name)
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> str:
+        return written(lora_name)
+
+
+class RLGLoadLora(_LoraLoader):
     """A LoRA on a MODEL, at the strength its trainer meant."""
 
     @classmethod
@@ -47,20 +71,11 @@ class RLGLoadLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
-        """In place of the list of names: workflows may name the file in an adapter's folder."""
-        return answer(lora_path, lora_name)
-
-    @classmethod
-    def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> str:
-        return written(lora_name)
-
-    @classmethod
     def execute(cls, model: io.Model.Type, lora_name: str, strength: float) -> io.NodeOutput:
         return io.NodeOutput(*load_lora(model, lora_path(lora_name), lora_name, strength))
 
 
-class RLGLoadModels(io.ComfyNode):
+class RLGLoadModels(_LoraLoader):
     """A checkpoint and its RL LoRA as a ready pair."""
 
     @classmethod
@@ -98,14 +113,6 @@ class RLGLoadModels(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
-        return answer(lora_path, lora_name)
-
-    @classmethod
-    def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> str:
-        return written(lora_name)
-
-    @classmethod
     def execute(cls, ckpt_name: str, lora_name: str, lora_strength: float) -> io.NodeOutput:
         base, clip, vae = comfy_nodes.CheckpointLoaderSimple().load_checkpoint(ckpt_name)
         tuned, report = load_lora(base, lora_path(lora_name), lora_name, lora_strength)
@@ -122,11 +129,7 @@ def _lora_input() -> io.Combo.Input:
 
 
 def _report_output() -> io.String.Output:
-    return io.String.Output(
-        display_name="report",
-        tooltip="What was matched: modules, rank, alpha, what was left out. To read it, connect Preview as Text "
-        "(older: Preview Any).",
-    )
+    return text_output("report", "What was matched: modules, rank, alpha, what was left out.")
 
 
 def _strength_input(name: str) -> io.Float.Input:

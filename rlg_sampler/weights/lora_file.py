@@ -118,7 +118,8 @@ def read_lora(path: Path, name: str) -> LoraFile:
     modules = _peft_modules(weights, name)
     without_alpha = {m: keys for m, keys in modules.items() if f"{m}.alpha" not in weights}
     if not without_alpha:
-        return LoraFile(name, weights, "alpha tensors in the file" if _has_alpha(weights) else "no alpha in the file")
+        has_alpha = any(key.endswith(".alpha") for key in weights)
+        return LoraFile(name, weights, "alpha tensors in the file" if has_alpha else "no alpha in the file")
     saved_by_peft = path.name == WEIGHTS_NAME or any(m.startswith(_PEFT_PREFIX) for m in modules)
     # Beside another file it is another adapter's: diffusers and most trainers keep the scale inside.
     config, source = _find_config(path, metadata or {}, name, look_beside=saved_by_peft)
@@ -126,6 +127,11 @@ def read_lora(path: Path, name: str) -> LoraFile:
         raise ValueError(
             f"lora_name: '{name}' is a PEFT adapter without its {CONFIG_NAME}, so its strength (lora_alpha / r) is "
             f"unknown; put the {CONFIG_NAME} that was saved with it into the folder {path.parent.name}."
+        )
+    if config is None and _would_change({m: weights[keys["A"]] for m, keys in without_alpha.items()}, path):
+        source += (
+            f", without the {CONFIG_NAME} beside it, which is for files that PEFT saved: if this is one, rename it to "
+            f"{WEIGHTS_NAME}"
         )
     renamed = {k: v for k, v in weights.items() if not _PEFT_KEY.match(k)}
     for module, keys in modules.items():
@@ -154,10 +160,6 @@ def _peft_modules(weights: StateDict, name: str) -> dict[str, dict[str, str]]:
     return modules
 
 
-def _has_alpha(weights: StateDict) -> bool:
-    return any(k.endswith(".alpha") for k in weights)
-
-
 def _find_config(
     path: Path, metadata: Mapping[str, str], name: str, look_beside: bool
 ) -> tuple[PeftConfig | None, str]:
@@ -175,6 +177,17 @@ def _find_config(
         if config:
             return PeftConfig.from_dict(config, f"lora_name: {source}"), source
     return None, "no alpha in the file: scale 1"
+
+
+def _would_change(downs: StateDict, path: Path) -> bool:
+    """Whether the config beside a file fits these `lora_A` of modules, and gives them another scale than 1."""
+    try:
+        config = PeftConfig.from_file(path.with_name(CONFIG_NAME))
+    except ValueError:  # there is none, or not one that could be meant
+        return False
+    ranks = {module: down.shape[0] if down.ndim else 0 for module, down in downs.items()}
+    fits = all(rank == config.rank(module) > 0 for module, rank in ranks.items())
+    return fits and any(config.scale(module, rank) != 1.0 for module, rank in ranks.items())
 
 
 def _alpha_tensor(config: PeftConfig, module: str, down: torch.Tensor, source: str) -> torch.Tensor:

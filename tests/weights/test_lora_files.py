@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import time
@@ -9,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import execution
+import nodes as comfy_nodes
 import pytest
 import torch
+from comfy_api.v0_0_2 import io as comfy_io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -133,6 +137,34 @@ def test_config_of_another_adapter_does_not_touch_a_diffusers_file(load, loras) 
     width = product(folder, TO_Q).shape[0]
     torch.testing.assert_close(change(tuned)[:width], product(folder, TO_Q), rtol=1e-5, atol=1e-7)
     assert "scale 1 " in report
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"r": 4, "lora_alpha": 8}, True),
+        ({"r": 4, "lora_alpha": 4, "alpha_pattern": {"to_q": 8}}, True),
+        ({"r": 4, "lora_alpha": 4}, False),
+        ({"r": 8, "lora_alpha": 16}, False),
+        ({"r": 4, "lora_alpha": 8, "rank_pattern": {"to_q": 2}}, False),
+        ({"r": 4}, False),
+        ({"r": 4, "lora_alpha": 8, "use_dora": True}, False),
+    ],
+    ids=["fits", "by a pattern", "scale 1", "another rank", "another rank by a pattern", "no alpha", "DoRA"],
+)
+def test_a_config_that_is_not_taken_is_spoken_of_where_it_could_be_meant(load, loras, settings, said) -> None:
+    """A PEFT file under another name loses its scale; the report says what to do."""
+    folder = write_lora(loras.parent, "untaken-source", rank=4, alpha=8.0)
+    other = loras / "untaken"
+    other.mkdir(exist_ok=True)
+    save_file(_renamed(folder, lambda k: k.replace("base_model.model.", "transformer.")), other / "mine.safetensors")
+    (other / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    tuned, report = load("untaken/mine.safetensors")
+    width = product(folder, TO_Q).shape[0]
+    torch.testing.assert_close(change(tuned)[:width], product(folder, TO_Q), rtol=1e-5, atol=1e-7)
+    assert "scale 1 (no alpha in the file: scale 1" in report
+    advice = "without the adapter_config.json beside it, which is for files that PEFT saved: if this is one, rename it"
+    assert (f"{advice} to adapter_model.safetensors)" in report) == ("adapter_config" in report) == said
 
 
 def test_config_of_another_adapter_does_not_touch_a_file_with_the_host_s_names(load, loras) -> None:
@@ -456,6 +488,55 @@ def test_an_adapter_is_offered_once_and_its_file_can_still_be_named(rlg, load, l
         assert "'absent' is not in models/loras" in node.validate_inputs(lora_name="absent")
     by_folder, by_file = load("SD3.5M-FlowGRPO-GenEval")[0], load(file)[0]
     assert torch.equal(change(by_file), change(by_folder))
+
+
+class _Text(comfy_io.ComfyNode):
+    """A node of another pack that gives a text and a number."""
+
+    @classmethod
+    def define_schema(cls) -> comfy_io.Schema:
+        outputs = [comfy_io.String.Output(), comfy_io.Int.Output(), comfy_io.Model.Output()]
+        return comfy_io.Schema("_Text", outputs=outputs)
+
+    @classmethod
+    def execute(cls) -> comfy_io.NodeOutput:
+        return comfy_io.NodeOutput("linked", 1, None)
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs", "refused"),
+    [
+        ("RLGLoadLora", {}, ""),
+        ("RLGLoadModels", {"ckpt_name": "lora-files.safetensors"}, ""),
+        ("RLGLoadLora", {"lora_name": "linked"}, ""),
+        ("RLGLoadLora", {"lora_name": "absent"}, "lora_name: 'absent' is not in models/loras"),
+        (
+            "RLGLoadLora",
+            {"lora_name": ["1", 1]},
+            "lora_name: it takes COMBO or STRING and gets INT; connect another output.",
+        ),
+        ("RLGLoadLora", {"model": ["1", 0]}, "model: it takes MODEL and gets STRING; connect another output."),
+        ("RLGLoadLora", {"strength": ["1", 0]}, "strength: it takes FLOAT and gets STRING; connect another output."),
+        (
+            "RLGLoadModels",
+            {"ckpt_name": ["1", 0]},
+            "ckpt_name: it takes COMBO and gets STRING; connect another output.",
+        ),
+    ],
+)
+def test_the_host_takes_a_linked_text_for_the_name(rlg, model, loras, monkeypatch, node, inputs, refused) -> None:
+    """As RLG Train LoRA gives it; other links are still of their own type."""
+    write_lora(loras.parent, "linked")
+    monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, "_Text", _Text)
+    rest = {"RLGLoadLora": {"model": ["1", 2], "strength": 1.0}, "RLGLoadModels": {"lora_strength": 1.0}}[node]
+    prompt = {
+        "1": {"class_type": "_Text", "inputs": {}},
+        "2": {"class_type": node, "inputs": {"lora_name": ["1", 0], **rest, **inputs}},
+        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
+    }
+    valid, _, _, errors = asyncio.run(execution.validate_prompt("linked", prompt, None))
+    said = [error["details"] for error in errors.get("2", {"errors": ()})["errors"]]
+    assert valid == (not refused) and any(refused in details for details in said) == bool(refused), said
 
 
 # The scale rule itself, against PEFT.
