@@ -39,9 +39,6 @@ def reward_curve(curve: Curve, theme: str, title: str, reward: str) -> Figure:
         theme: a key of THEMES.
         title: up to three lines on top; may be empty.
         reward: its name.
-
-    Raises:
-        ValueError: matplotlib is not installed.
     """
     colours, points = THEMES[theme], curve.points
     panels: list[Callable[[Axes], None]] = []

@@ -16,11 +16,7 @@ _STEPS = 512
 
 
 def schedule_curve(schedule: Schedule) -> Figure:
-    """The scale over the run, steps from left to right; base and tuned model are marked.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
+    """The scale over the run, steps from left to right; base and tuned model are marked."""
     theme = THEMES["dark"]
     figure = new_figure(*_SIZE, theme)
     axes = figure.subplots()

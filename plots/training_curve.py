@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,17 +12,9 @@ from .figure import THEMES, new_figure, style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ..training.trainer import Iteration
+
 _WIDTH, _HEIGHT = 768, 640
-
-
-class Iteration(Protocol):
-    """What is plotted of an iteration; see `training.trainer.Iteration`."""
-
-    number: int
-    reward: float
-    spread: float
-    kl: float
-    clipped: float
 
 
 def training_curve(history: Sequence[Iteration], reward: str, unit: str) -> Figure:
@@ -31,9 +23,6 @@ def training_curve(history: Sequence[Iteration], reward: str, unit: str) -> Figu
     Args:
         history: finished iterations, at least one.
         reward, unit: name of the reward and what it counts, for the axis.
-
-    Raises:
-        ValueError: matplotlib is not installed.
     """
     theme = THEMES["light"]
     figure = new_figure(_WIDTH, _HEIGHT, theme)

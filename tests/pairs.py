@@ -201,6 +201,11 @@ class StoredBits:
         return getattr(module.weight, "_qdata", module.weight).detach().view(torch.uint8).clone()
 
 
+def matrices(low_rank: Any) -> list[torch.Tensor]:
+    """All that a `LowRank` holds; none where there is no such part."""
+    return [] if low_rank is None else [low_rank.down, *(up for _, up in low_rank.ups)]
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference, relative to the largest value of `b`."""
     assert torch.isfinite(b).all()

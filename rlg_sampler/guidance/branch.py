@@ -14,11 +14,10 @@ import torch
 from comfy.model_patcher import create_model_options_clone
 from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers, merge_nested_dicts
 
-from ..weights.deltas import ALL_ROWS, Deltas
-from ..weights.kept_matrices import kept_matrices
+from ..weights.deltas import ALL_ROWS, Deltas, kept_matrices
 from ..weights.missed_modules import warn_of_missed
 from ..weights.pair import ModelPair
-from .branch_options import KEY, Options, added_options, sampling_options, with_wrapper_first
+from .branch_options import Options, added_options, sampling_options, with_wrapper_first
 from .settings import GuidanceSettings
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ class TunedBranch:
         options = added if self.own_options is None else merge_nested_dicts(self.own_options, added)
         if self.deltas is None:
             return options
-        return with_wrapper_first(options, WrappersMP.APPLY_MODEL, KEY, self._on_all_rows)
+        return with_wrapper_first(options, self._on_all_rows)
 
     @contextmanager
     def in_guider(self) -> Iterator[None]:

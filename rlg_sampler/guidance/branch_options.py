@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from comfy.patcher_extension import merge_nested_dicts
+from comfy.patcher_extension import WrappersMP, merge_nested_dicts
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -61,12 +61,13 @@ def added_options(current: Mapping[str, Any], before: Mapping[str, Any]) -> Opti
     return added
 
 
-def with_wrapper_first(options: Mapping[str, Any], kind: str, key: str, wrapper: Any) -> Options:
-    """A copy of `options` in which `wrapper` is the outermost of its kind; what it does not change is not copied."""
+def with_wrapper_first(options: Mapping[str, Any], wrapper: Any) -> Options:
+    """A copy of `options` with our outermost APPLY_MODEL wrapper; what it does not change is not copied."""
     transformer = options.get("transformer_options", {})
     wrappers = transformer.get("wrappers", {})
-    of_kind = {key: [wrapper], **{k: v for k, v in wrappers.get(kind, {}).items() if k != key}}
-    return {**options, "transformer_options": {**transformer, "wrappers": {**wrappers, kind: of_kind}}}
+    others = {k: v for k, v in wrappers.get(WrappersMP.APPLY_MODEL, {}).items() if k != KEY}
+    wrappers = {**wrappers, WrappersMP.APPLY_MODEL: {KEY: [wrapper], **others}}
+    return {**options, "transformer_options": {**transformer, "wrappers": wrappers}}
 
 
 def _empty(value: Any) -> bool:

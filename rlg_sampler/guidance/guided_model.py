@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, copy_nested_dicts, get_all_wrappers
+from comfy.model_patcher import create_model_options_clone
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from comfy.samplers import CFGGuider
 
 from ..ksampler_inputs import check_latent
@@ -108,7 +109,7 @@ def guided_model(base: ModelPatcher, tuned: ModelPatcher, settings: GuidanceSett
         return model
     before = Guidance.on(base)
     if before is None:
-        model.model_options[_BASE_OPTIONS] = copy_nested_dicts(model.model_options)
+        model.model_options[_BASE_OPTIONS] = create_model_options_clone(model.model_options)
     guidance = Guidance((*(before.tuned if before else ()), TunedModel(pair, settings)))
     _load_with(model, guidance)
     return _guided_by(guidance, model)

@@ -13,7 +13,7 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..weights.deltas import Deltas, Rows, RowsNotSeparable
-from .branch_options import KEY, Options, with_wrapper_first
+from .branch_options import Options, with_wrapper_first
 from .joined_conds import JoinedConds
 from .prediction import Evaluation, Prediction
 
@@ -125,7 +125,7 @@ class SharedCalls:
         x, sigma = evaluation.x, evaluation.sigma
         uuids = [(negative[0]["uuid"], positive[0]["uuid"]) for positive, negative in conds.values()]
         router = _JoinedRows(deltas, uuids, sigma)
-        routed = with_wrapper_first(evaluation.options, WrappersMP.APPLY_MODEL, KEY, router)
+        routed = with_wrapper_first(evaluation.options, router)
         outputs = comfy.samplers.calc_cond_batch(model, joined, torch.cat([x, x]), torch.cat([sigma, sigma]), routed)
         self._apart = router.was_split
         return [(positive, negative) for negative, positive in (output.chunk(2) for output in outputs)]
@@ -140,7 +140,7 @@ def _evaluate_apart(
     conds: Mapping[int, _CondPair], deltas: Sequence[Deltas | None], model: BaseModel, evaluation: Evaluation
 ) -> list[_X0Pair]:
     """Evaluate every cond by itself; the host chooses which of them go into one batch."""
-    routed = with_wrapper_first(evaluation.options, WrappersMP.APPLY_MODEL, KEY, _RowRouter(deltas))
+    routed = with_wrapper_first(evaluation.options, _RowRouter(deltas))
     flat = [cond for pair in conds.values() for cond in pair]
     outputs = comfy.samplers.calc_cond_batch(model, flat, evaluation.x, evaluation.sigma, routed)
     return [*zip(outputs[::2], outputs[1::2], strict=True)]

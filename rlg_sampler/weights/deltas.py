@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import comfy.utils
 import torch
@@ -25,6 +26,8 @@ from .unpatched_weight import unpatched_weight
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+
+_kept: WeakKeyDictionary[ModelPatcher, tuple[Any, dict[str, LowRank]]] = WeakKeyDictionary()
 
 
 class RowsNotSeparable(RuntimeError):
@@ -101,18 +104,17 @@ class Deltas:
         """Build the corrections for the model of `patcher`, one module after another to keep the peak low.
 
         Args:
-            changes: weight → what the tuned model changes in it.
+            changes: weight → what the tuned model changes in it; each can be changed.
             patcher: a clone of the model, which knows the unpatched weights, loaded or not.
             device, dtype: where and in which dtype the model computes.
             kept: weight → matrices of earlier runs in main memory; those made here are added.
 
         Raises:
-            ValueError: a changed weight is neither weight nor bias of a linear or convolution module, or what changes
-                depends on a weight that cannot be read.
+            ValueError: what changes depends on a weight that cannot be read.
         """
         modules: dict[str, ModuleDelta] = {}
         for key, change in changes.items():
-            name, kind = checked_module(patcher.model, key)
+            name, _, kind = key.rpartition(".")
             delta = modules.setdefault(name, ModuleDelta())
             module = comfy.utils.get_attr(patcher.model, name)
             if _stays_low_rank(module, kind, change):
@@ -129,7 +131,7 @@ class Deltas:
         """Bytes that the corrections for `model` will take on its device."""
         numbers = 0
         for key, change in changes.items():
-            name, kind = checked_module(model, key)
+            name, _, kind = key.rpartition(".")
             module = comfy.utils.get_attr(model, name)
             shape = getattr(module, kind).shape
             stays = _stays_low_rank(module, kind, change)
@@ -216,19 +218,18 @@ class _AdaptedForward(ReplacedForward):
 ALL_ROWS = Rows(0, 1, 1)
 
 
-def checked_module(model: torch.nn.Module, key: str) -> tuple[str, str]:
-    """Split a weight's key into (module name, "weight" or "bias").
+def kept_matrices(base: ModelPatcher, tuned: ModelPatcher, dtype: torch.dtype) -> dict[str, LowRank]:
+    """Weight → matrices of `dtype` that runs of this pair have made so far; the caller adds what it makes.
 
-    Raises:
-        ValueError: its change cannot be added to a module's output.
+    They stay in main memory for as long as the tuned MODEL lives: stacking the parts of fused weights takes a while for
+    a large model, and every run of a sweep would do it again. The host gives a MODEL another `patches_uuid` whenever
+    its patches change, so those of an earlier state are dropped.
     """
-    name, _, kind = key.rpartition(".")
-    if not can_be_changed(model, key):
-        raise ValueError(
-            f"tuned: it changes {key}, which cannot be changed on the fly; save the tuned MODEL as a checkpoint of its "
-            "own (Save Checkpoint) and load that, so that the pair is two checkpoints."
-        )
-    return name, kind
+    state = (base.patches_uuid, tuned.patches_uuid, dtype)
+    known = _kept.get(tuned)
+    if known is None or known[0] != state:
+        known = _kept[tuned] = (state, {})
+    return known[1]
 
 
 def can_be_changed(model: torch.nn.Module, key: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +41,6 @@ class LowRank:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LowRank:
         return LowRank(self.down.to(device, dtype), tuple((rows, up.to(device, dtype)) for rows, up in self.ups))
-
-    @property
-    def tensors(self) -> Sequence[torch.Tensor]:
-        return self.down, *(up for _, up in self.ups)
 
     def add(self, module: torch.nn.Module, x: torch.Tensor, out: torch.Tensor) -> None:
         """Add the change to `out` = module(x), in place."""

@@ -9,21 +9,18 @@ back to a group) it refuses.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Generic, TypeVar
 
 from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
 
 from ..messages import shown
-
-Value = TypeVar("Value")
 
 MOST_PATTERNS = 5_000
 LONGEST_PATTERNS = 100_000
 """Characters of all patterns together. A trainer writes one pattern for each module, of some fifty characters."""
 
 
-class NamePatterns(Generic[Value]):
-    """A value for each module name that matches a pattern: PEFT's `get_pattern_key`.
+class NamePatterns:
+    """A number for each module name that matches a pattern: PEFT's `get_pattern_key`.
 
     Args:
         values: pattern → value. A pattern is a regular expression for the whole name or for its end, after a dot.
@@ -32,7 +29,7 @@ class NamePatterns(Generic[Value]):
         ValueError: a pattern is not one, or the patterns are more than a trainer writes.
     """
 
-    def __init__(self, values: Mapping[str, Value]) -> None:
+    def __init__(self, values: Mapping[str, float]) -> None:
         length = sum(map(len, values))
         if len(values) > MOST_PATTERNS or length > LONGEST_PATTERNS:
             raise ValueError(f"{len(values)} patterns of {length} characters are more than a trainer writes")
@@ -40,7 +37,7 @@ class NamePatterns(Generic[Value]):
             _compiled("|".join(values))
         self._values = [(_compiled(pattern), value) for pattern, value in values.items()]
 
-    def value(self, module: str, default: Value) -> Value:
+    def value(self, module: str, default: float) -> float:
         """The value of the first pattern that matches `module`, else `default`."""
         return next((value for pattern, value in self._values if _matches(pattern, module)), default)
 

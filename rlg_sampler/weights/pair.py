@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..messages import model_name
-from .deltas import checked_module
+from .deltas import can_be_changed
 from .patch_difference import WeightChange, patch_difference
 
 if TYPE_CHECKING:
@@ -123,7 +123,11 @@ def _shared_changes(base: ModelPatcher, tuned: ModelPatcher) -> Mapping[str, Wei
         )
     changes = patch_difference(base.patches, tuned.patches)
     for key in changes:
-        checked_module(base.model, key)
+        if not can_be_changed(base.model, key):
+            raise ValueError(
+                f"tuned: it changes {key}, which cannot be changed on the fly; save the tuned MODEL as a checkpoint of "
+                "its own (Save Checkpoint) and load that, so that the pair is two checkpoints."
+            )
     if of_base_alone := [key for key, change in changes.items() if change.taken_away]:
         added = any(change.added for change in changes.values())
         logger.warning(*(_OF_BASE_ALONE, len(of_base_alone), of_base_alone[0]) if added else (_SWAPPED,))

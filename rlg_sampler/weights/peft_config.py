@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..messages import shown
-from .name_patterns import NamePatterns, Value
+from .name_patterns import NamePatterns
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -29,8 +29,8 @@ class PeftConfig:
     r: int
     lora_alpha: float
     use_rslora: bool = False
-    rank_pattern: NamePatterns[int] = field(default_factory=lambda: NamePatterns({}))
-    alpha_pattern: NamePatterns[float] = field(default_factory=lambda: NamePatterns({}))
+    rank_pattern: NamePatterns = field(default_factory=lambda: NamePatterns({}))
+    alpha_pattern: NamePatterns = field(default_factory=lambda: NamePatterns({}))
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], source: str) -> PeftConfig:
@@ -90,15 +90,12 @@ class PeftConfig:
 
     def rank(self, module: str) -> int:
         """The rank that the config gives `module` (a name such as `transformer_blocks.0.attn.to_q`)."""
-        return self.rank_pattern.value(module, self.r)
-
-    def alpha(self, module: str) -> float:
-        """The lora_alpha that the config gives `module`."""
-        return self.alpha_pattern.value(module, self.lora_alpha)
+        return int(self.rank_pattern.value(module, self.r))
 
     def scale(self, module: str, rank: int) -> float:
         """What the trainer multiplied `lora_B @ lora_A` by, for a module of this rank."""
-        return self.alpha(module) / (math.sqrt(rank) if self.use_rslora else rank)
+        alpha = self.alpha_pattern.value(module, self.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def decoded(text: str) -> Any:
@@ -117,7 +114,7 @@ def decoded(text: str) -> Any:
         raise ValueError("a number in it has thousands of digits") from None
 
 
-def _patterns(values: Any, checked: Callable[[Any], Value]) -> NamePatterns[Value]:
+def _patterns(values: Any, checked: Callable[[Any], float]) -> NamePatterns:
     if not isinstance(values or {}, dict):
         raise TypeError("patterns are names and numbers")
     return NamePatterns({pattern: checked(value) for pattern, value in (values or {}).items()})

@@ -18,7 +18,7 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from safetensors.torch import load_file, save_file
 
 from demo.tiny_model import TinySD3
-from pairs import CLOSE, FAMILIES, Family, load_checkpoint, relative, task, write_lora, write_model
+from pairs import CLOSE, FAMILIES, Family, load_checkpoint, matrices, relative, task, write_lora, write_model
 from stock_guiders import two_models
 
 RANK, ALPHA = 4, 6.0
@@ -310,7 +310,7 @@ def test_low_rank_change_of_any_convolution(rlg, dimensions, groups) -> None:
     torch.testing.assert_close(out, changed(x), rtol=1e-5, atol=1e-5)
     held = made.modules["conv"]
     assert (held.dense is None) == (groups == 1), "one difference per kernel only where two products do not"
-    sizes = [t.nbytes for t in (held.dense, *(held.low_rank.tensors if held.low_rank else ())) if t is not None]
+    sizes = [t.nbytes for t in (held.dense, *matrices(held.low_rank)) if t is not None]
     assert deltas.Deltas.memory_of({"conv.weight": change}, model, torch.float32) == sum(sizes)
 
 
@@ -339,8 +339,15 @@ class _Gate(torch.nn.Module):
 
 def test_a_matrix_alone_makes_no_linear_layer(rlg) -> None:
     """Nobody knows what such a module does with its weight, so nothing can be added to what it gives."""
-    module = rlg.module("rlg_sampler.weights.deltas")
-    model = torch.nn.ModuleDict({"gate": _Gate(), "linear": torch.nn.Linear(4, 4)})
-    assert module.checked_module(model, "linear.weight") == ("linear", "weight")
+    pair_of = rlg.module("rlg_sampler.weights.pair").ModelPair.from_models
+    model, cpu = torch.nn.ModuleDict({"gate": _Gate(), "linear": torch.nn.Linear(4, 4)}), torch.device("cpu")
+    base = comfy.model_patcher.ModelPatcher(model, cpu, cpu)
+
+    def tuned(key: str) -> comfy.model_patcher.ModelPatcher:
+        tuned = base.clone()
+        tuned.add_patches({key: (torch.ones(4, 4),)}, 1.0)
+        return tuned
+
+    assert [*pair_of(base, tuned("linear.weight")).changes] == ["linear.weight"]
     with pytest.raises(ValueError, match=r"tuned: it changes gate\.weight, which cannot be changed on the fly"):
-        module.checked_module(model, "gate.weight")
+        pair_of(base, tuned("gate.weight"))

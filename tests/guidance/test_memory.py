@@ -11,7 +11,7 @@ import comfy.model_management
 import pytest
 import torch
 
-from pairs import CLOSE, Counter, as_single_file, load_checkpoint, relative, task, write_lora, write_model
+from pairs import CLOSE, Counter, as_single_file, load_checkpoint, matrices, relative, task, write_lora, write_model
 from stock_guiders import two_models
 
 QKV = "diffusion_model.joint_blocks.0.x_block.attn.qkv"
@@ -31,9 +31,7 @@ def tune(run_node: Callable) -> Callable[..., Any]:
 
 def _bytes(deltas: Any) -> int:
     tensors = [
-        tensor
-        for delta in deltas.modules.values()
-        for tensor in (*(delta.low_rank.tensors if delta.low_rank else ()), delta.dense, delta.bias)
+        tensor for delta in deltas.modules.values() for tensor in (*matrices(delta.low_rank), delta.dense, delta.bias)
     ]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
@@ -66,7 +64,7 @@ def test_a_lora_of_the_models_dtype_is_copied_by_half(base, tune, rlg) -> None:
     branch = module.TunedBranch(None, module.TunedModel(pair, None), base, {}, None)
     branch.make_deltas(torch.device("cpu"))
     of_file = {t.data_ptr() for patches in tuned.patches.values() for p in patches for t in p[1].weights[:2]}
-    held = [t for delta in branch.deltas.modules.values() for t in delta.low_rank.tensors]
+    held = [t for delta in branch.deltas.modules.values() for t in matrices(delta.low_rank)]
     new = sum(t.nbytes for t in held if t.data_ptr() not in of_file)
     assert new == _bytes(branch.deltas) / 2 > 0
 
@@ -154,8 +152,8 @@ def test_every_node_has_the_choice_and_the_same_picture(base, tune, run_node) ->
 
 def test_matrices_are_made_once_for_a_tuned_model(base, tune, run_node, rlg, monkeypatch) -> None:
     """They stay in main memory while the MODEL lives, and are those of its patches at any time."""
-    module, kept = rlg.module("rlg_sampler.weights.deltas"), rlg.module("rlg_sampler.weights.kept_matrices")._kept
-    made, make = [], module.low_rank_change
+    module = rlg.module("rlg_sampler.weights.deltas")
+    kept, made, make = module._kept, [], module.low_rank_change
     monkeypatch.setattr(module, "low_rank_change", lambda *a: made.append(1) or make(*a))
     gc.collect()
     before = len(kept)
