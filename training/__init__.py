@@ -13,7 +13,7 @@ All of it may be called in the host's inference mode. Cancel (the host's Interru
 out of `iterate` with the trainer in the state after the last whole iteration; what was learned can be saved then, and a
 trainer made with the same arguments goes on from the checkpoint. Several workers can make a run together (`team.py`).
 
-An iteration, followed through `methods/`: `policy_gradient.PolicyLearner.iterate` draws pictures (`groups.py`,
+An iteration, followed through `methods/`: `policy_gradient.PolicyLearner.iterate` draws pictures (`learner.py`,
 `rollout.draw`), has them scored (`task.Task`), compares them (`advantages.py`) and adds up gradients (`losses.py`);
 `trainer.Trainer` takes the optimiser's steps. `forward_process.ForwardLearner` does it with finished pictures alone,
 `reward_gradient.RewardLearner` and `direct_align.DirectAlignLearner` for rewards that can be differentiated. The model

@@ -15,7 +15,7 @@ import torch
 from ..rewards.combined import CombinedReward
 from ..rlg_sampler.messages import model_name
 from ..rlg_sampler.stochastic.step import check_noise_process
-from .policy.gradients import frozen, is_streamed, streamed
+from .policy.gradients import frozen, streamed
 from .policy.prompts import Prompts
 from .weights_digest import weights_digest
 
@@ -141,8 +141,7 @@ class Task:
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(frozen(vae))
-            if is_streamed(self.vae.patcher):
-                stack.enter_context(streamed(vae))
+            stack.enter_context(streamed(self.vae.patcher))
             latents = latents.detach().clone().requires_grad_()
             (gradient,) = torch.autograd.grad(self._pictures(latents), latents, of_images)
         return scores, gradient

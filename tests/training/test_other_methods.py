@@ -56,7 +56,7 @@ def _methods(training: SimpleNamespace) -> dict[str, Any]:
         "DDPO": replace(of.DDPO, **small, group_size=3, trained_steps=2, cfg=2.0, image_weight=0.1),
         "B²-DiffuRL": replace(of.B2_DIFFU_RL, **small, cfg=2.0, tail=(3, 6), stages=4),
         "DiffusionNFT": replace(of.DIFFUSION_NFT, **small, group_size=3, trained_steps=2, lag_growth=0.3),
-        "Flow-GRPO-Fast": replace(of.FLOW_GRPO_FAST, **small, group_size=3, window_start=2, cfg=2.0),
+        "Flow-GRPO-Fast": replace(of.FLOW_GRPO, **small, group_size=3, window=2, window_start=2, cfg=2.0),
         "ReFL": replace(of.REFL, **reward),
         "ImageReFL": replace(of.IMAGE_REFL, **reward, image_step=2, reward_weight=0.5, image_weight=0.3),
         "DRaFT-K": replace(of.draft_k(2, 6), groups=2),
@@ -289,6 +289,33 @@ def test_srpo_recovers_the_picture_at_any_noise(training, models, family) -> Non
             way = 1 - sigmas[1] / sigmas[start]
             signal = 1 - sigmas[1] if family == "SD3" else 1.0
             assert torch.allclose(found, clean + size * error * way / signal, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["SD3", "SD1.5"])
+def test_srpo_learns_at_all_noise_levels(training, make, family) -> None:
+    """The host's percentages 0 and 1 are no noise levels: 999999999.9 for ε models, and 0, which no step leaves."""
+    whole = {"start_percent": 0.0, "end_percent": 1.0, "stride": 0.5}  # so that a step of each group begins at an end
+    trainer = make(replace(_methods(training)["SRPO"], **whole, groups=4, wanted_weight=(2.0, 2.0)), family)
+    sampling = trainer.task.model.get_model_object("model_sampling")
+    ends = sorted(trainer._learner._sigmas((1.0, 0.5, 0.0)).tolist())
+    assert (ends[0], ends[-1]) == (pytest.approx(float(sampling.sigma_min)), pytest.approx(float(sampling.sigma_max)))
+    starts = {level for group in range(4) for level in trainer.method.levels(0, 0, group)}
+    assert {0.0, 1.0} <= {round(level, 6) for level in starts}
+    (entry,) = trainer.iterate(1)
+    assert 0.0 < entry.gradient < 1e6
+
+
+@pytest.mark.parametrize("name", ["DDPO", "SRPO"])
+def test_prompts_are_chosen_as_often_whatever_the_number_of_parts(training, make, monkeypatch, name) -> None:
+    """An order of all of them takes time where they are thousands."""
+    chosen, calls = training.prompts.Prompts.chosen, []
+    monkeypatch.setattr(training.prompts.Prompts, "chosen", lambda *given: calls.append(given) or chosen(*given))
+    counts = []
+    for groups in (2, 4):
+        next(iter(make(replace(_methods(training)[name], groups=groups)).iterate(1)))
+        counts.append(len(calls))
+        calls.clear()
+    assert 0 < counts[0] == counts[1]
 
 
 def test_srpo_s_noise_levels_are_those_of_the_reference(training, models) -> None:

@@ -66,7 +66,7 @@ def test_weights_that_are_on_the_device_only_while_they_are_used(
     tasks.skip_without_gradients(name)
     family = FAMILIES[name]
     model, expected = family.load(), _gradients(training, family.load(), family, checkpointing)
-    monkeypatch.setattr(training.host_model, "is_streamed", lambda patcher: True)
+    monkeypatch.setattr(training.gradients, "is_streamed", lambda patcher: True)
     kept = []
 
     def noted(predict: Callable) -> torch.Tensor:

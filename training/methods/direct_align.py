@@ -11,8 +11,6 @@ is enough at any σ_a. Noise, range and words are as in the reference, Tencent-H
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ...rlg_sampler.stochastic.step import is_flow
@@ -20,66 +18,63 @@ from ..policy.host_model import Run
 from ..streams import noise
 from .reward_gradient import RewardLearner
 from .rollout import Pictures
+from .settings import DirectAlign
 
 _MORE_NOISE, _END, _LESS_NOISE = range(3)
 """Indices of a group's sigmas: one step begins with more noise, one with less, and both end between."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A step of the model and what its picture is worth.
-
-    Attributes:
-        start: index of the sigma that it begins at.
-        asked: prompts for the reward, each with its weight.
-    """
-
-    start: int
-    asked: list[tuple[str, float]]
 
 
 class DirectAlignLearner(RewardLearner):
     """Learns from pictures that are recovered after one step; the scores it reports are those of steps to less noise,
     under the wanted word."""
 
+    _method: DirectAlign
+
     def _learn_from(self, pictures: Pictures, iteration: int, group: int) -> tuple[torch.Tensor, float]:
         levels = self._method.levels(self._seed, iteration, group)
         sigmas, steps = self._sigmas(levels), self._steps(pictures.prompt, iteration, levels)
-        size = torch.Size((len(pictures.own), *pictures.shape))
+        rows = len(pictures.own)
         added = noise(pictures.own, pictures.shape, torch.device("cpu"))
         clean = self._images_of(pictures)
         if clean is None:
-            clean = self._host.run(pictures.prompt, size, lambda run: run.sampled(added).cpu())
+            clean = self._with_model(pictures.prompt, rows, lambda run: run.sampled(added).cpu())
 
-        def recovered(run: Run) -> list[torch.Tensor]:
-            return [_recovered(run, clean, added, one.start).cpu() for one in steps]
+        def recovered(run: Run) -> dict[int, torch.Tensor]:
+            return {start: _recovered(run, clean, added, start).cpu() for start in steps}
 
-        found = self._host.run(pictures.prompt, size, recovered, sigmas)
-        scored = [self._task.scored_with_gradient(x, one.asked) for x, one in zip(found, steps, strict=True)]
+        found = self._with_model(pictures.prompt, rows, recovered, sigmas)
+        scored = {start: self._task.scored_with_gradient(found[start], asked) for start, asked in steps.items()}
         share = -1.0 / (len(steps) * self._method.groups * self._method.group_size)
 
         def backward(run: Run) -> None:
-            for one, (_, direction) in zip(steps, scored, strict=True):
+            for start, (_, direction) in scored.items():
                 with torch.enable_grad():
-                    _recovered(run, clean, added, one.start).backward(share * direction.to(run.device))
+                    _recovered(run, clean, added, start).backward(share * direction.to(run.device))
 
-        self._host.run(pictures.prompt, size, backward, sigmas)
-        return scored[0][0][:, 0], 0.0
+        self._with_model(pictures.prompt, rows, backward, sigmas)
+        scores, _ = scored[_MORE_NOISE]
+        return scores[:, 0], 0.0
 
     def _sigmas(self, levels: tuple[float, float, float]) -> torch.Tensor:
         sampling = self._task.model.get_model_object("model_sampling")
-        most, least = map(sampling.percent_to_sigma, (self._method.start_percent, self._method.end_percent))
+        # At 0 and 1 the host gives ends that a sampler does not reach: 999999999.9, and 0, from which there is no step.
+        lowest, highest = float(sampling.sigma_min), float(sampling.sigma_max)
+        ends = map(sampling.percent_to_sigma, (self._method.start_percent, self._method.end_percent))
+        most, least = (min(max(sigma, lowest), highest) for sigma in ends)
         return torch.tensor([least + (most - least) * level for level in levels])
 
-    def _steps(self, prompt: int, iteration: int, levels: tuple[float, float, float]) -> list[_Step]:
+    def _steps(
+        self, prompt: int, iteration: int, levels: tuple[float, float, float]
+    ) -> dict[int, list[tuple[str, float]]]:
+        """Of each step, by the sigma that it begins at, the prompts for the reward with their weights."""
         wanted, unwanted = (f"{word}. {self._task.prompts.texts[prompt]}" for word in self._method.words(iteration))
         _, end, least = levels
         more_wanted = 1.0 + _between(self._method.wanted_weight, end)
         more_unwanted = 1.0 + _between(self._method.unwanted_weight, least)
-        return [
-            _Step(_MORE_NOISE, [(wanted, more_wanted), (unwanted, -1.0)]),
-            _Step(_LESS_NOISE, [(unwanted, more_unwanted), (wanted, -1.0)]),
-        ]
+        return {
+            _MORE_NOISE: [(wanted, more_wanted), (unwanted, -1.0)],
+            _LESS_NOISE: [(unwanted, more_unwanted), (wanted, -1.0)],
+        }
 
 
 def _recovered(run: Run, clean: torch.Tensor, added: torch.Tensor, start: int) -> torch.Tensor:

@@ -23,13 +23,11 @@ import torch
 
 from ..iteration import Learned, Report
 from ..policy.gradients import training_mode
-from ..policy.host_model import HostModel, Run
+from ..policy.host_model import Run
 from ..streams import noise
-from ..task import Task
-from ..team import Team
 from .advantages import compared
 from .gradient_sum import GradientSum
-from .groups import Groups
+from .learner import Learner
 from .losses import contrast_loss
 from .rollout import Pictures
 from .settings import ForwardProcess
@@ -38,33 +36,28 @@ Finished = tuple[Pictures, torch.Tensor]
 """Pictures that were drawn together, with their latents, (rows, channels, ...) as the model sees them, on the CPU."""
 
 
-class ForwardLearner:
-    """Makes the iterations of a method that learns on the forward process.
+class ForwardLearner(Learner):
+    """Makes the iterations of a method that learns on the forward process."""
 
-    Args, Raises:
-        As `PolicyLearner`.
-    """
+    _method: ForwardProcess
 
-    def __init__(
-        self, method: ForwardProcess, task: Task, host: HostModel, batch_size: int, seed: int, team: Team
-    ) -> None:
-        self._method, self._task, self._host, self._team = method, task, host, team
-        self._groups = Groups(method, task, batch_size, seed, team)
+    def _prepare(self) -> None:
+        self._check_scores()
         with training_mode():
-            self._old = {name: p.detach().clone() for name, p in host.policy.parameters.items()}
+            self._old = {name: p.detach().clone() for name, p in self._host.policy.parameters.items()}
         """Of the policy that draws, which follows the trained one."""
 
     def iterate(self, iteration: int, step: Callable[[], float], report: Report) -> Learned:
-        """See `PolicyLearner.iterate`."""
+        """See `Learner.iterate`."""
         with self._host.policy.with_values(self._old):
-            drawn, scores = self._groups.drawn(iteration, self._sampled, lambda finished: finished[1], report)
+            drawn, scores = self._drawn(iteration, self._sampled, lambda finished: finished[1], report)
         advantages = self._advantages(iteration, self._task.sum.measured(scores))
         gradients, kl = GradientSum(self._host.policy.parameters.values()), 0.0
         for done, (number, (pictures, x0)) in enumerate(drawn.items(), 1):
             own = advantages[number]
             if own.any() or self._method.kl_weight:
                 body = partial(self._gradients, clean=x0, advantages=own, pictures=pictures)
-                kl += self._with_model(pictures, body)
+                kl += self._with_model(pictures.prompt, len(pictures.own), body)
                 gradients.take()
             report(0.5 + 0.5 * done / len(drawn))
         kl = float(self._team.total(torch.tensor(kl, dtype=torch.float64)))
@@ -74,22 +67,21 @@ class ForwardLearner:
         return Learned.of(self._task.sum.weighed(scores), norm, kl)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What later iterations depend on."""
+        """See `Learner.tensors`."""
         return {f"old.{name}": tensor for name, tensor in self._old.items()}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `tensors` gave."""
+        """See `Learner.restore`."""
         for name, own in self._old.items():
             own.copy_(tensors[f"old.{name}"])
 
     def _sampled(self, pictures: Pictures) -> Finished:
         started = noise(pictures.own, pictures.shape, torch.device("cpu"))
-        return pictures, self._with_model(pictures, lambda run: run.sampled(started).cpu())
+        return pictures, self._with_model(pictures.prompt, len(started), lambda run: run.sampled(started).cpu())
 
     def _advantages(self, iteration: int, rewards: torch.Tensor) -> list[torch.Tensor]:
         """Of each part, those of its pictures."""
-        prompts = self._groups.prompts(iteration)
-        return self._groups.by_part(compared(rewards, prompts, self._method.largest_advantage))
+        return self._by_part(compared(rewards, self._prompts(iteration), self._method.largest_advantage))
 
     def _gradients(self, run: Run, clean: torch.Tensor, advantages: torch.Tensor, pictures: Pictures) -> float:
         """Add the gradients of some pictures; what they add to the mean distance to the base model."""
@@ -122,9 +114,6 @@ class ForwardLearner:
         kept = min(self._method.lag_growth * iteration, self._method.largest_lag)
         for name, parameter in self._host.policy.parameters.items():
             self._old[name].lerp_(parameter.detach(), 1.0 - kept)
-
-    def _with_model(self, pictures: Pictures, body: Callable[[Run], torch.Tensor | float]) -> torch.Tensor | float:
-        return self._host.run(pictures.prompt, torch.Size((len(pictures.own), *pictures.shape)), body)
 
 
 def _distance(x0: torch.Tensor, base: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

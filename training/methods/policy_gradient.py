@@ -2,62 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeVar
 
 import torch
 
 from ...rlg_sampler.stochastic.step import stochastic_step
 from ..iteration import Learned, Report
-from ..policy.host_model import HostModel, Run
+from ..policy.host_model import Run
 from ..streams import noise, stream
-from ..task import Task
-from ..team import Team
 from .advantages import ROUNDS, best_and_worst, compared
 from .gradient_sum import GradientSum
-from .groups import Groups
+from .learner import Learner
 from .losses import clipped_policy_loss
-from .real_images import RealImages, diffusion_loss
+from .real_images import RealImages, learn_from_image
 from .rollout import Drawn, Pictures, Trajectories, draw
 from .settings import Plan, PolicyGradient
 
-Result = TypeVar("Result")
 
+class PolicyLearner(Learner):
+    """Makes the iterations of a policy gradient."""
 
-class PolicyLearner:
-    """Makes the iterations of a policy gradient.
+    _method: PolicyGradient
 
-    Args:
-        method: its settings.
-        task: what is trained for.
-        host: the model with the policy, on the task's prompts and the method's sigmas.
-        batch_size: pictures per call of the model.
-        seed: of the run.
-        team: who makes the groups.
-
-    Raises:
-        ValueError: the reward cannot score as many pictures as are computed together, or the method wants images and
-            the task has none.
-    """
-
-    def __init__(
-        self, method: PolicyGradient, task: Task, host: HostModel, batch_size: int, seed: int, team: Team
-    ) -> None:
-        self._method, self._task, self._host, self._team, self._seed = method, task, host, team, seed
-        self._groups = Groups(method, task, batch_size, seed, team)
-        self._images = RealImages(task, method.name) if method.image_weight else None
+    def _prepare(self) -> None:
+        self._check_scores()
+        self._images = RealImages(self._task, self._method.name) if self._method.image_weight else None
         self._seen = torch.zeros(0, 3, dtype=torch.float64)
         """Of the latest rounds: iteration, prompt, reward."""
 
     def iterate(self, iteration: int, step: Callable[[], float], report: Report) -> Learned:
-        """Make an iteration.
-
-        Args:
-            iteration: its number; all that is random in it follows from that.
-            step: takes an optimiser step with the gradients that there are, and returns their norm.
-            report: told how far it is.
-        """
+        """See `Learner.iterate`."""
         plan = self._method.plan(self._seed, iteration)
         drawn, scores = self._rollouts(iteration, plan, report)
         advantages = self._advantages(iteration, self._task.sum.measured(scores))
@@ -75,28 +50,28 @@ class PolicyLearner:
         return Learned.of(rewards, sum(norms) / len(norms), kl, clipped, diffusion)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What later iterations depend on."""
+        """See `Learner.tensors`."""
         return {"seen": self._seen}
 
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go on from what `tensors` gave."""
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """See `Learner.restore`."""
         self._seen = tensors["seen"].clone()  # not a view of the checkpoint: Windows replaces no file that is in use
 
     def _rollouts(self, iteration: int, plan: Plan, report: Report) -> tuple[dict[int, Trajectories], torch.Tensor]:
         """This worker's pictures by the number of their part, and all workers' (pictures, rewards) scores."""
-        method, policy = self._method, self._host.policy
+        method = self._method
+        from_policy = partial(
+            draw, policy=self._host.policy, plan=plan, noise_level=method.noise_level, with_base=method.kl_weight > 0
+        )
 
         def drawn(pictures: Pictures) -> Trajectories:
-            def body(run: Run) -> Trajectories:
-                return draw(run, policy, pictures, plan, method.noise_level, with_base=method.kl_weight > 0)
+            return self._with_model(pictures.prompt, len(pictures.own), partial(from_policy, pictures=pictures))
 
-            return self._with_model(pictures.prompt, len(pictures.own), body)
-
-        return self._groups.drawn(iteration, drawn, lambda made: made.end, report)
+        return self._drawn(iteration, drawn, lambda made: made.end, report)
 
     def _advantages(self, iteration: int, rewards: torch.Tensor) -> list[torch.Tensor]:
         """Of each part, those of its pictures."""
-        method, prompts = self._method, self._groups.prompts(iteration)
+        method, prompts = self._method, self._prompts(iteration)
         if method.compared_with == "branch":
             numbers = torch.tensor(prompts, dtype=torch.float64)
             latest = self._seen[self._seen[:, 0] >= iteration - ROUNDS]
@@ -106,11 +81,11 @@ class PolicyLearner:
         else:
             groups = prompts if method.compared_with == "group" else [0] * len(prompts)
             advantages = compared(rewards, groups, method.largest_advantage)
-        return self._groups.by_part(advantages)
+        return self._by_part(advantages)
 
     def _shares(self, iteration: int) -> list[list[int]]:
         """Numbers of parts by the update that they take part in."""
-        order = torch.randperm(len(self._groups.parts), generator=stream(self._seed, "order", iteration))
+        order = torch.randperm(len(self._parts), generator=stream(self._seed, "order", iteration))
         return [share.tolist() for share in order.chunk(self._method.updates)]
 
     def _update(
@@ -154,16 +129,11 @@ class PolicyLearner:
             prompt = int(torch.randint(len(self._task.prompts.texts), (1,), generator=generator))
             index = int(torch.randint(self._method.steps, (1,), generator=generator))
             added = noise([generator], self._task.latent_shape, torch.device("cpu"))
-            latents = self._images[prompt]
-            total += self._with_model(prompt, 1, lambda run, x=latents, e=added, i=index: self._near(run, x, e, i))
+            weight = self._method.image_weight / count
+            body = partial(learn_from_image, latents=self._images[prompt], noise=added, index=index, weight=weight)
+            total += self._with_model(prompt, 1, body)
             gradients.take()
         return total / count
-
-    def _near(self, run: Run, latents: torch.Tensor, added: torch.Tensor, index: int) -> float:
-        with torch.enable_grad():
-            loss = diffusion_loss(run, latents.to(run.device), added.to(run.device), index).mean()
-            (self._method.image_weight / self._method.groups * loss).backward()
-        return float(loss.detach())
 
     def _gradients(
         self, run: Run, drawn: Trajectories, advantages: torch.Tensor, pictures: int, unchanged: bool
@@ -190,6 +160,3 @@ class PolicyLearner:
         if drawn.base_mean is None:
             return ratio, torch.zeros_like(ratio)
         return ratio, now.divergence(drawn.base_mean.to(device))
-
-    def _with_model(self, prompt: int, rows: int, body: Callable[[Run], Result]) -> Result:
-        return self._host.run(prompt, torch.Size((rows, *self._task.latent_shape)), body)

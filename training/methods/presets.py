@@ -10,9 +10,6 @@ FLOW_GRPO = PolicyGradient("Flow-GRPO", "arXiv 2505.05470, yifan123/flow_grpo co
 """As its authors train SD3.5 medium, with 4 prompts per iteration in place of 48 on their 32 GPUs, and an average that
 is updated each time in place of each eighth time, so that early it is one over fewer updates."""
 
-FLOW_GRPO_FAST = replace(FLOW_GRPO, name="Flow-GRPO-Fast", window=2, window_start=3)
-"""Its faster version: two random noisy steps in the first half, the rest without noise."""
-
 DDPO = PolicyGradient(
     "DDPO", "arXiv 2401.12244, pinterest/atg-research joint-rl-diffusion",
     steps=50, cfg=7.0, noise_level=1.0, trained_steps=5, compared_with="batch", kl_weight=0.0, largest_advantage=10.0,

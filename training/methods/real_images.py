@@ -32,6 +32,14 @@ class RealImages:
         return self._known[prompt]
 
 
+def learn_from_image(run: Run, latents: torch.Tensor, noise: torch.Tensor, index: int, weight: float) -> float:
+    """Add the gradient of the mean diffusion loss with a weight; the loss itself. Arguments are on any device."""
+    with torch.enable_grad():
+        loss = diffusion_loss(run, latents.to(run.device), noise.to(run.device), index).mean()
+        (weight * loss).backward()
+    return float(loss.detach())
+
+
 def diffusion_loss(run: Run, latents: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
     """(rows,) mean squared error of the predicted noise (ε models) or velocity (flow models) at σ_index.
 

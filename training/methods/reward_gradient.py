@@ -6,72 +6,49 @@ way x0 should go; the second pass, which computes the same again, takes that int
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from ..iteration import Learned, Report
-from ..policy.host_model import HostModel, Run
+from ..policy.host_model import Run
 from ..streams import noise
-from ..task import Task
-from ..team import Team
 from .gradient_sum import GradientSum
-from .real_images import RealImages, diffusion_loss
-from .rollout import Pictures, chunks
+from .learner import Learner
+from .real_images import RealImages, learn_from_image
+from .rollout import Pictures
 from .settings import DirectAlign, RewardGradient
 
 
-class RewardLearner:
-    """Makes the iterations of a method whose gradient is that of the reward; what it learns from pictures, kinds say.
+class RewardLearner(Learner):
+    """Makes the iterations of a method whose gradient is the reward's; what it learns from pictures, kinds say."""
 
-    Args:
-        method: its settings.
-        task: what is trained for.
-        host: the model with the policy, on the task's prompts and the method's sigmas.
-        batch_size: pictures per call of the model.
-        seed: of the run.
-        team: who makes the groups.
+    _method: RewardGradient | DirectAlign
 
-    Raises:
-        ValueError: the reward has no gradient, or the method wants images and the task has none.
-    """
-
-    def __init__(
-        self, method: RewardGradient | DirectAlign, task: Task, host: HostModel, batch_size: int, seed: int, team: Team
-    ) -> None:
-        self._method, self._task, self._host, self._team = method, task, host, team
-        self._batch_size, self._seed = batch_size, seed
-        self._images = RealImages(task, method.name) if method.needs_images else None
-        task.check_gradient()
+    def _prepare(self) -> None:
+        self._images = RealImages(self._task, self._method.name) if self._method.needs_images else None
+        self._task.check_gradient()
 
     def iterate(self, iteration: int, step: Callable[[], float], report: Report) -> Learned:
-        """See `PolicyLearner.iterate`."""
-        method = self._method
-        parts = chunks(method.groups, method.group_size, self._batch_size)
-        own = [(group, rows) for group, rows in parts if self._team.makes(group)]
-        prompts = self._task.prompts.chosen(self._seed, iteration, method.groups)
+        """See `Learner.iterate`."""
+        method, own = self._method, self._own(iteration)
         scores, losses = torch.zeros(method.groups, method.group_size, dtype=torch.float64), []
         gradients = GradientSum(self._host.policy.parameters.values())
-        for number, (group, rows) in enumerate(own):
-            pictures = Pictures.of(self._seed, iteration, prompts[group], group, rows, self._task.latent_shape)
+        for done, (number, pictures) in enumerate(own.items(), 1):
+            group, rows = self._parts[number]
             scores[group, rows.start : rows.stop], loss = self._learn_from(pictures, iteration, group)
             gradients.take()
             losses.append(loss * len(rows) / scores.numel())
-            report((number + 1) / len(own))
+            report(done / len(own))
         rewards, diffusion = self._team.total(scores), self._team.total(torch.tensor(sum(losses), dtype=torch.float64))
         gradients.give(self._team)
         return Learned.of(rewards, step(), diffusion=float(diffusion))
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Nothing is kept from iteration to iteration."""
-        return {}
-
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """See `tensors`."""
-
+    @abstractmethod
     def _learn_from(self, pictures: Pictures, iteration: int, group: int) -> tuple[torch.Tensor, float]:
         """Add the gradients of some pictures of a group; their scores and their mean diffusion loss."""
-        raise NotImplementedError
 
     def _images_of(self, pictures: Pictures) -> torch.Tensor | None:
         """Latents of the prompt's image, once for each of the pictures; None where the method learns from none."""
@@ -83,19 +60,21 @@ class RewardLearner:
 class LastStepsLearner(RewardLearner):
     """Learns from x0 as the last of some predictions has it: ReFL, ImageReFL, DRaFT-K."""
 
+    _method: RewardGradient
+
     def _learn_from(self, pictures: Pictures, iteration: int, group: int) -> tuple[torch.Tensor, float]:
         index, rows = self._method.step(self._seed, iteration, group), len(pictures.own)
         share = rows / (self._method.groups * self._method.group_size)
         clean = self._images_of(pictures)
         started = noise(pictures.own, pictures.shape, torch.device("cpu"))
-        size = torch.Size((rows, *pictures.shape))
-        x, x0 = self._host.run(pictures.prompt, size, lambda run: self._sampled(run, started, clean, index))
+        sampled = partial(self._sampled, started=started, clean=clean, index=index)
+        x, x0 = self._with_model(pictures.prompt, rows, sampled)
         scores, direction = self._task.scored_with_gradient(x0, [(self._task.prompts.texts[pictures.prompt], 1.0)])
         direction = direction * (-self._method.reward_weight * share / rows)
-        loss = self._host.run(
-            pictures.prompt, size, lambda run: self._backward(run, x, index, direction, started, clean, share)
+        backward = partial(
+            self._backward, x=x, index=index, direction=direction, started=started, clean=clean, share=share
         )
-        return scores[:, 0], loss
+        return scores[:, 0], self._with_model(pictures.prompt, rows, backward)
 
     def _sampled(
         self, run: Run, started: torch.Tensor, clean: torch.Tensor | None, index: int
@@ -131,8 +110,5 @@ class LastStepsLearner(RewardLearner):
             self._predicted(run, x.to(run.device), index).backward(direction.to(run.device))
         if not self._method.image_weight:
             return 0.0
-        with torch.enable_grad():
-            latents, added = clean.to(run.device), started.to(run.device)
-            loss = diffusion_loss(run, latents, added, self._method.image_step).mean()
-            (self._method.reward_weight * self._method.image_weight * share * loss).backward()
-        return float(loss.detach())
+        weight = self._method.reward_weight * self._method.image_weight * share
+        return learn_from_image(run, clean, started, self._method.image_step, weight)

@@ -116,14 +116,14 @@ def is_streamed(patcher: ModelPatcher) -> bool:
 
 
 @contextmanager
-def streamed(model: torch.nn.Module) -> Iterator[None]:
-    """Let gradients pass through modules whose weights are on the device only while these compute.
+def streamed(patcher: ModelPatcher) -> Iterator[None]:
+    """Let gradients pass through a loaded MODEL's modules whose weights are on the device only while these compute.
 
     Autograd would keep such weights for the backward pass: all of them in the end, for which there was no room, or
     views of memory that has another weight in it by then. So a module keeps its input, and computes once more.
     """
     with ExitStack() as stack:
-        for module in model.modules():
+        for module in patcher.model.modules() if is_streamed(patcher) else ():
             if isinstance(module, CastWeightBiasOp):
                 stack.enter_context(_ComputedAgain(module))
         yield

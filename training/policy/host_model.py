@@ -6,6 +6,7 @@ computes CFG and cleans up. `run` takes the place of a sampler in it.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ import torch
 
 from .activations import Kept, in_sentence, kept_for_backward
 from .gradient_scale import GradientScale
-from .gradients import attention_options, differentiable_blocks, frozen, is_streamed, streamed
+from .gradients import attention_options, differentiable_blocks, frozen, streamed
 from .prompts import Prompts
 from .trainable_lora import Policy
 
@@ -119,15 +120,9 @@ class HostModel:
 
     def on(self, prompts: Prompts) -> HostModel:
         """The same on other prompts."""
-        return HostModel(
-            self._patcher,
-            self.policy,
-            prompts,
-            self._cfg,
-            self._sigmas,
-            self._wanted,
-            self._through_negative,
-        )
+        other = copy.copy(self)
+        other._prompts = prompts
+        return other
 
     def fit(self, shape: torch.Size, predictions: int) -> None:
         """Decide on checkpointing, if that was left open, by what a backward pass would keep and what is free.
@@ -167,8 +162,7 @@ class HostModel:
         model = guider.inner_model
         with ExitStack() as stack:
             stack.enter_context(frozen(model))
-            if is_streamed(guider.model_patcher):
-                stack.enter_context(streamed(model.diffusion_model))
+            stack.enter_context(streamed(guider.model_patcher))
             stack.enter_context(self.policy.attached(model))
             stack.enter_context(differentiable_blocks(model.diffusion_model, self._checkpointing))
             return body(run)

@@ -43,14 +43,10 @@ class Policy:
     """
 
     def __init__(self, targets: Sequence[Target], rank: int, alpha: float, seed: int, device: torch.device) -> None:
-        self.rank, self.alpha = rank, alpha
+        self.rank, self.scale = rank, alpha / rank
         self.matrices = [_start(target, rank, seed, device) for target in targets]
         self._enabled = True
         self._of_gradients = GradientScale()
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
 
     @property
     def parameters(self) -> dict[str, Parameter]:
