@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import host
-from .pixels import Prepare
+from .pixels import cropped
 from .weights import StateDict, from_transformers, read
 
 if TYPE_CHECKING:
@@ -43,11 +43,12 @@ class Clip:
         self.logit_scale: float = self._model.logit_scale.exp().item()
 
     @torch.inference_mode()
-    def images(self, images: torch.Tensor, prepare: Prepare) -> torch.Tensor:
+    def images(self, images: torch.Tensor) -> torch.Tensor:
         """(batch, width) float32 on the CPU, each of length 1."""
         found = [torch.zeros(0, self.width)]
         for part in self.managed.batches(len(images)):
-            found.append(self.of_pixels(prepare(images[part]).to(self.managed.device)).cpu())
+            pixels = cropped(images[part], self.side, "transformers")
+            found.append(self.of_pixels(pixels.to(self.managed.device)).cpu())
         return torch.cat(found)
 
     def of_pixels(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ the prompt. The Vendi score is a number of the prompt as a whole, which each of 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ import torch
 from .clip import Clip
 from .dino import Dino
 from .lpips_distance import LpipsDistance
-from .pixels import cropped, pictures, pixel_distances
-from .published import CLIP_L, Kind, Published
+from .pixels import pictures, pixel_distances
+from .published import CLIP_L, Kind, Kinds, Published
 
 Measure = Callable[[torch.Tensor], torch.Tensor]
 """IMAGE (pictures, height, width, 3) of one prompt, two or more → (pictures,) float32 on the CPU."""
@@ -27,28 +27,6 @@ _DINO = Published("the folder dinov2-base", "facebook/dinov2-base (Hugging Face)
 _ALEXNET = Published(
     "alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "*alexnet-owt*"
 )
-
-
-def measure(name: str, file: str | None) -> Measure:
-    """A measure, ready to use. Nothing is downloaded.
-
-    Args:
-        name: a key of MEASURES.
-        file: of its weights, an entry of `host.weights()`; None takes the published one.
-
-    Raises:
-        ValueError: there is no such measure, the weights are not its, or a library is missing.
-        FileNotFoundError: the weights are not there; the message says where they come from and belong.
-    """
-    path = weights_of(name, file)
-    return MEASURES[name].made(path)
-
-
-def weights_of(name: str, file: str | None) -> Path | None:
-    """Where the weights of a measure lie; None where it has none. Arguments and errors are those of `measure`."""
-    if name not in MEASURES:
-        raise ValueError(f"measure: there is no '{name}'; choose one of {', '.join(MEASURES)}.")
-    return MEASURES[name].path(f"the measure {name}", file)
 
 
 def diversity(of: Measure, images: Sequence[torch.Tensor], groups: Sequence[object]) -> list[float]:
@@ -82,8 +60,7 @@ def _pixels() -> Measure:
 
 
 def _clip(path: Path) -> Measure:
-    clip = Clip(path)
-    return functools.partial(clip.images, prepare=functools.partial(cropped, size=clip.side, crop="transformers"))
+    return Clip(path).images
 
 
 def _dino(path: Path) -> Measure:
@@ -130,11 +107,17 @@ def _mean_of_others(distances: torch.Tensor) -> torch.Tensor:
     return (others.sum(1) / (len(distances) - 1)).float()
 
 
-MEASURES: Mapping[str, Kind[Measure]] = {
-    "pixels": Kind(_pixels),
-    "clip": Kind(functools.partial(_cosine_distance, _clip), CLIP_L),
-    "dino": Kind(functools.partial(_cosine_distance, _dino), _DINO),
-    "lpips": Kind(_lpips, _ALEXNET),
-    "vendi_clip": Kind(functools.partial(_vendi, _clip), CLIP_L),
-    "vendi_dino": Kind(functools.partial(_vendi, _dino), _DINO),
-}
+MEASURES: Kinds[Measure] = Kinds(
+    "measure",
+    "the measure {}",
+    {
+        "pixels": Kind(_pixels),
+        "clip": Kind(functools.partial(_cosine_distance, _clip), CLIP_L),
+        "dino": Kind(functools.partial(_cosine_distance, _dino), _DINO),
+        "lpips": Kind(_lpips, _ALEXNET),
+        "vendi_clip": Kind(functools.partial(_vendi, _clip), CLIP_L),
+        "vendi_dino": Kind(functools.partial(_vendi, _dino), _DINO),
+    },
+)
+
+measure, weights_of = MEASURES.load, MEASURES.weights_of

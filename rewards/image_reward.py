@@ -14,7 +14,7 @@ from torch import nn
 from . import host, preparation
 from .linear_head import LinearHead
 from .network_reward import NetworkReward
-from .weights import StateDict, check, fill, from_transformers, read
+from .weights import StateDict, fill, from_transformers, read, split
 
 if TYPE_CHECKING:
     from tokenizers import BertWordPieceTokenizer
@@ -72,24 +72,18 @@ class _Model(nn.Module):
         from transformers import BlipTextModel, BlipVisionModel
 
         super().__init__()
-        parts = {prefix: _part(state, prefix) for prefix in (_VISION, _TEXT, _HEAD)}
-        known = tuple(parts)
-        check(
-            path,
-            missing=[f"{prefix}*" for prefix, part in parts.items() if not part],
-            unexpected=[key for key in state if not key.startswith(known) and not _UNUSED.search(key)],
-            misshapen=[],
-        )
-        vision = {_renamed(key): value for key, value in parts[_VISION].items()}
+        used = {key: value for key, value in state.items() if not _UNUSED.search(key)}
+        vision, text, head = split(used, (_VISION, _TEXT, _HEAD), path)
+        vision = {_renamed(key): value for key, value in vision.items()}
         try:
-            vision_config, text_config = _configs(vision, parts[_TEXT])
+            vision_config, text_config = _configs(vision, text)
         except (KeyError, ValueError, AttributeError, IndexError):
             raise ValueError(f"file: '{path.name}' holds another model's weights: it is no ImageReward.") from None
         self.side: int = vision_config.image_size
         self.vision = from_transformers(BlipVisionModel, path, vision_config, vision)
-        self.text = from_transformers(BlipTextModel, path, text_config, parts[_TEXT], add_pooling_layer=False)
+        self.text = from_transformers(BlipTextModel, path, text_config, text, add_pooling_layer=False)
         self.head = LinearHead(text_config.hidden_size)
-        fill(self.head, parts[_HEAD], path)
+        fill(self.head, head, path)
 
     def forward(self, pixels: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(batch,): the head on the first token of the text, which has looked at the image."""
@@ -101,14 +95,6 @@ class _Model(nn.Module):
             encoder_attention_mask=torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device),
         ).last_hidden_state
         return self.head.layers(read[:, 0]).squeeze(-1)
-
-
-def _part(state: StateDict, prefix: str) -> StateDict:
-    return {
-        key.removeprefix(prefix): value
-        for key, value in state.items()
-        if key.startswith(prefix) and not _UNUSED.search(key)
-    }
 
 
 def _renamed(key: str) -> str:

@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity, scaled_dot_product_attention,
 from . import host, preparation
 from .clip import config_of, tokens
 from .network_reward import NetworkReward
-from .weights import StateDict, check, fill, from_transformers, read_module
+from .weights import StateDict, fill, from_transformers, read_module, split
 
 CONDITION = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, "
@@ -58,13 +58,7 @@ class _Model(nn.Module):
         from transformers import CLIPModel
 
         super().__init__()
-        clip, cross = ({k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in (_CLIP, _CROSS))
-        check(
-            path,
-            missing=[f"{prefix}*" for prefix, part in ((_CLIP, clip), (_CROSS, cross)) if not part],
-            unexpected=[key for key in state if not key.startswith((_CLIP, _CROSS))],
-            misshapen=[],
-        )
+        clip, cross = split(state, (_CLIP, _CROSS), path)
         self.clip = from_transformers(CLIPModel, path, config_of(clip, path), clip)
         self.side: int = self.clip.config.vision_config.image_size
         # The published names say which module adds its input to its output; the frequencies are no weights.

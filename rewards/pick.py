@@ -18,14 +18,11 @@ def best(rewards: Sequence[tuple[Sequence[float], float]], count: int) -> list[i
         count: how many to choose.
 
     Raises:
-        ValueError: the numbers of scores differ, one is not finite, or there are fewer than count.
+        ValueError: one is not finite, or there are fewer than count.
     """
-    numbers = {len(scores) for scores, _ in rewards}
-    if len(numbers) > 1:
-        raise ValueError(f"scores: the rewards have {sorted(numbers)} of them; connect scores of the same images.")
+    (available,) = {len(scores) for scores, _ in rewards}
     if any(not math.isfinite(score) for scores, _ in rewards for score in scores):
         raise ValueError("scores: one is not a finite number; look at the images that were scored.")
-    (available,) = numbers
     if count > available:
         raise ValueError(f"count: {count} images are wanted and there are {available}; lower it.")
     if len(rewards) > 1:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
+
+import torch
 
 from . import host
 
@@ -71,18 +73,52 @@ class Kind(Generic[Made]):
     weights: Published | None = None
     beside: Callable[[Path], Path] | None = None
 
-    def path(self, user: str, file: str | None) -> Path | None:
-        """Where the weights lie, with all that belongs to them; None where it has none. See `Published.find`."""
-        if self.weights is None:
-            return None
-        path = self.weights.find(user, file)
-        if self.beside is not None:
-            self.beside(path)
-        return path
 
-    def made(self, path: Path | None) -> Made:
-        """One of it, from weights at `path`, which is None where there are none."""
-        return self.make() if path is None else self.make(path)
+class Kinds(dict[str, Kind[Made]]):
+    """All rewards, or all measures, by name.
+
+    Args:
+        what: one of them is, in messages, and as the node's input is called.
+        user: how a message names one that needs weights; {} stands for its name.
+        kinds: by name.
+    """
+
+    def __init__(self, what: str, user: str, kinds: Mapping[str, Kind[Made]]) -> None:
+        super().__init__(kinds)
+        self._what, self._user = what, user
+
+    # Weights made in inference mode, in which the host runs nodes, could pass on no gradient.
+    @torch.inference_mode(False)
+    def load(self, name: str, file: str | None) -> Made:
+        """One of them, ready to use. Nothing is downloaded.
+
+        Args:
+            name: of what is wanted.
+            file: of its weights, an entry of `host.weights()`; None takes the published one. Without meaning where
+                there are none.
+
+        Raises:
+            ValueError: there is none of that name, the weights are not its, several could be meant, or a library is
+                missing.
+            FileNotFoundError: the weights are not there; the message says where they come from and belong.
+        """
+        path = self.weights_of(name, file)
+        return self[name].make() if path is None else self[name].make(path)
+
+    def weights_of(self, name: str, file: str | None) -> Path | None:
+        """Where its weights lie, with all that belongs to them; None where it has none.
+
+        Arguments and errors are those of `load`, of what can be known before anything is read.
+        """
+        if name not in self:
+            raise ValueError(f"{self._what}: there is no '{name}'; choose one of {', '.join(self)}.")
+        kind = self[name]
+        if kind.weights is None:
+            return None
+        path = kind.weights.find(self._user.format(name), file)
+        if kind.beside is not None:
+            kind.beside(path)
+        return path
 
 
 CLIP_L = Published(

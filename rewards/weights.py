@@ -88,6 +88,18 @@ def fill(module: nn.Module, state: StateDict, path: Path) -> None:
     module.load_state_dict(state)
 
 
+def split(state: StateDict, prefixes: tuple[str, ...], path: Path) -> list[StateDict]:
+    """What a file has of each part of a model, whose keys begin with its prefix there.
+
+    Raises:
+        ValueError: there is nothing of a part, or something besides.
+    """
+    parts = [{k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} for prefix in prefixes]
+    missing = [f"{prefix}*" for prefix, part in zip(prefixes, parts, strict=True) if not part]
+    check(path, missing, unexpected=[key for key in state if not key.startswith(prefixes)], misshapen=[])
+    return parts
+
+
 def from_transformers(
     model: type,
     path: Path,

@@ -247,7 +247,6 @@ def test_several_rewards_count_in_their_standard_deviations() -> None:
     ("rewards", "count", "words"),
     [
         ([([1.0, 2.0], 1.0)], 3, "count: 3 images are wanted and there are 2"),
-        ([([1.0, 2.0], 1.0), ([1.0], 1.0)], 1, "scores"),
         ([([1.0, float("nan")], 1.0)], 1, "not a finite number"),
     ],
 )
