@@ -12,6 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if not __package__:  # run by the folder's path, since an embedded Python finds no module in the current folder
+    _here = Path(__file__).resolve().parent
+    sys.path[:] = [str(_here.parent), *(entry for entry in sys.path if Path(entry).resolve() != _here)]
+
 from evaluation.command_line import carried_out
 from evaluation.errors import EvaluationError
 from evaluation.host_options import STOPPED, add_host_options, host_settings, parsed
@@ -28,7 +32,15 @@ def main() -> int:
 
 def parse(arguments: Sequence[str], default_plan: Path | None = None) -> argparse.Namespace:
     """The command line; what follows `--` is ComfyUI's. `default_plan` is taken where none is named."""
-    return parsed(_parser(default_plan), arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "plan", type=Path, nargs="?" if default_plan else None, default=default_plan, metavar="PLAN.yaml",
+        help="what to evaluate; evaluation/demo.yaml is one",
+    )  # fmt: skip
+    add_host_options(parser, workers="workers on the Ray cluster")
+    return parsed(parser, arguments)
 
 
 def carry_out(options: argparse.Namespace) -> int:
@@ -49,18 +61,6 @@ def run(options: argparse.Namespace) -> None:
         return RayWorkers(job, options.ray, options.workers)
 
     print(f"{evaluate(plan, workers)}\nEverything is in {plan.output.resolve()}")
-
-
-def _parser(default_plan: Path | None) -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
-        prog="python -m evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    result.add_argument(
-        "plan", type=Path, nargs="?" if default_plan else None, default=default_plan, metavar="PLAN.yaml",
-        help="what to evaluate; evaluation/demo.yaml is one",
-    )  # fmt: skip
-    add_host_options(result, workers="workers on the Ray cluster")
-    return result
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ def carried_out(work: Callable[[], None], *errors: type[Exception], stopped: str
     """Do the work of a command; the result is its exit code.
 
     Args:
-        work: what to do. A kill ends it as Ctrl-C does: by an exception, so that nothing it started stays behind.
+        work: what to do. A kill ends it as Ctrl-C does: by an exception, so that nothing it started stays behind; under
+            nohup the end of the terminal does not.
         errors: what may go wrong without being a bug; they are said in one line.
         stopped: what is said after Ctrl-C.
     """
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     try:
         work()

@@ -13,6 +13,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+if not __package__:  # run by the folder's path, since an embedded Python finds no module in the current folder
+    _here = Path(__file__).resolve().parent
+    sys.path[:] = [str(_here.parent), *(entry for entry in sys.path if Path(entry).resolve() != _here)]
+
 from evaluation.command_line import carried_out
 from evaluation.errors import EvaluationError
 from evaluation.host_options import STOPPED, add_host_options, host_settings, parsed
@@ -28,7 +32,12 @@ def main() -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; what follows `--` is ComfyUI's."""
-    return parsed(_parser(), arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("plan", type=Path, metavar="PLAN.yaml", help="what to train; docs/training_plans.md has one")
+    add_host_options(parser, workers="workers on the Ray cluster, which share the groups of pictures")
+    return parsed(parser, arguments)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -52,15 +61,6 @@ def _alone(job: Job, progress: Progress) -> str:
         for step in steps:
             progress.show(step, training.until)
     return training.report()
-
-
-def _parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
-        prog="python -m training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    result.add_argument("plan", type=Path, metavar="PLAN.yaml", help="what to train; docs/training_plans.md has one")
-    add_host_options(result, workers="workers on the Ray cluster, which share the groups of pictures")
-    return result
 
 
 if __name__ == "__main__":
