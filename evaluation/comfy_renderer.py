@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import comfy.samplers
-import folder_paths
 import numpy as np
 import torch
 
 from evaluation.errors import EvaluationError, refusing
 from evaluation.host import Extension, device, host_arguments, host_version
+from evaluation.models import load_diffusion_model, load_models, model_paths
 from evaluation.plan import Batch, Pair, Plan
 from evaluation.worker import Picture
 from files.pictures import png
@@ -112,11 +112,11 @@ class ComfyRenderer:
             pair, run_node = self._plan.pairs[index], self._extension.run_node
             # What a damaged or unknown file leads to has no common class.
             with refusing(f"pairs[{index}]", Exception):
-                base, clip, vae = run_node("CheckpointLoaderSimple", ckpt_name=pair.checkpoint)
-                if clip is None or vae is None:
-                    raise ValueError(f"checkpoint: '{pair.checkpoint}' has no text encoder or VAE; take one with all.")
+                base, clip, vae = load_models(pair, self._extension)
                 if pair.lora is not None:
                     tuned, _ = run_node("RLGLoadLora", model=base, lora_name=pair.lora, strength=pair.lora_strength)
+                elif pair.tuned_diffusion_model is not None:
+                    tuned = load_diffusion_model(pair.tuned_diffusion_model, pair.weight_dtype, self._extension)
                 else:
                     tuned, *_ = run_node("CheckpointLoaderSimple", ckpt_name=pair.tuned_checkpoint)
                 # Any schedule that needs guidance: the cells bring their own.
@@ -144,7 +144,7 @@ class ComfyRenderer:
         """
         found = {}
         for index, pair in enumerate(self._plan.pairs):
-            with refusing(f"pairs[{index}]", ValueError):
+            with refusing(f"pairs[{index}]", ValueError, EvaluationError):
                 found |= self._files_of(pair)
         for index, reward in enumerate(self._plan.rewards):
             with refusing(f"rewards[{index}]", ValueError, OSError):
@@ -155,15 +155,8 @@ class ComfyRenderer:
         return {name: path for name, path in found.items() if path is not None}
 
     def _files_of(self, pair: Pair) -> dict[str, Path]:
-        """Raises ValueError: one is not there."""
-        found = {}
-        for name in ("checkpoint", "tuned_checkpoint"):
-            if file := getattr(pair, name):
-                path = folder_paths.get_full_path("checkpoints", file)
-                if path is None:
-                    there = ", ".join(folder_paths.get_filename_list("checkpoints")) or "none"
-                    raise ValueError(f"{name}: '{file}' is not in models/checkpoints (there: {there}); put it there.")
-                found[file] = Path(path)
+        """Raises ValueError or EvaluationError: one is not there."""
+        found = model_paths(pair)
         if pair.lora is not None:
             found[pair.lora] = path = self._extension.module("nodes.loaders").lora_path(pair.lora)
             config = path.with_name(CONFIG_NAME)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from evaluation.errors import EvaluationError
 from evaluation.plan_file import Part, read_plan
@@ -25,27 +25,50 @@ Cfg = Annotated[float, Field(strict=True, ge=0, le=100)]
 Text = Annotated[str, Field(min_length=1)]
 
 
-def _without_tilde(path: Path) -> Path:
+def _absolute(path: Path, info: ValidationInfo) -> Path:
     if "\0" in str(path):
         raise ValueError("a path has no NUL in it")
     try:
-        return path.expanduser()
+        return info.context / path.expanduser()
     except RuntimeError:
         raise ValueError(f"there is no home folder {path.parts[0]}") from None
 
 
-AnyPath = Annotated[Path, AfterValidator(_without_tilde)]
+AnyPath = Annotated[Path, AfterValidator(_absolute)]
+"""Absolute; a relative one starts at the plan's folder."""
 
 _FORBIDDEN_IN_NAMES = set('/\\:*?"<>|')
+_TUNED = ("lora", "tuned_checkpoint", "tuned_diffusion_model")
 
 
-class Pair(Part):
-    """A base model and its tuned version."""
+class ModelFiles(Part):
+    """A model as the host's folders name it: a checkpoint, or files of their own in place of it or of what it lacks."""
 
-    checkpoint: Text
+    checkpoint: Text | None = None
+    diffusion_model: Text | None = None
+    weight_dtype: Literal["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"] = "default"
+    """Of the diffusion model, as in the host's UNETLoader."""
+    text_encoders: Annotated[tuple[Text, ...], Field(max_length=4)] = ()
+    type: Text = "stable_diffusion"
+    """Of the text encoders, as in the host's CLIP loaders."""
+    vae: Text | None = None
+
+    def files(self) -> Iterator[tuple[str, str, str]]:
+        """Of each file its place in the plan, the host's folder and its name there."""
+        for place, folder in (("checkpoint", "checkpoints"), ("diffusion_model", "diffusion_models"), ("vae", "vae")):
+            if name := getattr(self, place):
+                yield place, folder, name
+        for index, name in enumerate(self.text_encoders):
+            yield f"text_encoders[{index}]", "text_encoders", name
+
+
+class Pair(ModelFiles):
+    """A base model and its tuned version, which is a LoRA, a checkpoint or a diffusion model."""
+
     lora: Text | None = None
     lora_strength: Number = 1.0
     tuned_checkpoint: Text | None = None
+    tuned_diffusion_model: Text | None = None
     name: str = ""
     """Of its folder; the tuned model's name where there is none."""
 
@@ -53,14 +76,16 @@ class Pair(Part):
     @classmethod
     def _name_from_the_tuned_model(cls, values: Any) -> Any:
         if isinstance(values, dict) and not values.get("name"):
-            tuned = str(values.get("lora") or values.get("tuned_checkpoint") or "")
+            tuned = str(next(filter(None, map(values.get, _TUNED)), ""))
             return {**values, "name": Path(tuned.replace("\\", "/")).name.removesuffix(".safetensors")}
         return values
 
     @model_validator(mode="after")
-    def _one_tuned_model(self) -> Pair:
-        if (self.lora is None) == (self.tuned_checkpoint is None):
-            raise ValueError("give either lora or tuned_checkpoint")
+    def _one_of_each(self) -> Pair:
+        if (self.checkpoint is None) == (self.diffusion_model is None):
+            raise ValueError("give either checkpoint, or diffusion_model with text_encoders and vae")
+        if sum(getattr(self, name) is not None for name in _TUNED) != 1:
+            raise ValueError("give either lora or tuned_checkpoint, or tuned_diffusion_model")
         name = self.name
         if (
             not name
@@ -73,18 +98,37 @@ class Pair(Part):
         return self
 
     @property
+    def base(self) -> str:
+        return self.checkpoint or self.diffusion_model or ""
+
+    @property
     def tuned(self) -> str:
-        return self.lora or self.tuned_checkpoint or ""
+        return self.lora or self.tuned_checkpoint or self.tuned_diffusion_model or ""
+
+    def files(self) -> Iterator[tuple[str, str, str]]:
+        """See `ModelFiles.files`; a LoRA has a loader of its own."""
+        yield from super().files()
+        if self.tuned_checkpoint:
+            yield "tuned_checkpoint", "checkpoints", self.tuned_checkpoint
+        if self.tuned_diffusion_model:
+            yield "tuned_diffusion_model", "diffusion_models", self.tuned_diffusion_model
 
 
 class PromptFile(Part):
-    """As the inputs of RLG Load Prompts; the file's path is relative to the plan."""
+    """As the inputs of RLG Load Prompts."""
 
     file: AnyPath
     column: str = "prompt"
     start: Count = 0
     count: Count = 0
     shuffle_seed: Seed = 0
+
+    def read(self) -> list[str]:
+        """Raises EvaluationError: the file does not hold them."""
+        try:
+            return read_prompts(self.file, self.column, self.start, self.count, self.shuffle_seed)
+        except ValueError as error:
+            raise EvaluationError(f"prompts: {error}") from None
 
 
 class ModelFile(Part):
@@ -93,9 +137,10 @@ class ModelFile(Part):
     name: Text
     file: Text | None = None
 
-
-Named = Annotated[ModelFile, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
-"""The name alone will do."""
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class InRange(Part):
@@ -176,7 +221,7 @@ class Batch:
 
 
 class Plan(Part):
-    """What to sample and to score. Paths are absolute."""
+    """What to sample and to score."""
 
     output: AnyPath
     pairs: tuple[Pair, ...] = Field(min_length=1)
@@ -193,8 +238,8 @@ class Plan(Part):
     width: Pixels = 512
     height: Pixels = 512
     negative: str = ""
-    rewards: tuple[Named, ...] = ()
-    diversity: Named = ModelFile(name="pixels")
+    rewards: tuple[ModelFile, ...] = ()
+    diversity: ModelFile = ModelFile(name="pixels")
     batch: Positive = 4
     """Prompts in a batch."""
     threads: Positive = 1
@@ -231,27 +276,12 @@ class Plan(Part):
             *(Cell(choice.schedule()) for choice in self.schedules),
         )
 
-    def read_prompts(self) -> list[str]:
-        """Raises EvaluationError: the file does not hold them."""
-        source = self.prompts
-        try:
-            return read_prompts(source.file, source.column, source.start, source.count, source.shuffle_seed)
-        except ValueError as error:
-            raise EvaluationError(f"prompts: {error}") from None
-
-    def batches(self, prompts: Sequence[str]) -> Iterator[Batch]:
-        for pair in range(len(self.pairs)):
-            for first in range(0, len(prompts), self.batch):
-                yield Batch(pair, first, tuple(prompts[first : first + self.batch]))
+    def batches(self, pair: int, prompts: Sequence[str]) -> Iterator[Batch]:
+        """All prompts, for the pair of this number."""
+        for first in range(0, len(prompts), self.batch):
+            yield Batch(pair, first, tuple(prompts[first : first + self.batch]))
 
 
 def load_plan(file: Path) -> Plan:
-    """Read a plan; relative paths in it start at its folder.
-
-    Raises:
-        EvaluationError: it cannot be read, or says what cannot be.
-    """
-    plan = read_plan(file, Plan)
-    folder = file.resolve().parent
-    prompts = plan.prompts.model_copy(update={"file": folder / plan.prompts.file})
-    return plan.model_copy(update={"output": folder / plan.output, "prompts": prompts})
+    """As `read_plan`."""
+    return read_plan(file, Plan)

@@ -25,7 +25,7 @@ Plan = TypeVar("Plan", bound=Part)
 
 
 def read_plan(file: Path, kind: type[Plan]) -> Plan:
-    """Read a plan of a kind.
+    """Read a plan of a kind. What validates its parts finds the plan's folder as their context.
 
     Raises:
         EvaluationError: it cannot be read, or says what cannot be.
@@ -40,7 +40,7 @@ def read_plan(file: Path, kind: type[Plan]) -> Plan:
     if not isinstance(values, dict):
         raise EvaluationError(f"{file} holds no plan; write names and values, such as scales: [0, 1, 2].")
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, context=file.resolve().parent)
     except ValidationError as error:
         raise EvaluationError(f"{file}: {_sentence(error)}") from None
 

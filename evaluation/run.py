@@ -34,7 +34,7 @@ def evaluate(plan: Plan, make_workers: Callable[[], Workers]) -> str:
     """
     with refusing("", ValueError):
         check_available()
-    prompts = plan.read_prompts()
+    prompts = plan.prompts.read()
     with closing(Store(plan, prompts)) as store:
         if missing := store.missing():
             with closing(make_workers()) as workers:

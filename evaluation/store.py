@@ -50,6 +50,7 @@ class Store:
 
     def __init__(self, plan: Plan, prompts: Sequence[str]) -> None:
         self._plan, self._prompts, self._root = plan, prompts, plan.output
+        self._columns = (*(f"{reward.name}_score" for reward in plan.rewards), "diversity")
         try:
             self._check()
             self._root.mkdir(parents=True, exist_ok=True)
@@ -69,10 +70,6 @@ class Store:
             (self._root / _LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self._root.rmdir()
-
-    @property
-    def score_columns(self) -> tuple[str, ...]:
-        return tuple(f"{reward.name}_score" for reward in self._plan.rewards)
 
     def begin(self, description: dict[str, Any]) -> None:
         """Write the manifest, or compare with the one of the run that goes on here.
@@ -95,16 +92,14 @@ class Store:
     def missing(self) -> list[Batch]:
         """Batches without a shard or with pictures that are gone; half-written files of a killed run are removed."""
         _names(self._root)
-        batches = list(self._plan.batches(self._prompts))
         missing: list[Batch] = []
         for pair, settings in enumerate(self._plan.pairs):
-            own = [batch for batch in batches if batch.pair == pair]
             done = _names(self._root / "shards" / settings.name)
             folders = [_names(self._root / settings.name / cell.folder) for cell in self._plan.cells]
             complete = set.intersection(*folders)
             missing += [
                 batch
-                for batch in own
+                for batch in self._plan.batches(pair, self._prompts)
                 if self._shard(batch).name not in done or not complete.issuperset(self._image_names(batch))
             ]
         return missing
@@ -122,10 +117,10 @@ class Store:
                 {
                     "folder": cell.folder,
                     **self._entry(batch.pair, picture).row(name),
-                    **dict(zip((*self.score_columns, "diversity"), map(_text, scores), strict=True)),
+                    **dict(zip(self._columns, map(_text, scores), strict=True)),
                 }
             )
-        write_csv(self._shard(batch), ("folder", *COLUMNS, *self.score_columns, "diversity"), rows)
+        write_csv(self._shard(batch), ("folder", *COLUMNS, *self._columns), rows)
 
     def collect(self, pair: int) -> np.ndarray:
         """Write the tables of a pair from its shards.
@@ -134,8 +129,7 @@ class Store:
             (cells, prompts, seeds, rewards + 1) float64; the last column is the diversity, NaN where there is none.
         """
         plan, root = self._plan, self._root / self._plan.pairs[pair].name
-        columns = (*self.score_columns, "diversity")
-        values = np.full((len(plan.cells), len(self._prompts), len(plan.seeds), len(columns)), np.nan)
+        values = np.full((len(plan.cells), len(self._prompts), len(plan.seeds), len(self._columns)), np.nan)
         cells = {cell.folder: number for number, cell in enumerate(plan.cells)}
         with ExitStack() as stack:
             metadata, results = (
@@ -143,17 +137,15 @@ class Store:
                     folder: _table(stack, root / folder / name, kept)
                     for folder in cells
                 }
-                for name, kept in ((METADATA, COLUMNS), (RESULTS, ("image_path", "prompt", "seed", *columns)))
+                for name, kept in ((METADATA, COLUMNS), (RESULTS, ("image_path", "prompt", "seed", *self._columns)))
             )  # fmt: skip
-            for batch in plan.batches(self._prompts):
-                if batch.pair != pair:
-                    continue
+            for batch in plan.batches(pair, self._prompts):
                 for row in self._rows(batch):
                     folder = row["folder"]
                     metadata[folder].writerow(row)
                     results[folder].writerow(row)
                     image = int(row["image_path"].split(".")[0])
-                    scores = [float(row[name]) if row[name] else np.nan for name in columns]
+                    scores = [float(row[name]) if row[name] else np.nan for name in self._columns]
                     values[cells[folder], image // len(plan.seeds), image % len(plan.seeds)] = scores
         return values
 
@@ -188,13 +180,13 @@ class Store:
             seed=self._plan.seeds[picture.seed],
             scale=cell.scale,
             schedule=cell.schedule_text,
-            model=settings.checkpoint,
+            model=settings.base,
             lora=settings.tuned,
         )
 
     def _rows(self, batch: Batch) -> Iterator[dict[str, str]]:
         """Raises EvaluationError: a shard is not as it was written."""
-        path, columns = self._shard(batch), ("folder", *COLUMNS, *self.score_columns, "diversity")
+        path, columns = self._shard(batch), ("folder", *COLUMNS, *self._columns)
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file))

@@ -11,13 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.sd
+import folder_paths
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
-from demo.tiny_model import TinySD3, write_checkpoint, write_peft_adapter
+from demo.tiny_encoders import clip_l_state_dict, vae_state_dict
+from demo.tiny_model import TinySD3, mmdit_state_dict, write_checkpoint, write_peft_adapter
 from evaluation.comfy_renderer import ComfyRenderer
 from evaluation.errors import EvaluationError
 from evaluation.plan import Batch, Plan, load_plan
@@ -109,6 +112,56 @@ def test_a_vae_of_videos_gives_the_same_pictures(plan: Callable, extension: Any,
     decode = comfy.sd.VAE.decode
     monkeypatch.setattr(comfy.sd.VAE, "decode", lambda self, samples: decode(self, samples)[:, None])
     assert ComfyRenderer(wanted, extension).render(Batch(0, 0, PROMPTS[:1])) == expected
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The checkpoint's parts as files of their own, by the plan's keys."""
+    models = tmp_path_factory.mktemp("parts")
+    weights = {
+        "diffusion_models": mmdit_state_dict(TinySD3()), "text_encoders": clip_l_state_dict(), "vae": vae_state_dict()
+    }  # fmt: skip
+    for folder, tensors in weights.items():
+        (models / folder).mkdir()
+        save_file({key: t.contiguous() for key, t in tensors.items()}, models / folder / "part.safetensors")
+        folder_paths.add_model_folder_path(folder, str(models / folder))
+    name = "part.safetensors"
+    return {"diffusion_model": name, "text_encoders": [name], "type": "sd3", "vae": name}
+
+
+def test_files_of_their_own_give_the_pictures_of_their_checkpoint(
+    plan: Callable, extension: Any, parts: dict[str, Any]
+) -> None:
+    of_checkpoint = plan(seeds=[3])
+    expected = ComfyRenderer(of_checkpoint, extension).render(Batch(0, 0, PROMPTS[:1]))
+    renderer = ComfyRenderer(plan(seeds=[3], pairs=[{**parts, "lora": "evaluated"}]), extension)
+    assert renderer.render(Batch(0, 0, PROMPTS[:1])) == expected
+    folders = {"diffusion_models", "text_encoders", "vae"}
+    assert renderer.describe()["files"].keys() >= {f"{folder}/part.safetensors" for folder in folders}
+
+
+def test_a_diffusion_model_is_the_tuned_one(plan: Callable, extension: Any, parts: dict[str, Any]) -> None:
+    same = {**parts, "tuned_diffusion_model": "part.safetensors"}
+    with pytest.raises(EvaluationError, match=r"^pairs\[0\]: tuned: it has the same weights as base"):
+        ComfyRenderer(plan(pairs=[same]), extension).render(Batch(0, 0, PROMPTS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vae": "gone"}, "vae: 'gone' is not in models/vae"),
+        ({"text_encoders": ["gone"]}, r"text_encoders\[0\]: 'gone' is not in models/text_encoders"),
+        ({"lora": None, "tuned_diffusion_model": "gone"}, "tuned_diffusion_model: 'gone' is not in models/diffusion_m"),
+        ({"vae": None}, "vae is missing: the model's file has none; name its own"),
+        ({"type": "gone"}, "type: ComfyUI knows no text encoders for 'gone'; use one of "),
+    ],
+)
+def test_parts_that_are_not_there_are_one_sentence(
+    plan: Callable, extension: Any, parts: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(EvaluationError, match=rf"^pairs\[0\]: {message}"):
+        pair = {**parts, "lora": "evaluated", **changes}
+        ComfyRenderer(plan(pairs=[pair]), extension).render(Batch(0, 0, PROMPTS[:1]))
 
 
 def test_pictures_do_not_depend_on_the_batch_they_came_in(plan: Callable, extension: Any) -> None:

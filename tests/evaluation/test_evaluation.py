@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ from PIL import Image
 
 from evaluation import summary, workers
 from evaluation.__main__ import carry_out, parse
+from evaluation.command_line import carried_out
 from evaluation.errors import EvaluationError
 from evaluation.local import LocalWorker
 from evaluation.plan import Batch, Plan, load_plan
@@ -155,6 +157,9 @@ def _undisturbed(folder: Path, **changes: Any) -> dict[str, bytes]:
         ({"pairs": []}, "pairs: list should have at least 1 item"),
         ({"pairs": [{"checkpoint": "a"}]}, "pairs[0]: give either lora or tuned_checkpoint"),
         ({"pairs": [{"checkpoint": "a", "lora": "b", "tuned_checkpoint": "c"}]}, "pairs[0]: give either"),
+        ({"pairs": [{"lora": "b"}]}, "pairs[0]: give either checkpoint, or diffusion_model with text_encoders and vae"),
+        ({"pairs": [{"checkpoint": "a", "diffusion_model": "b", "lora": "c"}]}, "pairs[0]: give either checkpoint, or"),
+        ({"pairs": [{"checkpoint": "a", "lora": "b", "weight_dtype": "fp16"}]}, "pairs[0].weight_dtype: input should"),
         ({"pairs": [{"checkpoint": "a", "lora": "b", "name": "../b"}]}, "pairs[0]: its name '../b' cannot be"),
         ({"pairs": [{"checkpoint": "a", "lora": "x/b"}, {"checkpoint": "c", "lora": "B"}]}, "pairs: b is there twice"),
         ({"pairs": [{"checkpoint": "a", "lora": "Shards"}]}, "pairs: shards is the name of a folder of ours"),
@@ -206,9 +211,10 @@ def test_batches_hold_every_prompt_of_every_pair_once(
     texts = [f"prompt {n}" for n in range(prompts)]
     models = [{"checkpoint": "a", "lora": f"l{n}"} for n in range(pairs)]
     plan = _plan(tmp_path_factory.mktemp("plan"), texts, pairs=models, batch=size)
-    found = [(b.pair, b.first + n, text) for b in plan.batches(texts) for n, text in enumerate(b.prompts)]
+    batches = [batch for pair in range(pairs) for batch in plan.batches(pair, texts)]
+    found = [(b.pair, b.first + n, text) for b in batches for n, text in enumerate(b.prompts)]
     assert found == [(pair, n, text) for pair in range(pairs) for n, text in enumerate(texts)]
-    assert all(len(batch.prompts) <= size for batch in plan.batches(texts))
+    assert all(len(batch.prompts) <= size for batch in batches)
 
 
 def test_schedules_are_those_of_the_nodes(tmp_path: Path) -> None:
@@ -236,7 +242,7 @@ def test_ten_thousand_prompts_at_seven_scales_are_planned_at_once(tmp_path: Path
     tracemalloc.start()
     started = time.monotonic()
     plan = load_plan(file)
-    with closing(Store(plan, plan.read_prompts())) as store:
+    with closing(Store(plan, plan.prompts.read())) as store:
         missing = store.missing()
     seconds = time.monotonic() - started
     _, peak = tracemalloc.get_traced_memory()
@@ -690,7 +696,29 @@ def test_what_follows_two_dashes_is_comfyuis(tmp_path: Path) -> None:
     assert options.comfyui == ("--lowvram", "--fast") and options.plan == tmp_path
 
 
+@pytest.mark.parametrize("program", ["evaluation", "training"])
+def test_the_folder_of_a_program_can_be_run(tmp_path: Path, program: str) -> None:
+    """As on Windows portable, whose Python looks for modules neither in the current folder nor beside."""
+    command = [sys.executable, "-I", str(REPO / program), "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL)
+    assert run.returncode == 0 and run.stdout.startswith(f"usage: python -m {program} "), run.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_terminal_that_closes_ends_a_program_but_under_nohup() -> None:
+    before = {name: signal.getsignal(name) for name in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGHUP)):
+            carried_out(lambda: os.kill(os.getpid(), signal.SIGHUP))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which nohup leaves to what it starts
+        assert carried_out(lambda: os.kill(os.getpid(), signal.SIGHUP)) == 0
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
 def test_the_bundled_plan_is_one() -> None:
     plan = load_plan(REPO / "evaluation" / "demo.yaml")
     assert {0.0, 1.0} <= {cell.scale for cell in plan.cells}
-    assert len(plan.read_prompts()) == plan.prompts.count
+    assert len(plan.prompts.read()) == plan.prompts.count

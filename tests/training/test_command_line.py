@@ -191,6 +191,11 @@ def test_a_folder_of_pictures_is_learned_from_as_in_the_graph(write, extension, 
         ({"rewards": []}, "rewards: list should have at least 1 item"),
         ({"checkpoint": None}, "checkpoint is missing; add it, or diffusion_model, text_encoders and vae"),
         ({"checkpoint": "gone"}, "checkpoint: 'gone' is not in models/checkpoints"),
+        (
+            {"weight_dtype": "fp8"},
+            "weight_dtype: input should be 'default', 'fp8_e4m3fn', 'fp8_e4m3fn_fast' or 'fp8_e5m2'",
+        ),
+        ({"normalise": "deviation"}, "normalise: input should be 'none' or 'standard deviation'"),
         ({"vae": "gone"}, "vae: 'gone' is not in models/vae"),
         ({"text_encoders": ["gone"]}, "text_encoders[0]: 'gone' is not in models/text_encoders"),
         ({"prompts": {"file": "gone.txt"}}, "prompts: "),
@@ -217,6 +222,18 @@ def test_a_bad_plan_is_one_sentence_that_names_the_key(write, extension, output,
     message = str(caught.value).removeprefix(f"{write(**changes)}: ")
     assert message.startswith(sentence) and message.endswith(".") and "\n" not in message
     assert not output.exists()
+
+
+def test_the_first_worker_alone_asks_whether_the_name_is_free(write, extension, output) -> None:
+    """The files are with it; what lies in another machine's folder does not matter."""
+    plan = load_plan(write(rewards=["gone"]))
+    other = output / "loras" / "red"
+    other.mkdir(parents=True)
+    (other / FILES[0]).touch()
+    with pytest.raises(EvaluationError, match="^name: "):
+        TrainingRun(plan, extension)
+    with pytest.raises(EvaluationError, match=r"^rewards\[0\]: "):  # what comes after the name
+        TrainingRun(plan, extension, place=1, size=2)
 
 
 def test_numbers_are_read_as_people_write_them(write) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from evaluation.errors import EvaluationError
-from evaluation.plan import AnyPath, ModelFile, Number, Positive, PromptFile, Text
-from evaluation.plan_file import Part, read_plan
+from evaluation.plan import AnyPath, ModelFile, ModelFiles, Number, Positive, PromptFile, Text
+from evaluation.plan_file import read_plan
 from files.captioned import Captioned, captioned
-from files.prompts import read_prompts
+from rewards.combined import Normalise
 from rlg_sampler.messages import shown
 
 
@@ -22,38 +22,24 @@ class WeightedReward(ModelFile):
     weight: Number = 1.0
 
 
-class Plan(Part):
-    """What to train, on what, for what. Paths are absolute.
+class Plan(ModelFiles):
+    """What to train, on what, for what.
 
     Names that are not here are inputs of RLG Train LoRA: `inputs`.
     """
 
     model_config = ConfigDict(extra="allow")
 
-    checkpoint: Text | None = None
-    diffusion_model: Text | None = None
-    weight_dtype: Text = "default"
-    text_encoders: Annotated[tuple[Text, ...], Field(max_length=4)] = ()
-    type: Text = "stable_diffusion"
-    """Of the text encoders, as in the host's CLIP loaders."""
-    vae: Text | None = None
     prompts: PromptFile | None = None
     images: AnyPath | None = None
     """A folder of pictures whose captions are the prompts, for methods that learn from real ones."""
     preview_prompts: tuple[Text, ...] = ()
     rewards: tuple[WeightedReward, ...] = Field(min_length=1, max_length=4)
-    normalise: Text = "none"
+    normalise: Normalise = "none"
     method: Mapping[str, Mapping[str, Any]]
     """Name of the method's node → its inputs."""
     threads: Positive | None = None
     """CPU threads of a worker; None leaves it to PyTorch."""
-
-    @field_validator("rewards", mode="before")
-    @classmethod
-    def _rewards_by_name(cls, values: Any) -> Any:
-        if not isinstance(values, list):
-            return values
-        return [{"name": value} if isinstance(value, str) else value for value in values]
 
     @field_validator("method", mode="before")
     @classmethod
@@ -90,27 +76,10 @@ class Plan(Part):
         except ValueError as error:
             raise EvaluationError(f"images: {str(error).removeprefix('folder: ')}") from None
 
-    def read_prompts(self) -> list[str]:
-        """Raises EvaluationError: the file does not hold them. A plan with `images` has none."""
-        source = self.prompts
-        try:
-            return read_prompts(source.file, source.column, source.start, source.count, source.shuffle_seed)
-        except ValueError as error:
-            raise EvaluationError(f"prompts: {error}") from None
-
 
 def load_plan(file: Path) -> Plan:
-    """Read a plan; a relative path in it starts at its folder.
-
-    Raises:
-        EvaluationError: it cannot be read, or says what cannot be.
-    """
-    plan = read_plan(file, Plan)
-    folder = file.resolve().parent
-    if plan.prompts is None:
-        return plan.model_copy(update={"images": folder / plan.images.expanduser()})
-    prompts = plan.prompts.model_copy(update={"file": folder / plan.prompts.file.expanduser()})
-    return plan.model_copy(update={"prompts": prompts})
+    """As `read_plan`."""
+    return read_plan(file, Plan)
 
 
 _TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}

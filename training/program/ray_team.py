@@ -17,7 +17,8 @@ from typing import Any
 from evaluation.errors import EvaluationError
 from evaluation.ray_cluster import LOST, PATIENCE, connect, ray, result, room
 from evaluation.worker import agreed
-from training.program.run import Job, Step, TeamBroken, started
+from training.program.run import Job, Step, started
+from training.team import WorkerLost
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class _Team:
 
         Raises:
             LOST: a worker died.
-            TeamBroken: it could not be reached any more.
+            WorkerLost: it could not be reached any more.
             EvaluationError: the workers refused, or are not alike.
         """
         until = self._begin()
@@ -138,7 +139,7 @@ def train(job: Job, address: str, count: int | None, show: Callable[[Step, int],
                     done, losses = max(done, step.number), losses if step.number <= done else 0
                     show(step, until)
                 return team.report()
-            except (*LOST, TeamBroken):
+            except (*LOST, WorkerLost):
                 losses += 1
                 logger.warning("A worker died; another team goes on from the last checkpoint.")
             finally:
@@ -178,9 +179,9 @@ def _result(reference: ray.ObjectRef, others: Sequence[Any]) -> Any:
     """As `result`; for a worker that lost another, what became of that one."""
     try:
         return result(reference)
-    except TeamBroken:
+    except WorkerLost:
         ready, _ = ray.wait(list(others), num_returns=len(others), timeout=_AFTERMATH) if others else ([], [])
         for other in ready:
-            with contextlib.suppress(TeamBroken, StopIteration):
+            with contextlib.suppress(WorkerLost, StopIteration):
                 result(next(other) if isinstance(other, ray.ObjectRefGenerator) else other)
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,11 @@ import torch
 
 from evaluation.errors import EvaluationError, refusing
 from evaluation.host import Extension, HostSettings, host_version, start_host
+from evaluation.models import load_models
 from files.captioned import Captioned
 from files.pictures import image_name, png, write_bytes
-from training.program.models import load_models, load_reward
 from training.program.plan import Plan, widgets
+from training.team import Team
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,6 @@ class Job:
 
     plan: Plan
     host: HostSettings
-
-
-class TeamBroken(Exception):
-    """Another worker could not be reached; why, that one says."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +59,19 @@ class TrainingRun:
     def __init__(self, plan: Plan, extension: Extension, place: int = 0, size: int = 1) -> None:
         self._extension = extension
         node, pictures = extension.module("nodes.training"), plan.read_images()
-        texts = [one.caption for one in pictures] or plan.read_prompts()
+        texts = [one.caption for one in pictures] or plan.prompts.read()
         inputs = widgets(extension.node("RLGTrainLora"), plan.inputs)
         del inputs["prompts"]
-        if (answer := extension.node("RLGTrainLora").validate_inputs(inputs["name"])) is not True:
+        self._keeps_files = place == 0
+        if self._keeps_files and (answer := extension.node("RLGTrainLora").validate_inputs(inputs["name"])) is not True:
             raise EvaluationError(answer)
         self.until, every = inputs.pop("iterations"), inputs.pop("preview_every")
         shown = node.lines([inputs.pop("preview_prompts")]) or texts[:2]
         images = _batch(pictures, inputs["width"], inputs["height"], extension) if pictures else None
         method, self._reward = chosen_method(plan, extension, images), load_reward(plan, extension)
         model, clip, vae = load_models(plan, extension)
-        team = extension.module("training.team").Team(place, size)
-        self._keeps_files = place == 0
-        with refusing("", ValueError, OSError), _of_team(extension):
+        team = Team(place, size)  # of this package, so that processes without the extension know what it raises
+        with refusing("", ValueError, OSError):
             self._trainer, self._folder = node.begin(model, clip, vae, texts, self._reward, method, **inputs, team=team)
             wanted = every if self._keeps_files else 0
             self._previews = node.previews(self._trainer, clip, shown, inputs["negative"], wanted)
@@ -94,10 +90,10 @@ class TrainingRun:
 
         Raises:
             EvaluationError: it cannot go on; what was learned is kept.
-            TeamBroken: another worker has ended; as above.
+            WorkerLost: another worker has ended; as above.
         """
         try:
-            with refusing("", ValueError, OSError), _of_team(self._extension):
+            with refusing("", ValueError, OSError):
                 self._show()
                 yield self._step()
                 for _ in self._trainer.iterate(self.until, during):
@@ -134,19 +130,27 @@ def started(job: Job, place: int = 0, size: int = 1) -> TrainingRun:
     return TrainingRun(job.plan, start_host(job.host), place, size)
 
 
-@contextmanager
-def _of_team(extension: Extension) -> Iterator[None]:
-    """What the extension raises where a worker is lost, as an exception that processes without it know."""
-    try:
-        yield
-    except extension.module("training.team").WorkerLost as error:
-        raise TeamBroken(str(error)) from error
-
-
 def _batch(pictures: Sequence[Captioned], width: int, height: int, extension: Extension) -> torch.Tensor:
     """IMAGE of that size, as RLG Load Images makes it."""
     with refusing("images", ValueError):  # a damaged file
         return extension.module("rewards.pixels").to_image(np.stack([one.pixels(width, height) for one in pictures]))
+
+
+def load_reward(plan: Plan, extension: Extension) -> Any:
+    """The reward, or the sum of several.
+
+    Raises:
+        EvaluationError: there is none of a name, its weights are not there, or all count nothing.
+    """
+    loaded = []
+    registry = extension.module("rewards.registry")
+    for index, wanted in enumerate(plan.rewards):
+        with refusing(f"rewards[{index}]", ValueError, OSError, ImportError):
+            loaded.append((registry.load(wanted.name, wanted.file), wanted.weight))
+    if len(loaded) == 1 and loaded[0][1] == 1.0:
+        return loaded[0][0]
+    with refusing("rewards", ValueError):
+        return extension.module("rewards.combined").CombinedReward(loaded, plan.normalise)
 
 
 def chosen_method(plan: Plan, extension: Extension, images: torch.Tensor | None = None) -> Any:
