@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import hashlib
 import json
 import math
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from demo.server import REPO, ServerError, comfy_server
 from demo.tasks import TASKS
 from demo.trained_pair import CHECKPOINT, LORAS, PAIR, write_models
 from demo.ui_to_api import WorkflowError, node_info, set_widget, to_prompt
-from environment.cache import cache_folder
+from environment.cache import MARKER, built_whole, cache_folder, locked, remove
 from evaluation.command_line import at_least, carried_out
 from files.pictures import png, write_bytes
 from plots.figure import saved
@@ -107,18 +106,14 @@ def demo_models() -> Path:
     sources = [*makers, *sorted(PAIR.glob("*/*.safetensors")), *sorted(PAIR.glob("*/*.json"))]
     version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     folder = cache_folder(os.environ) / "demo_models" / version
-    if folder.is_dir():
-        return folder
-    print(f"Writing the demo's models (0.3 GB, once) to {folder} ...", flush=True)
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    outdated = list(folder.parent.glob("[!.]*"))
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-        models = Path(temporary) / "models"
-        write_models(models)
-        models.rename(folder)
-    for old in outdated:
-        shutil.rmtree(old, ignore_errors=True)
+    with locked(folder.parent / ".lock"):
+        if not (folder / MARKER).is_file():
+            print(f"Writing the demo's models (0.3 GB, once) to {folder} ...", flush=True)
+            with built_whole(folder):
+                write_models(folder)
+            for old in {*folder.parent.glob("[!.]*")} - {folder}:
+                with contextlib.suppress(OSError):  # Windows keeps what is in use
+                    remove(old)
     return folder
 
 

@@ -5,6 +5,7 @@ While the browser is open Playwright's event loop runs in this thread, so nothin
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,11 +52,12 @@ def front_end(request: pytest.FixtureRequest, browser: Browser, server: Server) 
 
 @pytest.fixture(scope="package")
 def artefacts(front_end: FrontEnd) -> Iterator[Path]:
-    """The folder for screenshots, and at the end for everything that was complained of, ours or not."""
+    """The folder for screenshots, and at the end for everything that a worker heard complaints of, ours or not."""
     folder = SCREENSHOTS / f"{front_end.server.version}-{'vue' if front_end.vue_nodes else 'canvas'}"
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
-    (folder / "complaints.txt").write_text("\n".join(front_end.all_complaints()), encoding="utf-8")
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "all")
+    (folder / f"complaints-{worker}.txt").write_text("\n".join(front_end.all_complaints()), encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
