@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.utils
 import folder_paths
 import numpy as np
 import torch
@@ -74,7 +73,6 @@ def measure_times(files: Files, extension: Extension, progress: Callable[[str], 
 
 def measure_errors(extension: Extension, progress: Callable[[str], None]) -> dict[float, dict[str, Error]]:
     """CFG → mode → its error on the demo's composition pair."""
-    comfy.utils.set_progress_bar_enabled(False)
     models = demo_models()
     for kind in ("checkpoints", "loras"):
         folder_paths.add_model_folder_path(kind, str(models / kind), is_default=True)
@@ -123,7 +121,7 @@ class _Pair:
             )  # fmt: skip
             latents.append(latent["samples"].numpy())
             pictures.append(to_bytes(self._vae.decode(latent["samples"])))
-            rewards.append([composition(picture, prompt).score for picture in pictures[-1]])
+            rewards.append([composition(picture, prompt).reward for picture in pictures[-1]])
         return _Sampled(np.stack(latents), np.stack(pictures), np.array(rewards))
 
     def _encoded(self, text: str) -> Any:

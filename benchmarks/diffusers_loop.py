@@ -45,10 +45,9 @@ def diffusers_peft(model: PeftModel) -> Method:
     """Two forward passes a step, adapter on and off, each with the CFG batch of two."""
 
     def sample(task: Task) -> Sample:
-        batch, where = task.noise.shape[0], device()
-        text = torch.cat([p[0].expand(batch, -1, -1) for p in (task.negative, task.positive)]).to(where)
-        pooled = torch.cat([p[1].expand(batch, -1) for p in (task.negative, task.positive)]).to(where)
-        sigmas = task.sigmas.to(where)
+        task, batch = task.to(device()), task.noise.shape[0]
+        text = torch.cat([p[0].expand(batch, -1, -1) for p in (task.negative, task.positive)])
+        pooled = torch.cat([p[1].expand(batch, -1) for p in (task.negative, task.positive)])
 
         def velocity(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             timestep = (1000 * sigma).expand(2 * batch)
@@ -61,9 +60,9 @@ def diffusers_peft(model: PeftModel) -> Method:
             )[0].chunk(2)
             return uncond + CFG * (cond - uncond)
 
-        x = task.noise.to(where)
+        x = task.noise
         with Elapsed() as steps:
-            for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+            for sigma, following in zip(task.sigmas[:-1], task.sigmas[1:], strict=True):
                 tuned = velocity(x, sigma)
                 with model.disable_adapter():
                     base = velocity(x, sigma)

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import comfy.utils
 import numpy as np
 import torch
 
@@ -24,11 +23,11 @@ from demo.train.lora import DemoReward, load
 from demo.trained_pair import checkpoint
 from evaluation.host import Extension
 from evaluation.summary import aligned
-from files.pictures import write_bytes
 from rewards.curve import Curve, curve
 from rewards.pixels import pixel_distances, to_bytes, to_image
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from .machine import RESULTS, record
+
 SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
 STEPS = 8
 TRAINED_PROMPTS, HELD_OUT, SEEDS = 32, 24, 2
@@ -55,7 +54,7 @@ class Smoothness:
     def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """See `Reward.gradient_score`."""
         across, down = images.diff(dim=2).abs(), images.diff(dim=1).abs()
-        asked = torch.tensor([-1.0 if prompt.startswith("rough.") else 1.0 for prompt in prompts])
+        asked = images.new_tensor([-1.0 if prompt.startswith("rough.") else 1.0 for prompt in prompts])
         return -50.0 * asked * (across.mean(dim=(1, 2, 3)) + down.mean(dim=(1, 2, 3)))
 
 
@@ -94,24 +93,8 @@ TRIALS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a trial."""
-
-    method: str
-    reward: str
-    iterations: int
-    minutes: float
-    points: list[dict[str, Any]]
-
-
 class Session:
-    """The demo's model in a host, and the prompts.
-
-    Args:
-        module: gives the pack's modules.
-        run_node: runs a node.
-    """
+    """The demo's model in a host, and the prompts."""
 
     def __init__(self, extension: Extension) -> None:
         self._extension, self._loaded = extension, load(checkpoint())
@@ -119,17 +102,19 @@ class Session:
         encode = extension.module("training.policy.prompts").Prompts.encode
         self._prompts = encode(self._loaded.clip, [prompt.text for prompt in self._asked])
         self._shown = encode(self._loaded.clip, [prompt.text for prompt in self._held_out])
-        self._base: np.ndarray | None = None
 
-    def outcome(self, name: str, trial: Trial, folder: Path) -> Outcome:
-        """Train, and look at what was learned."""
+    def outcome(self, name: str, trial: Trial, folder: Path) -> dict[str, Any]:
+        """Train, and look at what was learned: a row of `table`, with all points of the curve."""
         trainer, seconds = self._trained(trial)
         path = trainer.save(folder / "lora")
         load_lora = self._extension.module("rlg_sampler.weights.lora_file").load_lora
         tuned, _ = load_lora(self._loaded.model, path, name, 1.0)
         pictures = np.stack([self._pictures(tuned, scale) for scale in SCALES])
         found = self._curve(pictures, self._reward(trial.reward, self._held_out))
-        return Outcome(name, trial.reward, len(trainer.history), seconds / 60, [asdict(p) for p in found.points])
+        return {
+            "method": name, "reward": trial.reward, "iterations": len(trainer.history), "minutes": seconds / 60,
+            "points": [asdict(point) for point in found.points],
+        }  # fmt: skip
 
     def _trained(self, trial: Trial) -> tuple[Any, float]:
         module = self._extension.module
@@ -151,13 +136,8 @@ class Session:
         return Smoothness() if name == "smoothness" else DemoReward(name, asked)
 
     def _pictures(self, tuned: Any, scale: float) -> np.ndarray:
-        """(prompts, seeds, height, width, 3) uint8; the base's are made once."""
-        if scale == 0.0 and self._base is not None:
-            return self._base
-        found = [self._of_prompt(tuned, number, scale) for number in range(len(self._held_out))]
-        if scale == 0.0:
-            self._base = np.stack(found)
-        return np.stack(found)
+        """(prompts, seeds, height, width, 3) uint8."""
+        return np.stack([self._of_prompt(tuned, number, scale) for number in range(HELD_OUT)])
 
     @torch.inference_mode()
     def _of_prompt(self, tuned: Any, number: int, scale: float) -> np.ndarray:
@@ -215,17 +195,15 @@ def learn(names: Sequence[str], minutes: float | None) -> None:
     """
     if unknown := set(names) - TRIALS.keys():
         raise SystemExit(f"--method: {', '.join(sorted(unknown))} is not among {', '.join(TRIALS)}.")
-    comfy.utils.set_progress_bar_enabled(False)
     file = RESULTS / "learning.json"
     session = Session(Extension())
     for name in names or TRIALS:
         trial = TRIALS[name] if minutes is None else replace(TRIALS[name], minutes=minutes)
         print(f"{name}, {trial.reward}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            outcome = asdict(session.outcome(name, trial, Path(folder)))
+            outcome = session.outcome(name, trial, Path(folder))
         known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         known[name] = outcome
         of_all = [known[name] for name in TRIALS if name in known]
-        write_bytes(file, (json.dumps(known, indent=1, ensure_ascii=False) + "\n").encode())
-        write_bytes(file.with_suffix(".md"), f"{_INTRODUCTION}\n\n{table(of_all)}\n".encode())
+        record(file.stem, f"{_INTRODUCTION}\n\n{table(of_all)}", known)
         print(table([outcome]), flush=True)

@@ -1,12 +1,13 @@
-"""The machine that the numbers belong to, and processes of their own on it."""
+"""The machine that the numbers belong to, processes of their own on it, and the files that keep them."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 import torch
 
 from evaluation.host import CPU_ARGUMENTS, device, host_arguments, host_version, open_host
+from files.pictures import write_bytes
+
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def host_options(on_cpu: bool) -> tuple[str, ...]:
@@ -42,6 +46,17 @@ def describe_machine() -> dict[str, str | int]:
         "ComfyUI's arguments": host_arguments(),
         "computes in": "float32",
     }
+
+
+def as_list(machine: Mapping[str, str | int]) -> str:
+    """What `describe_machine` says, in Markdown."""
+    return "\n".join(f"- {key}: {value}" for key, value in machine.items())
+
+
+def record(name: str, text: str, values: Any) -> None:
+    """Write a benchmark's text and values to the results, in the place of those of an earlier run."""
+    write_bytes(RESULTS / f"{name}.md", f"{text}\n".encode())
+    write_bytes(RESULTS / f"{name}.json", (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _processor() -> str:

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from evaluation.host import Extension
+from rlg_sampler.weights.lora_file import read_lora
 
 from . import diffusers_loop, methods, models
 from .evaluations import counted, idle
@@ -79,6 +80,7 @@ def load_methods(
     base = cache(lambda: models.load_model(files.base, dtype))
     tuned = cache(lambda: models.load_tuned(base(), files.adapter, extension))
     merged = cache(lambda: models.load_model(files.merged, dtype))
+    adapter = files.adapter / "adapter_model.safetensors"
     makers: dict[str, Callable[[], Method]] = {
         PLAIN: lambda: methods.plain_cfg(base()),
         OURS: lambda: methods.rlg_guider(base(), tuned(), extension),
@@ -86,7 +88,7 @@ def load_methods(
         TWO_PASSES: lambda: methods.rlg_guider(base(), tuned(), extension, "two passes"),
         OUR_CHECKPOINTS: lambda: methods.rlg_guider(base(), merged(), extension),
         TWO_LOADED: lambda: methods.two_stock_guiders(base(), merged()),
-        HOOKS: lambda: methods.core_hooks(base(), models.lora_weights(files.adapter)),
+        HOOKS: lambda: methods.core_hooks(base(), read_lora(adapter, files.adapter.name).weights),
         DIFFUSERS: lambda: diffusers_loop.diffusers_peft(diffusers_loop.load_transformer(files.base, files.adapter)),
     }
     return {name: make() for name, make in makers.items() if name in wanted}

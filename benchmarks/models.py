@@ -12,7 +12,6 @@ import torch
 
 from demo.tiny_model import TinySD3, write_checkpoint, write_peft_adapter
 from evaluation.host import Extension
-from rlg_sampler.weights.lora_file import read_lora
 
 # Flow-GRPO trains rank 32 on SD3.5 medium, which is 1536 wide: the same share of the width here.
 _WIDTH_PER_RANK = 1536 // 32
@@ -45,11 +44,6 @@ def write_files(folder: Path, depth: int, extension: Extension, dtype: torch.dty
 def add_lora_folder(folder: Path) -> None:
     """Let the host's LoRA lists include `folder`."""
     folder_paths.add_model_folder_path("loras", str(folder), is_default=True)
-
-
-def lora_weights(adapter: Path) -> dict[str, torch.Tensor]:
-    """The adapter's tensors, with the scale of its config as alpha tensors, which the host reads."""
-    return read_lora(adapter / "adapter_model.safetensors", adapter.name).weights
 
 
 def load_model(checkpoint: Path, dtype: torch.dtype | None = None) -> Any:

@@ -13,7 +13,7 @@ from .methods import DIFFUSERS, HOOKS, ONE_BATCH, OURS, PLAIN, TWO_LOADED, TWO_P
 from .sweeps import SweepResult
 from .timing import Seconds, Spread, Timings, ratio
 
-MIB = 1024**2
+_MIB = 1024**2
 _TIME_TARGETS = {PLAIN: 2.05, TWO_LOADED: 1.0, HOOKS: 0.85, DIFFUSERS: 0.92}
 _MEMORY_TARGETS = {PLAIN: 1.03, TWO_LOADED: 0.54}
 _SWEEP_TARGET = 0.75
@@ -134,7 +134,7 @@ def memory_section(depth: int, dtype: str, memory: Mapping[str, Memory]) -> str:
 
     def against(values: Mapping[str, int], name: str) -> list[str]:
         ratios = [values[name] / values[reference] for reference in _MEMORY_TARGETS]
-        return [f"{values[name] / MIB:.1f}", *(f"{ratio:.3f}" for ratio in ratios)]
+        return [f"{values[name] / _MIB:.1f}", *(f"{ratio:.3f}" for ratio in ratios)]
 
     weights = {name: m.weights for name, m in memory.items()}
     peak = {name: m.peak for name, m in memory.items()}

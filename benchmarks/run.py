@@ -7,7 +7,7 @@
     python dev.py bench --learning      what each training method learns on the demo's model (--method: some of them)
     python dev.py bench --memory   only what weights take, at SD3.5 medium's shape in bfloat16 (14 GB of memory)
 
-Prints the tables and writes them to benchmarks/results/, as Markdown, JSON and plots. With a GPU it runs there.
+Prints the tables and writes them to benchmarks/results/, as Markdown and JSON. With a GPU it runs there.
 Models too large to be loaded all at once (--depth 24) are measured in turn, each beside plain CFG and ours.
 """
 
@@ -17,8 +17,6 @@ import argparse
 from pathlib import Path
 
 from evaluation.command_line import at_least
-
-HERE = Path(__file__).resolve().parent
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -60,6 +58,12 @@ def main() -> None:
     from evaluation.host import open_host
 
     open_host(arguments.host, host_options(arguments.cpu))
+    import comfy.utils
+    import torch
+
+    comfy.utils.set_progress_bar_enabled(False)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     if arguments.training or arguments.learning:
         _measure_training(arguments)
         return
@@ -67,17 +71,13 @@ def main() -> None:
 
     session = Session(arguments)
     session.run()
-    session.write(HERE / "results")
+    session.write()
 
 
 def _measure_training(arguments: argparse.Namespace) -> None:
-    import torch
-
     from benchmarks.learning import learn
     from benchmarks.training import compare
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     if arguments.training:
         compare(arguments.host, arguments.cpu, min(arguments.depth), min(arguments.rounds, 3), arguments.threads)
     if arguments.learning:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import re
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,14 @@ import torch
 from tqdm import tqdm
 
 from evaluation.host import Extension
-from files.pictures import write_bytes
 
 from . import report
 from .approximations import measure_errors, measure_times
-from .machine import describe_machine, in_own_process
+from .machine import RESULTS, as_list, describe_machine, in_own_process, record
 from .measure import EVERYTHING, Cell, Result, groups_that_fit, load_methods, measure_cell, measure_overhead
 from .memory import Memory, measure_memory
 from .methods import DIFFUSERS, HOOKS, OURS, PLAIN, TWO_LOADED, TWO_PASSES
 from .models import Files, write_files
-from .plots import draw
 from .sweeps import measure_sweeps
 from .task import CFG, SCALE, TEXT_TOKENS, Method
 
@@ -53,15 +51,12 @@ class Session:
             for batch in sorted(arguments.batch + (arguments.more_batches if (depth, latent) == smallest else []))
         ]
         self._cells_left = float(len(self._cells))
-        self._memory: dict[str, Memory] = {}
         self._results: list[Result] = []
         self._sections: list[str] = []
         self._values: dict[str, Any] = {}
 
     def run(self) -> None:
         """Measure everything, printing each table as it is ready."""
-        if self._arguments.threads:
-            torch.set_num_threads(self._arguments.threads)
         self._values["machine"] = describe_machine()
         self._show(_introduction(self._values["machine"], timed=not self._arguments.memory))
         with torch.inference_mode(), tempfile.TemporaryDirectory(prefix="rlg-bench-") as folder:
@@ -85,18 +80,11 @@ class Session:
         self._show(report.summary_section(self._results))
         self._values["cells"] = [asdict(result) for result in self._results]
 
-    def write(self, folder: Path) -> None:
+    def write(self) -> None:
         """Record what `run` showed, under a name that a later run on the same machine replaces."""
-        machine = self._values["machine"]
-        parts = [machine["processor"], f"{machine['torch threads']} threads", f"comfyui {machine['ComfyUI']}"]
-        parts += [mode for mode in ("quick", "approximate", "memory") if getattr(self._arguments, mode)]
-        parts += self._arguments.sizes
-        name = re.sub(r"[^a-z0-9.]+", "-", " ".join(parts).lower()).strip("-")
-        write_bytes(folder / f"{name}.md", ("\n\n".join(self._sections) + "\n").encode())
-        write_bytes(folder / f"{name}.json", (json.dumps(self._values, indent=1) + "\n").encode())
-        if self._results or self._memory:
-            write_bytes(folder / f"{name}.png", draw(self._results, self._memory))
-        self._progress(f"written to {folder / name}.*")
+        name = result_name(self._values["machine"], self._arguments)
+        record(name, "\n\n".join(self._sections), self._values)
+        self._progress(f"written to {RESULTS / name}.*")
 
     def _compare_at(self, depth: int, files: Files, extension: Extension) -> None:
         groups = groups_that_fit(files)
@@ -133,7 +121,7 @@ class Session:
         self._status.set_description_str(text)
 
     def _compare_memory(self, depth: int, files: Files, dtype: torch.dtype) -> None:
-        memory = self._memory
+        memory: dict[str, Memory] = {}
         # diffusers would compute in the weights' dtype, which is slow in bfloat16 on a CPU; it holds one copy as well.
         others = [HOOKS, DIFFUSERS] if dtype == torch.float32 else [HOOKS]
         for name in (PLAIN, OURS, TWO_PASSES, TWO_LOADED, *others):
@@ -163,6 +151,14 @@ class Session:
         self._status.write(section + "\n", file=sys.stdout)
 
 
+def result_name(machine: Mapping[str, Any], arguments: argparse.Namespace) -> str:
+    """Of a result's files: what it was measured on, and what was asked for."""
+    parts = [machine["processor"]] if machine["device"] == "cpu" else [machine["processor"], machine["device"]]
+    parts += [f"{machine['torch threads']} threads", f"comfyui {machine['ComfyUI']}"]
+    parts += [mode for mode in ("quick", "approximate", "memory") if getattr(arguments, mode)]
+    return re.sub(r"[^a-z0-9.]+", "-", " ".join(parts + arguments.sizes).lower()).strip("-")
+
+
 def _settle_allocator() -> None:
     """Free a large block, as any ComfyUI has done by the time it samples.
 
@@ -174,7 +170,6 @@ def _settle_allocator() -> None:
 
 
 def _introduction(machine: dict[str, Any], timed: bool) -> str:
-    described = "\n".join(f"- {key}: {value}" for key, value in machine.items())
     how = (
         "methods are interleaved: every round runs each once, in random order; medians, and quartiles of each round's "
         "own ratio in brackets"
@@ -182,7 +177,7 @@ def _introduction(machine: dict[str, Any], timed: bool) -> str:
         else "each method in a process of its own"
     )
     return (
-        f"# RLG benchmark\n\n{described}\n"
+        f"# RLG benchmark\n\n{as_list(machine)}\n"
         f"- cfg {CFG}, scale {SCALE}, {TEXT_TOKENS} text tokens, euler; the same weights, noise and steps for all\n"
         f"- {how}\n"
     )

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.utils
 import torch
 
 from evaluation.host import Extension
@@ -32,7 +31,6 @@ class SweepResult:
     Attributes:
         evaluations, evaluations_apart: rows of latents that went through the model.
         seconds, seconds_apart: one entry per round.
-        difference: largest difference of the latents, absolute.
     """
 
     name: str
@@ -40,14 +38,12 @@ class SweepResult:
     evaluations_apart: int
     seconds: list[float]
     seconds_apart: list[float]
-    difference: float
 
 
 def measure_sweeps(
     files: Files, extension: Extension, rounds: int, progress: Callable[[str], None]
 ) -> list[SweepResult]:
     """Each sweep, and one run per picture of it."""
-    comfy.utils.set_progress_bar_enabled(False)
     base = load_model(files.base)
     task = make_task(_LATENT, 1, _STEPS)
     inputs = {
@@ -57,9 +53,9 @@ def measure_sweeps(
     }  # fmt: skip
     network = plain_cfg(base)
 
-    def sampled(node: str, **more: Any) -> torch.Tensor:
+    def sample(node: str, **more: Any) -> None:
         latent = {"samples": torch.zeros_like(task.noise)}  # another each time: a sweep keeps the cells of the same one
-        return extension.run_node(node, **inputs, latent_image=latent, **more)[0]["samples"]
+        extension.run_node(node, **inputs, latent_image=latent, **more)
 
     def measured(name: str, scales: list[float], switches: list[float]) -> SweepResult:
         # As the sweep has them: a row for each switch point.
@@ -70,8 +66,8 @@ def measure_sweeps(
         cells = schedules or [{"scale": scale} for scale in scales]
         texts = {"scales": ", ".join(map(str, scales)), "switch_percents": ", ".join(map(str, switches))}
         runs = (
-            lambda: sampled("RLGSweep", **texts),
-            lambda: torch.cat([sampled("RLGKSampler", **{"scale": 1.0, **cell}) for cell in cells]),
+            lambda: sample("RLGSweep", **texts),
+            lambda: [sample("RLGKSampler", **{"scale": 1.0, **cell}) for cell in cells],
         )
         return _compared(name, runs, network, rounds, progress)
 
@@ -80,22 +76,21 @@ def measure_sweeps(
 
 def _compared(
     name: str,
-    runs: Sequence[Callable[[], torch.Tensor]],
+    runs: Sequence[Callable[[], object]],
     network: Method,
     rounds: int,
     progress: Callable[[str], None],
 ) -> SweepResult:
-    """A sweep and its pictures one by one: rows through the network, latents, and seconds round by round."""
-    rows, latents, seconds = ([], []), [], ([], [])
+    """A sweep and its pictures one by one: rows through the network, and seconds round by round."""
+    rows, seconds = ([], []), ([], [])
     progress(f"sweeps: {name}, counting")
     for run, counted in zip(runs, rows, strict=True):
         with at_evaluations(network, lambda tensors, counted=counted: counted.append(tensors[0].shape[0])):
-            latents.append(run())
+            run()
     for number in range(rounds):
         progress(f"sweeps: {name}, round {number + 1} of {rounds}")
         for run, timed in zip(runs, seconds, strict=True):
             start = time.perf_counter()
             run()
             timed.append(time.perf_counter() - start)
-    difference = (latents[0] - latents[1]).abs().max().item()
-    return SweepResult(name, *map(sum, rows), *seconds, difference)
+    return SweepResult(name, *map(sum, rows), *seconds)

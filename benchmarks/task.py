@@ -62,6 +62,11 @@ class Task:
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
+    def to(self, device: torch.device) -> Task:
+        """The same with its tensors there."""
+        positive, negative = ((text.to(device), pooled.to(device)) for text, pooled in (self.positive, self.negative))
+        return Task(self.noise.to(device), self.sigmas.to(device), positive, negative)
+
     def conditioning(self, prompt: tuple[torch.Tensor, torch.Tensor]) -> list[list[Any]]:
         """A prompt as the host's CONDITIONING."""
         text, pooled = prompt

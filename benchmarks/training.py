@@ -2,8 +2,8 @@
 
 Both draw, score and learn from as many pictures, in the same batches, over the same steps: with all activations kept
 for the backward pass, and with checkpointed blocks, as models of real size are trained. Pictures are three channels of
-the latents: to decode them would cost both the same. Each is measured in a process of its own, in turn: seconds of the
-processor, so that what else the machine does counts for neither, and the peak.
+the latents: to decode them would cost both the same. Each is measured in a process of its own, in turn: the peak, and
+seconds of the processor, so that what else the machine does counts for neither; on a GPU those of the clock.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,18 +20,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from evaluation.host import Extension
+from evaluation.host import Extension, device
 from evaluation.summary import aligned
-from files.pictures import write_bytes
 
 from . import diffusers_loop, models
-from .machine import describe_machine, in_own_process
+from .machine import as_list, describe_machine, in_own_process, record
 from .memory import peak, used
 from .models import Files
-from .task import CFG, make_task
+from .task import CFG, Elapsed, make_task
 from .training_reference import CLIP_RANGE, KL_WEIGHT, NOISE_LEVEL, Reference
 
-RESULTS = Path(__file__).resolve().parent / "results"
 OURS, REFERENCE = "RLG", "diffusers + PEFT"
 WAYS = {"all activations kept": False, "checkpointed blocks": True}
 """What of the blocks stays in memory for the backward pass → whether it is only what goes in."""
@@ -44,7 +41,7 @@ _RATE = 3e-4
 
 @dataclass(frozen=True)
 class Cost:
-    """Of iterations after the first: processor seconds of each, and bytes at the peak, without the program's own."""
+    """Of iterations after the first: seconds of each, and bytes at the peak, without the program's own."""
 
     seconds: list[float]
     peak: int
@@ -95,9 +92,9 @@ def _measured(name: str, files: Files, checkpointing: bool, threads: int | None)
     seconds = []
     with peak() as highest:
         for _ in range(3):
-            start = time.process_time()
-            iterate()
-            seconds.append(time.process_time() - start)
+            with Elapsed() as elapsed:
+                iterate()
+            seconds.append(elapsed.cpu if device().type == "cpu" else elapsed.wall)
     return Cost(seconds[1:], highest.bytes - before)
 
 
@@ -130,24 +127,24 @@ def _rank(files: Files) -> int:
 
 
 def _write(depth: int, costs: dict[str, dict[str, list[Cost]]]) -> None:
-    header = ["", "processor seconds an iteration", "MiB at the peak"]
+    machine = describe_machine()
+    clock = "processor seconds" if machine["device"] == "cpu" else "seconds"
+    header = ["", f"{clock} an iteration", "MiB at the peak"]
     rows = []
     for way, of_way in costs.items():
         found = {name: _medians(of_name) for name, of_name in of_way.items()}
         rows += [[f"{name}, {way}", f"{seconds:.2f}", f"{peak / 2**20:.0f}"] for name, (seconds, peak) in found.items()]
         ratios = (ours / theirs for ours, theirs in zip(found[OURS], found[REFERENCE], strict=True))
         rows.append([f"ratio, {way}", *(f"{r:.2f} (aim ≤ {aim})" for r, aim in zip(ratios, AIMS, strict=True))])
-    machine = describe_machine()
-    described = "\n".join(f"- {key}: {value}" for key, value in machine.items())
     how = (
         f"Flow-GRPO at depth {depth}, {LATENT} × {LATENT} latents, cfg {CFG}, {STEPS} steps of which {STEPS - 1} are "
         f"trained, {GROUPS} groups of {GROUP_SIZE}, {UPDATES} updates"
     )
-    text = f"# Training\n\n`python dev.py bench --training`: {how}.\n\n{described}\n\n{aligned([header, *rows])}\n"
+    introduction = f"# Training\n\n`python dev.py bench --training`: {how}."
+    text = f"{introduction}\n\n{as_list(machine)}\n\n{aligned([header, *rows])}"
     of_all = {way: {name: [asdict(cost) for cost in of_name] for name, of_name in costs[way].items()} for way in costs}
     values = {"machine": machine, "depth": depth, "costs": of_all}
-    write_bytes(RESULTS / "training.md", text.encode())
-    write_bytes(RESULTS / "training.json", (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+    record("training", text, values)
     print(text, flush=True)
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 
+from evaluation.host import device
+
 from .task import Task
 
 CLIP_RANGE, KL_WEIGHT, NOISE_LEVEL = 1e-4, 0.04, 0.7
@@ -38,7 +40,8 @@ class Reference:
     """
 
     def __init__(self, model: PeftModel, task: Task, cfg: float, learning_rate: float) -> None:
-        self._model, self._task, self._cfg = model, task, cfg
+        self._model, self._task, self._cfg = model, task.to(device()), cfg
+        self._sigmas: list[float] = task.sigmas.tolist()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -79,10 +82,9 @@ class Reference:
 
     def _gaussian(self, x: torch.Tensor, index: int) -> tuple[torch.Tensor, float, float]:
         """Mean and std of the next latents, and the latter before its √−dt."""
-        sigmas = self._task.sigmas
-        sigma, dt = float(sigmas[index]), float(sigmas[index + 1] - sigmas[index])
+        sigma, dt = self._sigmas[index], self._sigmas[index + 1] - self._sigmas[index]
         velocity = self._velocity(x, sigma)
-        spread = NOISE_LEVEL * math.sqrt(sigma / (1 - min(sigma, float(sigmas[1]))))
+        spread = NOISE_LEVEL * math.sqrt(sigma / (1 - min(sigma, self._sigmas[1])))
         drift = velocity + spread**2 / (2 * sigma) * (x + (1 - sigma) * velocity)
         return x + drift * dt, spread * math.sqrt(-dt), spread
 
@@ -93,7 +95,7 @@ class Reference:
         )
         negative, positive = self._model(
             hidden_states=torch.cat([x, x]),
-            timestep=torch.full((2 * len(x),), 1000 * sigma),
+            timestep=x.new_full((2 * len(x),), 1000 * sigma),
             encoder_hidden_states=text,
             pooled_projections=pooled,
             return_dict=False,

@@ -57,8 +57,7 @@ def open_host(path: Path, arguments: Sequence[str] = CPU_ARGUMENTS) -> None:
         SystemExit: there is no ComfyUI at `path`, or it does not know an argument.
     """
     check_host(path)
-    ours = {REPO, REPO / "benchmarks"}
-    sys.path[:] = [str(path), *(p for p in sys.path if Path(p or ".").resolve() not in ours), str(REPO)]
+    sys.path[:] = [str(path), *(p for p in sys.path if Path(p or ".").resolve() != REPO), str(REPO)]
     sys.argv[1:] = arguments
     import comfy.options
 
