@@ -50,6 +50,23 @@ def node(kind: str, **inputs: object) -> Json:
     return {"class_type": kind, "inputs": inputs}
 
 
+def prompted(clip: list, text: str, batch: int) -> dict[str, Json]:
+    """A text, the empty one beside it, and an empty latent. `clip`: node and output."""
+    return {
+        "positive": node("CLIPTextEncode", clip=clip, text=text),
+        "negative": node("CLIPTextEncode", clip=clip, text=""),
+        "latent": node("EmptySD3LatentImage", width=SIDE, height=SIDE, batch_size=batch),
+    }
+
+
+def sampler_inputs(seed: int, cfg: float = CFG) -> Json:
+    """Those that all samplers have, from the nodes of `prompted`."""
+    return {
+        "positive": ["positive", 0], "negative": ["negative", 0], "latent_image": ["latent", 0], "seed": seed,
+        "steps": STEPS, "cfg": cfg, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+    }  # fmt: skip
+
+
 def sweep_prompt(lora: str, settings: Sequence[Setting], text: str, batch: int, seed: int) -> dict[str, Json]:
     """The loader, the text and the noise once, then a sampler for each setting.
 
@@ -62,15 +79,11 @@ def sweep_prompt(lora: str, settings: Sequence[Setting], text: str, batch: int, 
     """
     graph = {
         "pair": node("RLGLoadModels", ckpt_name=CHECKPOINT, lora_name=LORAS[lora], lora_strength=1.0),
-        "positive": node("CLIPTextEncode", clip=["pair", 2], text=text),
-        "negative": node("CLIPTextEncode", clip=["pair", 2], text=""),
-        "latent": node("EmptySD3LatentImage", width=SIDE, height=SIDE, batch_size=batch),
+        **prompted(["pair", 2], text, batch),
     }
     for number, setting in enumerate(settings):
         inputs: Json = {
-            "base": ["pair", 0], "tuned": ["pair", 1], "positive": ["positive", 0], "negative": ["negative", 0],
-            "latent_image": ["latent", 0], "seed": seed, "steps": STEPS, "cfg": setting.cfg, "sampler_name": "euler",
-            "scheduler": "normal", "denoise": 1.0, "scale": setting.scale,
+            "base": ["pair", 0], "tuned": ["pair", 1], "scale": setting.scale, **sampler_inputs(seed, setting.cfg),
         }  # fmt: skip
         if setting.schedule is not None:
             kind, widgets = setting.schedule

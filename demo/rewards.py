@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -42,21 +43,23 @@ class Found:
     radius: float
 
 
-@dataclass(frozen=True)
-class Composition:
-    score: float
-    """0…1: the share of the prompt's statements that hold; with too many objects, times asked / shown."""
-    correct: bool
-    """Everything holds."""
+class Judged(NamedTuple):
+    """A picture's reward, higher is better, and whether all that was asked for is in it."""
+
+    reward: float
+    right: bool
 
 
-def composition(picture: np.ndarray, prompt: Prompt) -> Composition:
-    """Check a picture, (SIDE, SIDE, 3) uint8, against what its prompt says."""
+def composition(picture: np.ndarray, prompt: Prompt) -> Judged:
+    """Check a picture, (SIDE, SIDE, 3) uint8, against what its prompt says.
+
+    The reward is 0…1: the share of the prompt's statements that hold; with too many objects, times asked / shown.
+    """
     found, asked = read_scene(picture), prompt.things
     matched = max((_checks(prompt, arrangement) for arrangement in _arrangements(found, len(asked))), key=sum)
     checks = [len(found) == len(asked), *matched]
-    score = sum(checks) / len(checks) * min(1.0, len(asked) / max(1, len(found)))
-    return Composition(score=score, correct=all(checks))
+    reward = sum(checks) / len(checks) * min(1.0, len(asked) / max(1, len(found)))
+    return Judged(reward, right=all(checks))
 
 
 def compressibility(picture: np.ndarray) -> float:

@@ -5,22 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from demo.letters import Sign, signs
-from demo.rewards import composition, compressibility
+from demo.rewards import Judged, composition, compressibility
 from demo.scenes import Prompt, prompts
 from rewards.pixels import to_image
 from rewards.text_rendering import TextRendering
-
-
-class Judged(NamedTuple):
-    """A picture's reward, higher is better, and whether all that was asked for is in it."""
-
-    reward: float
-    right: bool
 
 
 @dataclass(frozen=True)
@@ -38,12 +31,6 @@ class Task:
     judge: Callable[[np.ndarray, Any], Judged]
 
 
-def composed(picture: np.ndarray, prompt: Prompt) -> Judged:
-    """How much of a scene is as its prompt says, see `demo.rewards.composition`."""
-    found = composition(picture, prompt)
-    return Judged(found.score, found.correct)
-
-
 def spelled(picture: np.ndarray, sign: Sign) -> Judged:
     """Share of the letters that RapidOCR reads as they were asked for, see `rewards.text_rendering`."""
     reward = float(_reader().score(to_image(picture[None]), [sign.text]))
@@ -57,11 +44,11 @@ def _reader() -> TextRendering:
 
 def small(picture: np.ndarray, prompt: Prompt) -> Judged:
     """Minus the size as a JPEG in kB. What is right is the scene, which the reward does not look at."""
-    return Judged(compressibility(picture), composed(picture, prompt).right)
+    return Judged(compressibility(picture), composition(picture, prompt).right)
 
 
 TASKS = {
-    "composition": Task("composition reward (share of the prompt that is right)", prompts, composed),
+    "composition": Task("composition reward (share of the prompt that is right)", prompts, composition),
     "text": Task("text reward (share of the letters that are read right)", signs, spelled),
     "compressibility": Task("compressibility reward (minus kB as JPEG)", prompts, small),
 }

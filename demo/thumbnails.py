@@ -13,11 +13,11 @@ from PIL import Image, ImageOps
 
 from demo.client import ComfyClient, Json
 from demo.figures import OPEN_PROMPT, Figure, by_noise, by_prompt, chosen_prompts, scales
-from demo.graphs import CFG, STEPS, Setting, combined, node, ramp
+from demo.graphs import Setting, combined, node, prompted, ramp, sampler_inputs
 from demo.picture import opened, sheet
-from demo.scenes import SIDE, Prompt
+from demo.rewards import composition
+from demo.scenes import Prompt
 from demo.server import REPO
-from demo.tasks import composed
 from demo.trained_pair import CHECKPOINT, LORAS
 
 WORKFLOWS, HELP = REPO / "workflows", REPO / "web" / "docs" / "images"
@@ -49,7 +49,7 @@ def two_rewards(client: ComfyClient) -> Image.Image:
         for name, (one, other) in ways.items():
             graph[f"{name} one"] = node("RLGModel", base=["model", 0], tuned=["first", 0], scale=one)
             graph[f"{name} both"] = node("RLGModel", base=[f"{name} one", 0], tuned=["second", 0], scale=other)
-            graph[f"{name} sampled"] = node("KSampler", model=[f"{name} both", 0], denoise=1.0, **_inputs(seed))
+            graph[f"{name} sampled"] = node("KSampler", model=[f"{name} both", 0], **sampler_inputs(seed))
             graph |= _shown(name, f"{name} sampled")
         found = client.outputs(graph)
         pictures.append([opened(found[name][0]) for name in ways])
@@ -65,7 +65,7 @@ def picked(client: ComfyClient) -> Image.Image:
     """The same, with a frame around those of each row that are worth most to the LoRA's own reward."""
 
     def framed(pictures: list[Image.Image], prompt: Prompt) -> list[Image.Image]:
-        worth = [composed(np.array(picture), prompt).reward for picture in pictures]
+        worth = [composition(np.array(picture), prompt).reward for picture in pictures]
         best = max(worth)
         return [_with_frame(p) if reward == best else p for p, reward in zip(pictures, worth, strict=True)]
 
@@ -83,8 +83,8 @@ def _branches(client: ComfyClient, change: Callable[[list[Image.Image], Prompt],
         graph = _sampling(prompt.text)
         graph["tuned"] = node("RLGLoadLora", model=["model", 0], lora_name=LORAS["composition"], strength=1.0)
         graph["sampled"] = node(
-            "RLGBranch", base=["model", 0], tuned=["tuned", 0], scale=1.6, denoise=1.0, branches=BRANCHES,
-            branch_percent=0.15, noise_level=0.9, **_inputs(seed),
+            "RLGBranch", base=["model", 0], tuned=["tuned", 0], scale=1.6, branches=BRANCHES, branch_percent=0.15,
+            noise_level=0.9, **sampler_inputs(seed),
         )  # fmt: skip
         found = client.outputs(graph | _shown("branches", "sampled"))
         rows.append(change([opened(png) for png in found["branches"]], prompt))
@@ -92,21 +92,8 @@ def _branches(client: ComfyClient, change: Callable[[list[Image.Image], Prompt],
     return sheet(rows, columns, [prompt.text for prompt, _ in chosen])
 
 
-def _sampling(text: str) -> dict[str, Json]:
-    return {
-        "model": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
-        "positive": node("CLIPTextEncode", clip=["model", 1], text=text),
-        "negative": node("CLIPTextEncode", clip=["model", 1], text=""),
-        "latent": node("EmptySD3LatentImage", width=SIDE, height=SIDE, batch_size=1),
-    }
-
-
-def _inputs(seed: int) -> Json:
-    """Those that all samplers have."""
-    return {
-        "positive": ["positive", 0], "negative": ["negative", 0], "latent_image": ["latent", 0], "seed": seed,
-        "steps": STEPS, "cfg": CFG, "sampler_name": "euler", "scheduler": "normal",
-    }  # fmt: skip
+def _sampling(text: str, batch: int = 1) -> dict[str, Json]:
+    return {"model": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT), **prompted(["model", 1], text, batch)}
 
 
 def _shown(name: str, sampler: str) -> dict[str, Json]:
@@ -119,12 +106,11 @@ def _shown(name: str, sampler: str) -> dict[str, Json]:
 def reward_curve(client: ComfyClient) -> Image.Image:
     """Four noises at each scale, and what they are worth: small files, which the LoRA was tuned for."""
     prompt, seed = chosen_prompts(client, right=1, wrong=1)[0]
-    graph = _sampling(prompt.text)
-    graph["latent"]["inputs"]["batch_size"] = 4
+    graph = _sampling(prompt.text, batch=4)
     graph["tuned"] = node("RLGLoadLora", model=["model", 0], lora_name=LORAS["compressibility"], strength=1.0)
     graph["sampled"] = node(
-        "RLGSweep", base=["model", 0], tuned=["tuned", 0], denoise=1.0, scales="0, 0.5, 1, 1.6, 2, 3",
-        switch_percents="", **_inputs(seed),
+        "RLGSweep", base=["model", 0], tuned=["tuned", 0], scales="0, 0.5, 1, 1.6, 2, 3", switch_percents="",
+        **sampler_inputs(seed),
     )  # fmt: skip
     graph["reward"] = node("RLGLoadReward", name="jpeg_compressibility", file="auto")
     graph |= _shown("pictures", "sampled")

@@ -27,13 +27,13 @@ _WIDENED = {
 }
 
 
-def write_models(models: Path, pair: Path = PAIR) -> None:
+def write_models(models: Path) -> None:
     """Write the checkpoint (0.26 GB) and the LoRA folders into a ComfyUI models folder."""
     checkpoints = models / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    save_file(checkpoint(pair), checkpoints / CHECKPOINT)
+    save_file(checkpoint(), checkpoints / CHECKPOINT)
     for reward, name in LORAS.items():
-        shutil.copytree(pair / reward, models / "loras" / name, ignore=shutil.ignore_patterns("*.md", "*.csv"))
+        shutil.copytree(PAIR / reward, models / "loras" / name, ignore=shutil.ignore_patterns("*.md", "*.csv"))
 
 
 def part(pair: Path, file: str) -> Path:

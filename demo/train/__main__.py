@@ -22,6 +22,7 @@ from demo.train.asked import to_train_on
 from demo.train.export import host_state_dict
 from demo.trained_pair import PAIR, checkpoint, part
 from environment.cache import cache_folder
+from evaluation.command_line import carried_out
 from evaluation.host import Extension, open_host
 from files.replacing import replacing
 
@@ -39,15 +40,8 @@ LORAS = {
 def main() -> int:
     arguments = _parser().parse_args()
     torch.set_num_threads(arguments.threads)
-    try:
-        STAGES[arguments.stage](arguments)
-    except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from here.", file=sys.stderr)
-        return 130
-    except ValueError as error:
-        print(f"\nError: {error}", file=sys.stderr)
-        return 1
-    return 0
+    stopped = "Stopped; the same command goes on from here."
+    return carried_out(lambda: STAGES[arguments.stage](arguments), ValueError, stopped=stopped)
 
 
 def _train_vae(arguments: argparse.Namespace) -> None:

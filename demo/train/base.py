@@ -77,18 +77,18 @@ class Data:
     text: Text
 
 
-def build(config: TinySD3 = CONFIG) -> SD3Transformer2DModel:
+def build() -> SD3Transformer2DModel:
     """The network without the dimensions of the text that CLIP-L leaves empty; blocks start as the identity."""
     model = SD3Transformer2DModel(
         sample_size=LATENT_SIDE,
         in_channels=LATENT_CHANNELS,
-        num_layers=config.depth,
-        num_attention_heads=config.depth,
+        num_layers=CONFIG.depth,
+        num_attention_heads=CONFIG.depth,
         joint_attention_dim=CLIP_WIDTH,
-        caption_projection_dim=config.hidden,
+        caption_projection_dim=CONFIG.hidden,
         pooled_projection_dim=CLIP_WIDTH,
-        pos_embed_max_size=config.pos_embed_max_size,
-        dual_attention_layers=tuple(range(config.dual_attention_blocks)),
+        pos_embed_max_size=CONFIG.pos_embed_max_size,
+        dual_attention_layers=tuple(range(CONFIG.dual_attention_blocks)),
         qk_norm="rms_norm",
     )
     for name, parameter in model.named_parameters():

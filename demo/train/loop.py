@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,23 +15,16 @@ SAVE_EVERY = 60.0  # seconds
 SAY_EVERY = 10.0
 
 
-class Stateful(Protocol):
-    """A module, an optimiser, or anything else that torch can save."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-
 Step = Callable[[int, torch.Generator], dict[str, float]]
 """(index, random stream of this step) → numbers worth logging."""
 
 
-def train(checkpoint: Path, steps: int, seed: int, state: Mapping[str, Stateful], step: Step) -> list[dict[str, float]]:
+def train(checkpoint: Path, steps: int, seed: int, state: Mapping[str, Any], step: Step) -> list[dict[str, float]]:
     """Run `step` for 0 … steps − 1, or from the step after the one that `checkpoint` holds.
 
     Every step draws from a stream named by `seed` and its index, so that a run that was stopped and resumed equals
-    one that was not. Returns what the steps reported, one entry each.
+    one that was not. `state` is what to keep: modules, optimisers, or anything else with a state_dict. Returns what the
+    steps reported, one entry each.
     """
     history: list[dict[str, float]] = []
     if checkpoint.exists():

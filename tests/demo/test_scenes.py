@@ -26,8 +26,8 @@ def _drawn(seed: int) -> tuple[Prompt, np.ndarray]:
 def test_a_scene_shows_what_its_prompt_says(seed: int) -> None:
     prompt, picture = _drawn(seed)
     assert picture.shape == (SIDE, SIDE, 3) and picture.dtype == np.uint8
-    assert composition(picture, prompt).correct
-    assert composition(picture, prompt).score == 1
+    assert composition(picture, prompt).right
+    assert composition(picture, prompt).reward == 1
 
 
 def _otherwise(prompt: Prompt, seed: int) -> list[Prompt]:
@@ -61,7 +61,7 @@ def test_one_false_statement_is_noticed(seed: int) -> None:
     prompt, picture = _drawn(seed)
     for false in _otherwise(prompt, seed):
         verdict = composition(picture, false)
-        assert not verdict.correct and verdict.score < 1, false
+        assert not verdict.right and verdict.reward < 1, false
 
 
 @given(SEEDS)
@@ -70,7 +70,7 @@ def test_the_order_of_things_does_not_matter(seed: int) -> None:
     if len(prompt.things) == 2 and prompt.relation is not None:
         opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
         turned = dataclasses.replace(prompt, things=prompt.things[::-1], relation=opposite[prompt.relation])
-        assert composition(picture, turned).correct
+        assert composition(picture, turned).right
 
 
 def _filled(colour: str) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_the_composition_reward_cannot_be_gamed() -> None:
     honest_half = Thing("red", "circle")
 
     def mean(picture: np.ndarray) -> float:
-        return float(np.mean([composition(picture, prompt).score for prompt in asked]))
+        return float(np.mean([composition(picture, prompt).reward for prompt in asked]))
 
     for colour in COLOURS:
         assert mean(_filled(colour)) < 0.25
@@ -114,7 +114,7 @@ def test_the_composition_reward_cannot_be_gamed() -> None:
     # One of two asked objects drawn well is worth more than the same colour and shape filling the picture.
     two = Prompt((honest_half, Thing("blue", "star")), "")
     one_drawn = np.array(scenes.draw(Prompt((honest_half,), ""), np.random.default_rng(0)))
-    assert composition(_huge("red", "circle"), two).score < composition(one_drawn, two).score < 1
+    assert composition(_huge("red", "circle"), two).reward < composition(one_drawn, two).reward < 1
 
 
 def test_objects_cut_off_by_the_edge_have_no_shape() -> None:
@@ -133,7 +133,7 @@ def test_an_empty_picture_has_no_objects_and_next_to_no_reward(plain: str) -> No
     picture = np.array(Image.new("RGB", (SIDE, SIDE), plain))
     assert read_scene(picture) == []
     for prompt in scenes.prompts(0, 50, held_out=False):
-        assert composition(picture, prompt).score == 0
+        assert composition(picture, prompt).reward == 0
 
 
 def test_compressibility_prefers_the_simpler_picture() -> None:
