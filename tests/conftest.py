@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import os
 import platform
@@ -124,6 +125,10 @@ def rlg(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNam
     def module(name: str) -> object:
         return importlib.import_module(f"{package}.{name}")
 
+    # The host collects garbage whenever it loads a model, and would look through all of torch and diffusers each time:
+    # half of what tests of small models take.
+    gc.collect()
+    gc.freeze()
     return SimpleNamespace(nodes=host_nodes.NODE_CLASS_MAPPINGS, module=module)
 
 
@@ -141,6 +146,7 @@ def _info(node: type) -> dict[str, Any]:
         "input": inputs,
         "input_order": {group: list(names) for group, names in inputs.items()},
         "output": node.RETURN_TYPES,
+        "output_name": getattr(node, "RETURN_NAMES", node.RETURN_TYPES),
     }
 
 

@@ -63,10 +63,10 @@ def test_the_reward_follows_the_scale(lora: str, pair: Path, run_node: Callable[
     independent = diffusers_rlg.load(pair / "checkpoints" / CHECKPOINT, adapter, CONFIG)
     settings = tuple(Setting(scale) for scale in SCALES[lora])
 
-    by_nodes, by_reference, models = [], [], {}
+    by_nodes, by_reference, shared = [], [], {}
     for index, prompt in enumerate(asked):
-        outputs = run(run_node, sweep_prompt(lora, settings, prompt.text, SEEDS, seed=index), models)
-        models = {"pair": outputs["pair"]}
+        outputs = run(run_node, sweep_prompt(lora, settings, prompt.text, SEEDS, seed=index), shared)
+        shared = {name: outputs[name] for name in ("pair", "negative", "latent")}
         by_nodes.append(np.stack([to_bytes(outputs[f"decode{column}"][0]) for column in range(len(settings))]))
         by_reference.append(_reference_pictures(independent, outputs, index))
     ours = _mean_rewards(lora, settings, asked, by_nodes)

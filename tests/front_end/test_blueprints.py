@@ -39,24 +39,6 @@ def graph(root: Json) -> Json:
     return graph
 
 
-@pytest.fixture(scope="module")
-def object_info(rlg: SimpleNamespace) -> dict[str, Json]:
-    """What /object_info answers about the nodes that the tests' host has loaded."""
-    info = {}
-    for name, node in rlg.nodes.items():
-        if hasattr(node, "GET_NODE_INFO_V1"):
-            info[name] = node.GET_NODE_INFO_V1()
-        else:
-            inputs = node.INPUT_TYPES()
-            info[name] = {
-                "input": inputs,
-                "input_order": {group: list(names) for group, names in inputs.items()},
-                "output": node.RETURN_TYPES,
-                "output_name": getattr(node, "RETURN_NAMES", node.RETURN_TYPES),
-            }
-    return info
-
-
 def test_the_host_offers_every_blueprint(rlg: SimpleNamespace) -> None:
     """Plain ASCII: ComfyUI 0.3.75 reads the files in the encoding of the system."""
     (answer,) = served(PACK, "/global_subgraphs")

@@ -16,8 +16,6 @@ REPO = Path(__file__).resolve().parents[2]
 HELP, GUIDE = REPO / "web" / "docs", REPO / "docs" / "guide"
 GUIDES = [REPO / "docs" / "how_strong.md", REPO / "docs" / "how_it_works.md"]
 PAGES = sorted(HELP.glob("*.md"))
-# The help panel opens links as they are, beside ComfyUI's own address: only whole addresses lead anywhere.
-REPOSITORY = "https://github.com/comfyui-rlg/comfyui-rlg/blob/main/"
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 OF_THE_MACHINE = {"ckpt_name", "lora_name", "file", "sampler_name", "scheduler"}
@@ -110,21 +108,16 @@ def test_the_pages_are_called_like_their_nodes(rlg: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, *GUIDES], ids=lambda page: page.stem)
-def test_every_picture_and_link_leads_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    for picture, target in re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text):
-        if target.startswith(REPOSITORY):
-            target = str(REPO / target.removeprefix(REPOSITORY))
-        elif target.startswith("https://"):
-            continue
-        elif page in PAGES:
-            assert picture, f"{target}: a link in the help panel has to be a whole address"
-        path, _, anchor = target.partition("#")
-        file = page.parent / path if path else page
-        assert file.is_file(), target
-        assert not anchor or anchor in _anchors(file), target
-        if picture:
-            Image.open(file).verify()
+def test_every_picture_can_be_opened(page: Path) -> None:
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        Image.open(page.parent / picture).verify()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_of_a_page_is_a_whole_address(page: Path) -> None:
+    """The help panel opens them as they are, beside its own address. That they lead somewhere, test_docs holds."""
+    for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        assert link.startswith("https://"), link
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -194,9 +187,3 @@ def test_every_picture_is_made_by_the_guide_s_command_or_is_a_workflow_s() -> No
 
 def _text(node_id: str) -> str:
     return (HELP / f"{node_id}.md").read_text(encoding="utf-8")
-
-
-def _anchors(page: Path) -> set[str]:
-    """Of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

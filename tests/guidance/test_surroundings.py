@@ -26,7 +26,7 @@ from pairs import (
 from stock_guiders import two_models
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def check(base: Any, other: Any, run_node: Callable) -> Callable[..., torch.Tensor]:
     """Compare a run on shared weights with two stock models that got the same treatment."""
 
@@ -46,6 +46,13 @@ def check(base: Any, other: Any, run_node: Callable) -> Callable[..., torch.Tens
     return run
 
 
+@pytest.fixture(scope="module")
+def plain(check: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """What a run gives without anything of others."""
+    with torch.inference_mode():
+        return check()
+
+
 class _Control(comfy.controlnet.ControlBase):
     """A control that pushes the model's hidden states by a fixed pattern, as a ControlNet does by a learned one."""
 
@@ -60,29 +67,28 @@ class _Control(comfy.controlnet.ControlBase):
 
 
 @pytest.mark.parametrize("apply_to_uncond", [True, False])
-def test_control(check, apply_to_uncond) -> None:
-    plain = check()
+def test_control(check, plain, apply_to_uncond) -> None:
     positive = conds(1, control=_Control(), control_apply_to_uncond=apply_to_uncond)
     assert relative(check(positive=positive), plain) > 1e-3
 
 
-def test_area_conds(check) -> None:
+def test_area_conds(check, plain) -> None:
     left = conds(3, area=(SIZE // 2, SIZE // 2, 0, 0), strength=0.8)
-    assert relative(check(positive=conds(1) + left), check()) > 1e-3
+    assert relative(check(positive=conds(1) + left), plain) > 1e-3
 
 
-def test_masked_conds(check) -> None:
+def test_masked_conds(check, plain) -> None:
     mask = torch.zeros(1, SIZE * 8, SIZE * 8)
     mask[:, :, : SIZE * 4] = 1
-    assert relative(check(positive=conds(1) + conds(3, mask=mask, mask_strength=0.7)), check()) > 1e-3
+    assert relative(check(positive=conds(1) + conds(3, mask=mask, mask_strength=0.7)), plain) > 1e-3
 
 
-def test_timed_conds(check) -> None:
+def test_timed_conds(check, plain) -> None:
     positive = conds(1, start_percent=0.0, end_percent=0.5) + conds(4, start_percent=0.5, end_percent=1.0)
-    assert relative(check(positive=positive), check()) > 1e-3
+    assert relative(check(positive=positive), plain) > 1e-3
 
 
-def test_default_conds(check) -> None:
+def test_default_conds(check, plain) -> None:
     """They fill what a mask leaves over, and the host evaluates them after all others: rows come in another order."""
     mask = torch.zeros(1, SIZE * 8, SIZE * 8)
     mask[:, :, : SIZE * 4] = 1
@@ -90,7 +96,7 @@ def test_default_conds(check) -> None:
         name: conds(seed, mask=mask, mask_strength=1.0) + conds(seed + 2, default=True)
         for name, seed in (("positive", 1), ("negative", 2))
     }
-    assert relative(check(**filled), check()) > 1e-3
+    assert relative(check(**filled), plain) > 1e-3
 
 
 def test_conds_of_different_lengths(check) -> None:
@@ -140,12 +146,12 @@ def attention_patch() -> Callable[[Any], Any]:
     return patch
 
 
-def test_attention_patch_on_the_base_alone(check, attention_patch) -> None:
-    assert relative(check(prepare_base=attention_patch), check()) > 1e-3
+def test_attention_patch_on_the_base_alone(check, plain, attention_patch) -> None:
+    assert relative(check(prepare_base=attention_patch), plain) > 1e-3
 
 
-def test_attention_patch_on_the_tuned_alone(check, attention_patch) -> None:
-    assert relative(check(prepare_tuned=attention_patch), check()) > 1e-3
+def test_attention_patch_on_the_tuned_alone(check, plain, attention_patch) -> None:
+    assert relative(check(prepare_tuned=attention_patch), plain) > 1e-3
 
 
 def test_attention_patch_on_both(base, other, run_node, attention_patch, rlg, monkeypatch) -> None:
@@ -276,10 +282,10 @@ def test_patch_after_rlg_model_leaves_a_patch_of_the_base_where_it_is(base, othe
 
 
 @pytest.mark.parametrize("where", ["prepare_base", "prepare_tuned"])
-def test_skip_layer_guidance(check, run_node, where) -> None:
+def test_skip_layer_guidance(check, plain, run_node, where) -> None:
     """A post-CFG patch that evaluates the model itself: on the tuned branch that must be the tuned model."""
     guided = check(**{where: lambda m: _skip_a_layer(m, run_node)})
-    assert relative(guided, check()) > 1e-3
+    assert relative(guided, plain) > 1e-3
 
 
 def test_skip_layer_guidance_on_both(base, other, run_node) -> None:
@@ -293,7 +299,7 @@ def test_skip_layer_guidance_on_both(base, other, run_node) -> None:
 
 @pytest.mark.parametrize("kind", ["model_function_wrapper", "sampler_cfg_function", "pre_cfg", "apply_model wrapper"])
 @pytest.mark.parametrize("where", ["prepare_base", "prepare_tuned"])
-def test_other_hooks_act_on_their_own_model(check, kind, where) -> None:
+def test_other_hooks_act_on_their_own_model(check, plain, kind, where) -> None:
     def prepare(model: Any) -> Any:
         patched = model.clone()
         if kind == "model_function_wrapper":
@@ -306,7 +312,7 @@ def test_other_hooks_act_on_their_own_model(check, kind, where) -> None:
             patched.add_wrapper(WrappersMP.APPLY_MODEL, lambda execute, *a, **k: execute(*a, **k) * 0.95)
         return patched
 
-    assert relative(check(**{where: prepare}), check()) > 1e-3
+    assert relative(check(**{where: prepare}), plain) > 1e-3
 
 
 def test_predict_noise_wrapper_acts_on_its_own_model(check) -> None:
