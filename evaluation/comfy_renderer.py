@@ -22,7 +22,7 @@ from evaluation.worker import Picture
 from files.pictures import png
 from rewards import diversity, registry
 from rewards.pixels import to_bytes, to_image
-from rewards.protocol import Reward
+from rewards.protocol import Reward, check_prompts
 from rlg_sampler.guidance.guided_model import Guidance, guided_model
 from rlg_sampler.guidance.settings import GuidanceSettings
 from rlg_sampler.ksampler_inputs import KSamplerInputs
@@ -53,6 +53,7 @@ class ComfyRenderer:
         self._rewards = [self._reward(index) for index in range(len(plan.rewards))]
         with refusing("diversity", ValueError, OSError, ImportError):
             self._measure = diversity.measure(plan.diversity.name, plan.diversity.file)
+        self._check_prompts()
         self._loaded: tuple[int, tuple[Any, Any, Any, Any]] | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -135,6 +136,14 @@ class ComfyRenderer:
         ):
             if (value := getattr(self._plan, name)) not in known:
                 raise EvaluationError(f"{name}: there is no '{value}'; choose one of {', '.join(known)}.")
+
+    def _check_prompts(self) -> None:
+        if not self._plan.prompts.file.is_file():  # on another machine: such a prompt is found when its turn comes
+            return
+        prompts = self._plan.prompts.read()
+        for index, reward in enumerate(self._rewards):
+            with refusing(f"rewards[{index}]", ValueError):
+                check_prompts(reward, prompts)
 
     def _files(self) -> dict[str, Path]:
         """Of models and weights, by what the plan calls them.

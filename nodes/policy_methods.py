@@ -44,7 +44,7 @@ class RLGFlowGRPO(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "window_start",
-                    default=4,
+                    default=3,
                     min=0,
                     max=100,
                     tooltip="Where the window may begin at the latest: at a random step from 0 to this one. Without a "

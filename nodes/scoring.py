@@ -52,7 +52,11 @@ class RLGLoadReward(io.ComfyNode):
                 ),
                 file_input("the reward"),
             ],
-            outputs=[RewardType.Output(display_name="reward", tooltip="For RLG Score.")],
+            outputs=[
+                RewardType.Output(
+                    display_name="reward", tooltip="For RLG Score, RLG Combine Rewards and RLG Train LoRA."
+                )
+            ],
         )
 
     @classmethod

@@ -25,6 +25,7 @@ from evaluation.comfy_renderer import ComfyRenderer
 from evaluation.errors import EvaluationError
 from evaluation.plan import Batch, Plan, load_plan
 from evaluation.worker import Picture
+from rewards import registry
 
 pytestmark = pytest.mark.slow
 
@@ -256,6 +257,21 @@ def test_a_picture_that_cannot_be_scored_is_one_sentence(
     with pytest.raises(EvaluationError) as caught:
         renderer.render(Batch(0, 0, PROMPTS))
     assert str(caught.value).startswith(f"rewards[0]: {message}") and "\n" not in str(caught.value)
+
+
+def test_a_prompt_that_a_reward_cannot_read_is_found_before_the_first_picture(
+    plan: Callable, extension: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reader(Stubborn):
+        def check_prompts(self, prompts: list[str]) -> None:
+            raise ValueError(f"prompts: nothing is read in '{prompts[0]}'.")
+
+    wanted = plan()
+    monkeypatch.setattr(registry, "load", lambda *_: Reader(1.0))
+    ComfyRenderer(wanted, extension)  # as on a machine that does not have the file
+    wanted.prompts.file.write_text(PROMPTS[0])
+    with pytest.raises(EvaluationError, match=rf"^rewards\[0\]: prompts: nothing is read in '{PROMPTS[0]}'\.$"):
+        ComfyRenderer(wanted, extension)
 
 
 def test_it_says_what_the_pictures_depend_on(

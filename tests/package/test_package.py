@@ -100,7 +100,7 @@ MAY_IMPORT = {
         "rlg_sampler.schedules",
     },  # fmt: skip
     "training": {"files", "rewards", "rlg_sampler"},
-    "training.policy": {"rlg_sampler", "training.streams"},
+    "training.policy": {"rlg_sampler", "training.streams", "training.weights_digest"},
     "training.methods": {
         "rlg_sampler",
         "training.iteration",
