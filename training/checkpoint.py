@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +51,7 @@ class State:
             with replacing(path) as temporary:
                 save_file(tensors, temporary, metadata={_KEY: json.dumps(about)})
         except (OSError, SafetensorError) as error:
-            raise OSError(
-                f"name: the checkpoint {path} cannot be written ({error}); make room on the disk, or check its rights."
-            ) from error
+            raise _not_written(path, error) from error
 
     @classmethod
     def read(cls, path: Path) -> State | None:
@@ -62,16 +62,9 @@ class State:
         """
         if not path.exists():
             return None
-        try:
-            with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {})[_KEY])
-            tensors = load_file(path)
-            return cls(about["settings"], about["iteration"], tensors, about["history"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"name: {path} is no checkpoint that can be read ({error}); choose another name, or delete it and the "
-                "LoRA of that name."
-            ) from error
+        with _reading(path):
+            about = _about(path)
+            return cls(about["settings"], about["iteration"], load_file(path), about["history"])
 
 
 def take_up(path: Path, settings: Mapping[str, str]) -> tuple[State | None, str]:
@@ -95,10 +88,45 @@ def keep_other(path: Path, settings: Mapping[str, str]) -> None:
     Raises:
         OSError: the disk is full or cannot be written; the state stays where it is.
     """
-    there = State.read(path)
-    if there is not None and there.iteration and changes(there.settings, settings):
-        with replacing(_place_of_earlier(path, there.settings)) as temporary:
-            shutil.copyfile(path, temporary)
+    if not path.exists():
+        return
+    with _reading(path):
+        about = _about(path)
+        own, iteration = about["settings"], about["iteration"]
+    if not iteration or not changes(own, settings):
+        return
+    kept = _place_of_earlier(path, own)
+    try:
+        with replacing(kept) as temporary:
+            try:
+                os.link(path, temporary)  # takes no room; the next state is another file
+            except OSError:
+                shutil.copyfile(path, temporary)
+    except OSError as error:
+        raise _not_written(kept, error) from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"name: {path} is no checkpoint that can be read ({error}); choose another name, or delete it and the "
+            "LoRA of that name."
+        ) from error
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """All of a state but its tensors."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {})[_KEY])
+
+
+def _not_written(path: Path, error: Exception) -> OSError:
+    return OSError(
+        f"name: the checkpoint {path} cannot be written ({error}); make room on the disk, or check its rights."
+    )
 
 
 def _place_of_earlier(path: Path, settings: Mapping[str, str]) -> Path:

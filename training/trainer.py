@@ -123,8 +123,10 @@ class Trainer:
             sampling = task.model.get_model_object("model_sampling")
             sigmas = comfy.samplers.calculate_sigmas(sampling, method.scheduler, method.steps).clone()
         # A patch such as ModelSamplingSD3 changes the steps, one such as ModelSamplingDiscrete what is predicted.
-        kinds = " ".join(kind.__name__ for kind in type(sampling).__mro__)
-        self._digest["sampling"] = hashlib.sha256(kinds.encode() + sigmas.float().numpy().tobytes()).hexdigest()
+        # Rounded, as GPUs and CPUs compute the steps.
+        kinds = [kind.__name__ for kind in type(sampling).__mro__[1:]]
+        about = " ".join([*kinds, *(f"{sigma:.4g}" for sigma in sigmas.tolist())])
+        self._digest["sampling"] = hashlib.sha256(about.encode()).hexdigest()
         self._updates = 0
         self._host = HostModel(
             task.model, self.policy, task.prompts, method.cfg, sigmas, settings.checkpointing, method.through_negative
@@ -272,7 +274,7 @@ class Trainer:
         task = self.task
         reward = {"reward": task.reward.name, "unit": task.reward.unit}  # the unit tells how rewards are combined
         of_task = {**reward, "width": task.width, "height": task.height}
-        # These two say how much is computed at once: where memory runs out a run goes on with less.
+        # Where memory runs out a run goes on with less: these two change no more of it than what is computed together.
         settings = {k: v for k, v in asdict(self.settings).items() if k not in ("checkpointing", "batch_size")}
         parts = {**of_task, **self._digest, **settings, "method": self.method.name, **asdict(self.method)}
         return {name: str(value) for name, value in parts.items()}
@@ -280,4 +282,5 @@ class Trainer:
     def _recipe(self) -> dict[str, str]:
         """How the LoRA was made, for its file."""
         made = {"iterations": str(len(self.history)), "family": model_name(self.task.model), "torch": torch.__version__}
+        made["batch_size"] = str(self.settings.batch_size)
         return {"reward_source": self.task.reward.source, **self.fingerprint, **made}

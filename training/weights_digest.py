@@ -17,10 +17,12 @@ _SAMPLES = 64
 def weights_digest(model: ModelPatcher) -> str:
     """A hash of a model's weights as its file has them, and of the patches (such as a style LoRA) on them.
 
-    A few numbers of each tensor are read, so that it takes no time for large models either.
+    A few numbers of each tensor are read, so that it takes no time for large models either. Buffers and parameters of
+    other names are left out: loading casts them in place, and has patches such as another sampling put in.
     """
     digest = hashlib.sha256()
-    for key, weight in model.model.state_dict().items():
+    weights = (named for named in model.model.named_parameters() if named[0].endswith((".weight", ".bias")))
+    for key, weight in weights:
         loaded = model.backup[key].weight if key in model.backup else weight
         digest.update(f"{key} {tuple(loaded.shape)} {loaded.dtype}".encode())
         digest.update(_sample(loaded))

@@ -217,7 +217,9 @@ class TunedBranch:
             self._call_back(CallbacksMP.ON_CLEANUP)
 
     def _call_back(self, kind: str) -> None:
-        """Call the callbacks of its MODEL alone; the base's are the host's affair."""
+        """Call the callbacks of its MODEL alone; the base's are the host's affair, and `_own_weights` calls its own."""
+        if not self.tuned.pair.shares_weights:
+            return
         of_base = self.guider.model_patcher.get_all_callbacks(kind)
         for callback in self.tuned.pair.tuned.get_all_callbacks(kind):
             if not any(callback is other for other in of_base):

@@ -107,6 +107,8 @@ def guided_model(base: ModelPatcher, tuned: ModelPatcher, settings: GuidanceSett
     model = base.clone()
     if settings.schedule == constant(0.0):
         return model
+    if pair.differs:
+        pair.check_runs_together()
     before = Guidance.on(base)
     if before is None:
         model.model_options[_BASE_OPTIONS] = create_model_options_clone(model.model_options)
@@ -196,7 +198,7 @@ def _load_as_base(guider: CFGGuider) -> None:
     patcher = guider.model_patcher
     hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds)
     separate = patcher.get_additional_models_with_key(KEY)
-    if hooked and any(hasattr(each, "is_dynamic") and each.is_dynamic() for each in separate):
+    if hooked and any(hasattr(each, "get_non_dynamic_delegate") and each.is_dynamic() for each in separate):
         whole = [each.get_non_dynamic_delegate() if each.is_dynamic() else each for each in separate]
         patcher.set_additional_models(KEY, whole)
 

@@ -65,11 +65,6 @@ class ModelPair:
         Raises:
             ValueError: they do not; the message names the input and what to do.
         """
-        if base.load_device != tuned.load_device:
-            raise ValueError(
-                f"tuned: it computes on {tuned.load_device} and base on {base.load_device}; select the same device for "
-                "both."
-            )
         if base.is_clone(tuned):
             return cls(base, tuned, _shared_changes(base, tuned))
         _check_same_architecture(base, tuned)
@@ -77,6 +72,24 @@ class ModelPair:
         if base.patches and not tuned.patches:
             logger.warning(_SWAPPED)
         return cls(base, tuned, {} if _same_weights(base, tuned) else None)
+
+    def check_runs_together(self) -> None:
+        """Refuse two MODELs that one run cannot evaluate in turn.
+
+        Raises:
+            ValueError: they compute on two devices, or one would go on from what the other left in the model.
+        """
+        devices = [torch.device(model.load_device) for model in (self.base, self.tuned)]
+        if len({(device.type, device.index or 0) for device in devices}) > 1:
+            raise ValueError(
+                f"tuned: it computes on {devices[1]} and base on {devices[0]}; select the same device for both."
+            )
+        if self.shares_weights and hasattr(self.base.model.diffusion_model, "clear_kv_cache"):  # HiDream-O1
+            raise ValueError(
+                f"tuned: {model_name(self.base)} keeps what its text became from one call to the next, so that a LoRA "
+                "on the fly would get the base's; save the tuned MODEL as a checkpoint of its own (Save Checkpoint) "
+                "and load that."
+            )
 
     def check_differs(self) -> None:
         """Refuse two MODELs that are equal.
@@ -116,11 +129,6 @@ def check_nothing_added(pair: ModelPair, model: ModelPatcher) -> None:
 
 def _shared_changes(base: ModelPatcher, tuned: ModelPatcher) -> Mapping[str, WeightChange]:
     _check_same_attachments(base, tuned)
-    if hasattr(base.model.diffusion_model, "clear_kv_cache"):  # HiDream-O1, by prompt and not by weights
-        raise ValueError(
-            f"tuned: {model_name(base)} keeps what its text became from one call to the next, so that a LoRA on the "
-            "fly would get the base's; save the tuned MODEL as a checkpoint of its own (Save Checkpoint) and load that."
-        )
     changes = patch_difference(base.patches, tuned.patches)
     for key in changes:
         if not can_be_changed(base.model, key):

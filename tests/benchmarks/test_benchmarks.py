@@ -60,7 +60,7 @@ def _arguments(*modes: str, sizes: tuple[str, ...] = ()) -> argparse.Namespace:
 
 
 def test_results_keep_their_names_and_those_of_a_gpu_have_others() -> None:
-    (published,) = (path for path in RESULTS.glob("*comfyui*.json"))
+    published = min(RESULTS.glob("*comfyui*.json"), key=lambda path: len(path.stem))  # the default run, on a CPU
     machine = json.loads(published.read_text(encoding="utf-8"))["machine"]
     assert result_name(machine, _arguments()) == published.stem
     name = result_name(machine, _arguments(sizes=("depth 24", "latent 32")))

@@ -48,10 +48,12 @@ def test_models_on_two_devices(base, tuned, refused) -> None:
     assert refused(base, elsewhere).startswith("tuned: it computes on cpu:1 and base on cpu; ")
 
 
-def test_a_model_that_remembers_its_text_takes_no_lora_on_the_fly(base, tuned, refused, monkeypatch) -> None:
+def test_a_model_that_remembers_its_text_takes_no_lora_on_the_fly(base, tuned, refused, run_node, monkeypatch) -> None:
     """HiDream-O1 keeps keys and values of the prompt between calls, whatever its weights are by then."""
     monkeypatch.setattr(base.model.diffusion_model, "clear_kv_cache", lambda: None, raising=False)
     assert "keeps what its text became" in refused(base, tuned)
+    run_node("RLGKSampler", base=base, tuned=base, scale=1.6, **task(steps=1))
+    run_node("RLGKSampler", base=base, tuned=tuned, scale=0.0, **task(steps=1))
 
 
 EQUAL = ["bypassed loader", "strength 0", "untrained LoRA", "same checkpoint"]

@@ -367,7 +367,7 @@ def test_patches_of_the_tuned_model_are_moved_as_the_host_moves_them(base, run_n
     assert moves[-1] == tuned.offload_device
 
 
-def test_patches_of_the_tuned_model_are_emptied_after_the_run(base, run_node) -> None:
+def test_patches_of_the_tuned_model_are_emptied_after_the_run(base, other, run_node) -> None:
     """As the host does for the MODEL it samples with: what a patch remembers, as of a reference, is of one run."""
     seen: list[str] = []
 
@@ -391,6 +391,9 @@ def test_patches_of_the_tuned_model_are_emptied_after_the_run(base, run_node) ->
     run_node("RLGKSampler", base=shared, tuned=tuned, scale=1.6, **task(steps=1))
     emptied = ["emptied"] if hasattr(base, "model_patches_call_function") else []
     assert [name for name in seen if name != "called"] == ["begins", *emptied, "ends", "shared"]
+    seen.clear()
+    run_node("RLGKSampler", base=other, tuned=tuned, scale=1.6, **task(steps=1))  # a checkpoint of its own
+    assert seen.count("begins") == 1 and "ends" in seen
 
 
 @pytest.mark.parametrize("on", ["base", "tuned", "both"])

@@ -153,5 +153,7 @@ def test_a_digest_tells_base_models_apart(training, run_node, sd3) -> None:
     (weaker, _) = run_node("RLGLoadLora", model=base, lora_name=sd3.folder.name, strength=0.5)
     assert len({first, digest(tuned), digest(weaker)}) == 3
     run_node("KSampler", model=tuned, **task(steps=1))
-    assert digest(base) == first == digest(load_checkpoint(sd3.path))
+    (shifted,) = run_node("ModelSamplingSD3", model=base, shift=6.0)
+    run_node("KSampler", model=shifted, **task(steps=1))  # the patch is in the loaded model now
+    assert digest(base) == digest(shifted) == first == digest(load_checkpoint(sd3.path))
     assert digest(FAMILIES["Flux"].load(0)) != digest(FAMILIES["Flux"].load(1))
