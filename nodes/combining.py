@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..rewards.combined import NORMALISATIONS, CombinedReward, Normalise
+from ..rewards.combined import NORMALISATIONS, UNREADABLE, CombinedReward, Normalise, Unreadable
 from ..rewards.protocol import Reward
 from .scoring import RewardType
 from .search import search_aliases
@@ -34,6 +34,15 @@ class RLGCombineRewards(io.ComfyNode):
                     "over the pictures scored together, two or more; a score then depends on the others in its batch.",
                 ),
                 *(each for number in (2, 3, 4) for each in _reward_inputs(number)),
+                io.Combo.Input(
+                    "unreadable",
+                    options=list(UNREADABLE),
+                    default="refuse",
+                    optional=True,
+                    tooltip="Prompts that one of the rewards cannot read, as text_rendering none without quotes. "
+                    "refuse: an error. leave out: that reward does not count for them, so that one list can hold "
+                    "prompts for each reward.",
+                ),
             ],
             outputs=[RewardType.Output(display_name="reward", tooltip="Their sum, for RLG Score and for training.")],
         )
@@ -50,10 +59,11 @@ class RLGCombineRewards(io.ComfyNode):
         weight_3: float = 1.0,
         reward_4: Reward | None = None,
         weight_4: float = 1.0,
+        unreadable: Unreadable = "refuse",
     ) -> io.NodeOutput:
         given = ((reward_1, weight_1), (reward_2, weight_2), (reward_3, weight_3), (reward_4, weight_4))
         rewards = [(reward, weight) for reward, weight in given if reward is not None]
-        return io.NodeOutput(CombinedReward(rewards, normalise))
+        return io.NodeOutput(CombinedReward(rewards, normalise, unreadable))
 
 
 def _reward_inputs(number: int) -> tuple[io.Custom.Input, io.Float.Input]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -13,6 +13,11 @@ from .protocol import Reward, check_inputs, check_prompts
 Normalise = Literal["none", "standard deviation"]
 NORMALISATIONS: tuple[str, ...] = get_args(Normalise)
 
+Unreadable = Literal["refuse", "leave out"]
+UNREADABLE: tuple[str, ...] = get_args(Unreadable)
+
+_Score = Callable[[Reward, torch.Tensor, Sequence[str]], torch.Tensor]
+
 
 class CombinedReward:
     """The weighted sum of rewards.
@@ -21,12 +26,18 @@ class CombinedReward:
     the batch that is scored (the population's, as in `pick.best`), so that weights can be compared. A score then
     depends on the others in its batch; one that is the same for all pictures counts 0. Mean and deviation are constants
     to the gradient.
+
+    One list may hold prompts for several rewards, as in joint RL (arXiv 2401.12244): a reward that cannot read a prompt
+    (see `PromptReader`) is then left out for it, and measured over the pictures of the others.
     """
 
-    def __init__(self, rewards: Sequence[tuple[Reward, float]], normalise: Normalise) -> None:
+    def __init__(
+        self, rewards: Sequence[tuple[Reward, float]], normalise: Normalise, unreadable: Unreadable = "refuse"
+    ) -> None:
         """Args:
             rewards: each with its weight, below 0 = the lower the better; those of weight 0 are not asked.
             normalise: what each is measured in.
+            unreadable: prompts that one of them cannot read are an error, or it is left out for them.
 
         Raises:
             ValueError: no weight is other than 0.
@@ -34,7 +45,7 @@ class CombinedReward:
         self._rewards = [(reward, weight) for reward, weight in rewards if weight]
         if not self._rewards:
             raise ValueError("weight_1: all weights are 0, so nothing counts; set one to 1.")
-        self._normalise = normalise
+        self._normalise, self._leaves_out = normalise, unreadable == "leave out"
         self.name = " + ".join(f"{weight:g} {reward.name}" for reward, weight in self._rewards)
         self.unit = "weighted sum" if normalise == "none" else "weighted standard deviations"
         self.source = "; ".join(dict.fromkeys(reward.source for reward, _ in self._rewards))
@@ -44,8 +55,9 @@ class CombinedReward:
         """Lowest and highest possible sum."""
         if self._normalise != "none":
             return -math.inf, math.inf
-        ends = [sorted(weight * end for end in reward.range) for reward, weight in self._rewards]
-        return sum(low for low, _ in ends), sum(high for _, high in ends)
+        nothing = [0.0] if self._leaves_out else []
+        ends = [[*nothing, *(weight * end for end in reward.range)] for reward, weight in self._rewards]
+        return sum(map(min, ends)), sum(map(max, ends))
 
     def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """See `Reward.score`.
@@ -62,20 +74,21 @@ class CombinedReward:
         return len(self._rewards)
 
     def raw(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """(batch, rewards) scores of each reward in its own scale."""
-        return torch.stack([reward.score(images, prompts) for reward, _ in self._rewards], dim=1)
+        """(batch, rewards) scores of each reward in its own scale; NaN where one is left out."""
+        return self._asked(images, prompts, lambda reward, *asked: reward.score(*asked))
 
     def measured(self, raw: torch.Tensor) -> torch.Tensor:
         """(batch,) weighted sums of scores that were measured as `normalise` says, over all that are given."""
         if self._normalise == "none" or not len(raw):
             return self.weighed(raw)
         fixed = raw.detach().double()
-        deviation = fixed.std(dim=0, correction=0)
-        return self.weighed((raw - fixed.mean(dim=0)) * torch.where(deviation > 0, 1 / deviation, 0.0))
+        mean = fixed.nanmean(dim=0)
+        deviation = (fixed - mean).square().nanmean(dim=0).sqrt()
+        return self._sum(raw, (raw - mean) * torch.where(deviation > 0, 1 / deviation, 0.0))
 
     def weighed(self, raw: torch.Tensor) -> torch.Tensor:
         """(batch,) weighted sums of scores as they are."""
-        return (raw * raw.new_tensor([weight for _, weight in self._rewards])).sum(dim=1)
+        return self._sum(raw, raw)
 
     def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """See `Reward.gradient_score`; errors are also those of `score`."""
@@ -83,17 +96,50 @@ class CombinedReward:
             reward.gradient_score(images[:0], [])  # before the first is computed, whether the last can be
         self._check(images, prompts)
         with torch.inference_mode(False):
-            raw = torch.stack([reward.gradient_score(images, prompts) for reward, _ in self._rewards], dim=1)
+            raw = self._asked(images, prompts, lambda reward, *asked: reward.gradient_score(*asked))
             return self.measured(raw).float()
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """See `PromptReader`."""
+        """See `PromptReader`. Where rewards are left out, each prompt needs one that reads it."""
+        if not self._leaves_out:
+            for reward, _ in self._rewards:
+                check_prompts(reward, prompts)
+            return
+        for prompt in prompts:
+            if not any(_reads(reward, prompt) for reward, _ in self._rewards):
+                check_prompts(self._rewards[0][0], [prompt])  # whose sentence says what it reads
+
+    def _asked(self, images: torch.Tensor, prompts: Sequence[str], score: _Score) -> torch.Tensor:
+        if not self._leaves_out:
+            return torch.stack([score(reward, images, prompts) for reward, _ in self._rewards], dim=1)
+        columns = []
         for reward, _ in self._rewards:
-            check_prompts(reward, prompts)
+            column = images.new_full((len(prompts),), math.nan, dtype=torch.float32)
+            if rows := [row for row, prompt in enumerate(prompts) if _reads(reward, prompt)]:
+                scores = score(reward, images[rows], [prompts[row] for row in rows])
+                # NaN means left out here: what a reward gives as NaN has to stay an error.
+                scores = torch.where(scores.isnan(), math.inf, scores)
+                column = column.to(scores.device).index_put((torch.tensor(rows, device=scores.device),), scores)
+            columns.append(column)
+        return torch.stack(columns, dim=1)
+
+    def _sum(self, raw: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
+        counted = torch.where(raw.isnan(), 0.0, measured) if self._leaves_out else measured
+        return (counted * counted.new_tensor([weight for _, weight in self._rewards])).sum(dim=1)
 
     def _check(self, images: torch.Tensor, prompts: Sequence[str]) -> None:
         check_inputs(images, prompts)
+        if self._leaves_out:
+            self.check_prompts(prompts)
         if self._normalise != "none" and len(images) == 1:
             raise ValueError(
                 "images: one picture has no standard deviation; score more at once, or set normalise to 'none'."
             )
+
+
+def _reads(reward: Reward, prompt: str) -> bool:
+    try:
+        check_prompts(reward, [prompt])
+    except ValueError:
+        return False
+    return True

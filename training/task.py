@@ -172,7 +172,7 @@ class Task:
         """
         texts = [self.prompts.texts[number] for number in prompts]
         scores = self.sum.raw(images, texts)
-        self._check(scores.sum(dim=1), texts)
+        self._check(self.sum.weighed(scores), texts)
         return scores.cpu()
 
     def _check(self, scores: torch.Tensor, texts: Sequence[str]) -> None:

@@ -47,6 +47,68 @@ def test_it_is_the_weighted_sum(run_node: Callable) -> None:
     torch.testing.assert_close(nested.score(pictures(), [""] * 4), 20 * red - 5 * green)
 
 
+class Quoting(Channel):
+    """A reward that reads prompts with a text in quotes alone."""
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        if unread := [prompt for prompt in prompts if '"' not in prompt]:
+            raise ValueError(f"prompts: nothing is quoted in '{unread[0]}'.")
+
+    def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        self.check_prompts(prompts)
+        return super().gradient_score(images, prompts)
+
+
+BLUE = Quoting(2)
+MIXED = ['a sign "A"', "two cats", 'a sign "B"', "a dog"]
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_one_list_holds_prompts_for_several_rewards(run_node: Callable, gradient: bool) -> None:
+    """A reward counts for the prompts that it reads, and is measured over their pictures alone."""
+    shown = pictures()
+    red, blue = (shown[..., index].mean((1, 2)).double() for index in (0, 2))
+    blue = blue[[0, 2]]
+    for normalise in ("none", "standard deviation"):
+        reward = _combine(run_node, normalise, weight_1=2.0, reward_2=BLUE, weight_2=0.5, unreadable="leave out")
+        if normalise != "none":
+            red, blue = ((of - of.mean()) / of.std(correction=0) for of in (red, blue))
+        expected = 2 * red
+        expected[[0, 2]] += 0.5 * blue
+        if gradient:
+            with torch.inference_mode(False):
+                given = shown.clone().requires_grad_()
+                found = reward.gradient_score(given, MIXED)
+                found[0].backward()
+            assert given.grad[0, ..., 2].abs().sum() > 0 and given.grad.isfinite().all()
+        else:
+            found = reward.score(shown, MIXED)
+        torch.testing.assert_close(found.detach().double(), expected, rtol=0, atol=1e-4)
+    assert reward.check_prompts(MIXED) is None
+    assert _combine(run_node, reward_1=BLUE, weight_1=-1.0, unreadable="leave out").range == (-1.0, 0.0)
+
+
+def test_prompts_that_a_reward_cannot_read_are_refused_unless_another_reads_them(run_node: Callable) -> None:
+    refusing = _combine(run_node, reward_2=BLUE)
+    alone = _combine(run_node, reward_1=BLUE, unreadable="leave out")
+    for reward in (refusing, alone):
+        for ask in (reward.check_prompts, lambda asked, reward=reward: reward.score(pictures(), asked)):
+            with pytest.raises(ValueError, match=r"^prompts: nothing is quoted in 'two cats'\.$"):
+                ask(MIXED)
+
+
+@pytest.mark.parametrize("normalise", ["none", "standard deviation"])
+def test_a_reward_that_gives_no_number_is_not_taken_for_one_that_is_left_out(
+    run_node: Callable, normalise: str
+) -> None:
+    class Broken(Quoting):
+        def gradient_score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+            return torch.full((len(images),), math.nan)
+
+    reward = _combine(run_node, normalise, reward_2=Broken(1), unreadable="leave out")
+    assert reward.score(pictures(), MIXED).isfinite().tolist() == [False, True, False, True]
+
+
 def test_standard_deviations_are_those_of_the_batch(run_node: Callable) -> None:
     reward = _combine(run_node, "standard deviation", weight_1=2.0, reward_2=GREEN, weight_2=0.5)
     red, green = (pictures()[..., index].mean((1, 2)).double().numpy() for index in (0, 1))

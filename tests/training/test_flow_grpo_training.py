@@ -291,6 +291,26 @@ def test_another_input_makes_another_run(make, training, rlg, loaded, other) -> 
     assert fingerprints[0] != fingerprints[1]
 
 
+def test_a_reward_counts_for_the_prompts_that_it_reads(make, rlg, drawn_iteration) -> None:
+    """As in joint training: the group of the other prompt is compared by the other reward alone."""
+
+    class First(tasks.Redness):
+        def check_prompts(self, prompts: Any) -> None:
+            if any(prompt != "prompt 0" for prompt in prompts):
+                raise ValueError("prompts: another.")
+
+        def score(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+            self.check_prompts(prompts)
+            return 10.0 + super().score(images, prompts)
+
+    combined = rlg.module("rewards.combined").CombinedReward
+    reward = combined([(tasks.Redness(), 1.0), (First(), 2.0)], "none", "leave out")
+    alone, both = drawn_iteration(make()), drawn_iteration(make(reward=reward))
+    for plain, of_both, drawn in zip(alone.rewards.split(4), both.rewards.split(4), both.drawn, strict=True):
+        counted = drawn.prompt == 0
+        torch.testing.assert_close(of_both, 3 * plain + 20 if counted else plain)
+
+
 def _with(training: SimpleNamespace, trainer: Any, changed: dict[str, Any]) -> Any:
     return training.trainer.Trainer(replace(trainer.task, **changed), trainer.method, trainer.settings)
 

@@ -12,7 +12,7 @@ from evaluation.errors import EvaluationError
 from evaluation.plan import AnyPath, ModelFile, ModelFiles, Number, Positive, PromptFile, Text
 from evaluation.plan_file import read_plan
 from files.captioned import Captioned, captioned
-from rewards.combined import Normalise
+from rewards.combined import Normalise, Unreadable
 from rlg_sampler.messages import shown
 
 
@@ -36,6 +36,7 @@ class Plan(ModelFiles):
     preview_prompts: tuple[Text, ...] = ()
     rewards: tuple[WeightedReward, ...] = Field(min_length=1, max_length=4)
     normalise: Normalise = "none"
+    unreadable: Unreadable = "refuse"
     method: Mapping[str, Mapping[str, Any]]
     """Name of the method's node → its inputs."""
     threads: Positive | None = None

@@ -150,7 +150,7 @@ def load_reward(plan: Plan, extension: Extension) -> Any:
     if len(loaded) == 1 and loaded[0][1] == 1.0:
         return loaded[0][0]
     with refusing("rewards", ValueError):
-        return extension.module("rewards.combined").CombinedReward(loaded, plan.normalise)
+        return extension.module("rewards.combined").CombinedReward(loaded, plan.normalise, plan.unreadable)
 
 
 def chosen_method(plan: Plan, extension: Extension, images: torch.Tensor | None = None) -> Any:
