@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 
+# The models are tiny: a second thread costs more in waiting than it computes. So in the servers that tests start, too;
+# torch reads it when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 REPO = Path(__file__).resolve().parent.parent
 PACK = "comfyui-rlg"  # a folder name with a hyphen, as users have it
 
@@ -47,9 +51,6 @@ import utils.json_util  # noqa: F401
 import nodes as host_nodes  # isort: skip
 
 from pairs import load_checkpoint, write_lora, write_model
-
-# The models are tiny: a second thread costs more in waiting than it computes, above all on a busy machine.
-torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
