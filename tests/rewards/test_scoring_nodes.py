@@ -63,7 +63,7 @@ class Composition:
 
     def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         scored = zip(pixels.pictures(images), prompts, strict=True)
-        return torch.tensor([composition(np.asarray(picture), self._asked[text]).score for picture, text in scored])
+        return torch.tensor([composition(np.asarray(picture), self._asked[text]).reward for picture, text in scored])
 
 
 @pytest.mark.parametrize("lora", ["compressibility", "composition"])
