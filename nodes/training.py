@@ -22,12 +22,12 @@ from ..training.progress import outcome
 from ..training.task import Task
 from ..training.team import ALONE, Team
 from ..training.trainer import Settings, Trainer
-from .inputs import answer
+from .inputs import answer, seed_input
 from .lists import only
 from .live_training import EVENT, LiveTraining
 from .scoring import RewardType
 from .search import search_aliases
-from .training_inputs import ChosenMethod, MethodType
+from .training_inputs import ChosenMethod, MethodType, size_input
 
 _NAME = re.compile(r"\w[\w .+-]*")
 _LONGEST_NAME = 200
@@ -85,27 +85,12 @@ class RLGTrainLora(io.ComfyNode):
                 io.Int.Input(
                     "rank", default=32, min=1, max=512, tooltip="Size of the LoRA. 32 as in Flow-GRPO; 8 learns less."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,  # another seed would start the training anew
-                    tooltip="For everything random in the run. The same settings with the same seed make the same "
-                    "LoRA.",
+                # It stays as it is after a run: another one would start the training anew.
+                seed_input(
+                    "For everything random in the run. The same settings with the same seed make the same LoRA."
                 ),
-                io.Int.Input(
-                    "width", default=512, min=16, max=4096, step=8, optional=True, tooltip="Of the pictures, in pixels."
-                ),
-                io.Int.Input(
-                    "height",
-                    default=512,
-                    min=16,
-                    max=4096,
-                    step=8,
-                    optional=True,
-                    tooltip="Of the pictures, in pixels.",
-                ),
+                size_input("width", "Of the pictures, in pixels.", optional=True),
+                size_input("height", "Of the pictures, in pixels.", optional=True),
                 io.String.Input(
                     "negative",
                     default="",

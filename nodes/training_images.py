@@ -15,6 +15,7 @@ from ..rlg_sampler.messages import shown
 from .host_folders import inside
 from .inputs import answer
 from .search import search_aliases
+from .training_inputs import size_input
 
 
 class RLGLoadImages(io.ComfyNode):
@@ -36,21 +37,13 @@ class RLGLoadImages(io.ComfyNode):
                     tooltip="A folder in ComfyUI's input folder, with a .txt of the same name beside each picture, or "
                     "a folder of RLG Save Set.",
                 ),
-                io.Int.Input(
+                size_input(
                     "width",
-                    default=512,
-                    min=16,
-                    max=4096,
-                    step=8,
-                    tooltip="Of the pictures, in pixels: as in RLG Train LoRA. What is wider is cut off at both sides.",
+                    "Of the pictures, in pixels: as in RLG Train LoRA. What is wider is cut off at both sides.",
                 ),
-                io.Int.Input(
+                size_input(
                     "height",
-                    default=512,
-                    min=16,
-                    max=4096,
-                    step=8,
-                    tooltip="Of the pictures, in pixels: as in RLG Train LoRA. What is higher is cut off at both ends.",
+                    "Of the pictures, in pixels: as in RLG Train LoRA. What is higher is cut off at both ends.",
                 ),
             ],
             outputs=[

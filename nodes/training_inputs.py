@@ -34,6 +34,10 @@ def group_size_input(
     return io.Int.Input("group_size", default=size, min=least, max=1024, tooltip=tooltip)
 
 
+def size_input(name: str, tooltip: str, optional: bool = False) -> io.Int.Input:
+    return io.Int.Input(name, default=512, min=16, max=4096, step=8, optional=optional, tooltip=tooltip)
+
+
 def images_input(use: str) -> io.Image.Input:
     """Real pictures; `use` goes on with the tooltip's sentence."""
     return io.Image.Input("images", optional=True, tooltip=f"Real pictures, one per prompt in their order{use}")

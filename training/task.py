@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -138,10 +137,7 @@ class Task:
         # Once more, with a gradient: the reward may have taken the VAE's place on the GPU meanwhile, weights and all.
         self._load_vae(latents, _WITH_GRADIENT)
         vae = self.vae.first_stage_model
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(frozen(vae))
-            stack.enter_context(streamed(self.vae.patcher))
+        with torch.enable_grad(), frozen(vae), streamed(self.vae.patcher):
             latents = latents.detach().clone().requires_grad_()
             (gradient,) = torch.autograd.grad(self._pictures(latents), latents, of_images)
         return scores, gradient

@@ -61,7 +61,7 @@ class Guidance:
             return executor(noise, *args, **kwargs)
         # Read from the run's options: objects in them keep their identity there when a later node clones the MODEL.
         base_options = sampling_options(self.tuned[0].pair.base, guider.model_options[_BASE_OPTIONS])
-        _check_caches(base_options, *(sampling_options(each.pair.tuned) for each in self.tuned))
+        _check_caches(self.tuned[0].pair.base, *(each.pair.tuned for each in self.tuned))
         _load_as_base(guider)
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
         base, tuned = BaseBranch(guider, base_wrappers), self._tuned_branches(guider, base_options)
@@ -203,14 +203,13 @@ def _load_as_base(guider: CFGGuider) -> None:
         patcher.set_additional_models(KEY, whole)
 
 
-def _check_caches(*options: Options) -> None:
+def _check_caches(*models: ModelPatcher) -> None:
     """Raises ValueError: LazyCache on one of the MODELs, which would take what one predicted for the other's."""
-    for each in options:
-        if _LAZY_CACHE in each.get("transformer_options", {}).get("wrappers", {}).get(WrappersMP.PREDICT_NOISE, {}):
-            raise ValueError(
-                "model: LazyCache on base or tuned would take the prediction of one for that of the other; take it "
-                "out, or put it after RLG Model, where it sees their mix."
-            )
+    if any(model.get_wrappers(WrappersMP.PREDICT_NOISE, _LAZY_CACHE) for model in models):
+        raise ValueError(
+            "model: LazyCache on base or tuned would take the prediction of one for that of the other; take it out, or "
+            "put it after RLG Model, where it sees their mix."
+        )
 
 
 class RLGGuider(CFGGuider):
