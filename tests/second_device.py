@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 # Torch lets Python stand in for one kind of device that it was not built with.
 backend_registration._setup_privateuseone_for_python_backend("second")
+torch.second.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]  # checkpointed blocks ask for it
 GPU = torch.device("second", 0)
 CPU = torch.device("cpu")
 _aten = torch.ops.aten
@@ -38,6 +39,14 @@ class OnGpu(torch.Tensor):
         )
         made.inner = inner
         return made
+
+    @property
+    def data(self) -> torch.Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: OnGpu) -> None:
+        self.inner = other.inner  # torch's own would put other memory below this object, and leave what it holds
 
     def tolist(self) -> Any:
         return self.cpu().tolist()  # torch does not read a tensor of another class
@@ -65,12 +74,13 @@ class SecondDevice(TorchDispatchMode):
         if func.overloadpacket is _aten._has_compatible_shallow_copy_type:
             return False  # modules then get another parameter when they move, instead of other data in the same
         kwargs = dict(kwargs or {})
-        if torch.is_inference_mode_enabled():  # where operations made of others arrive whole
+        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
+        # There, operations made of others arrive whole.
+        if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors):
             with self:
                 made_of_others = func.decompose(*args, **kwargs)
             if made_of_others is not NotImplemented:
                 return made_of_others
-        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
         here = [tensor for tensor in tensors if isinstance(tensor, OnGpu)]
         target = self._target(func, args, kwargs, bool(here))
         if "device" in kwargs:
@@ -89,7 +99,12 @@ class SecondDevice(TorchDispatchMode):
         out = func(*inner_args, **inner_kwargs)
         if func._schema.is_mutable and args and isinstance(args[0], torch.Tensor):
             return args[0]
-        return tree_map_only(torch.Tensor, OnGpu, out) if target == GPU else out
+        if target != GPU:
+            return out
+        # What looks at a tensor that was made outside of inference mode is not of it, either.
+        of_inference = torch.is_inference_mode_enabled() and not (func.is_view and not here[0].is_inference())
+        with torch.inference_mode(of_inference):
+            return tree_map_only(torch.Tensor, OnGpu, out)
 
     @staticmethod
     def _target(func: Any, args: tuple, kwargs: dict[str, Any], here: bool) -> torch.device:
@@ -126,5 +141,10 @@ def second_device(free: int = 2**40) -> Iterator[SecondDevice]:
         "set_device": lambda device: None,
         "get_device_properties": lambda device=None: mock.Mock(total_memory=free, major=9, minor=0),
     }
-    with mock.patch.multiple(torch.cuda, **answers), SecondDevice() as device:
-        yield device
+    lifted_alone = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)  # numbers become a tensor on the CPU, which then moves where it should be
+    try:
+        with mock.patch.multiple(torch.cuda, **answers), SecondDevice() as device:
+            yield device
+    finally:
+        torch._C._set_only_lift_cpu_tensors(lifted_alone)

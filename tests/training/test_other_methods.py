@@ -48,7 +48,7 @@ def make(training, models):
     return trainer
 
 
-def _methods(training: SimpleNamespace) -> dict[str, Any]:
+def small_methods(training: SimpleNamespace) -> dict[str, Any]:
     """Each method, small."""
     of, small = training.presets, {"steps": 6, "groups": 2}
     reward = {**small, "first_step": 3, "last_step": 4}
@@ -76,7 +76,7 @@ def _run(trainer: Any, until: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("family", ["SD3", "SD1.5"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_resumed_run_is_the_undisturbed_one(training, make, tmp_path, name, family) -> None:
-    method = _methods(training)[name]
+    method = small_methods(training)[name]
     undisturbed = _run(make(method, family), 2)
     _run(make(method, family, tmp_path / "state"), 1)
     resumed = _run(make(method, family, tmp_path / "state"), 2)
@@ -86,7 +86,7 @@ def test_a_resumed_run_is_the_undisturbed_one(training, make, tmp_path, name, fa
 
 @pytest.mark.parametrize("name", ["ReFL", "DRaFT-K"])
 def test_reward_gradients_raise_the_reward(training, make, name) -> None:
-    rewards = [entry.reward for entry in make(replace(_methods(training)[name], groups=1)).iterate(6)]
+    rewards = [entry.reward for entry in make(replace(small_methods(training)[name], groups=1)).iterate(6)]
     assert rewards[-1] > rewards[0] + 0.1
 
 
@@ -109,7 +109,7 @@ def _gradients(trainer: Any) -> dict[str, torch.Tensor]:
 
 def test_the_loss_on_real_images_is_of_the_prediction_for_the_prompt(training, make) -> None:
     """As pinterest/atg-research trains: with CFG 7 the guided prediction is no estimate of the noise."""
-    guided, plain = (make(replace(_methods(training)["DDPO"], cfg=cfg)) for cfg in (7.0, 1.0))
+    guided, plain = (make(replace(small_methods(training)["DDPO"], cfg=cfg)) for cfg in (7.0, 1.0))
     found = []
     for trainer in (guided, plain):
         with training.gradients.training_mode():
@@ -120,9 +120,9 @@ def test_the_loss_on_real_images_is_of_the_prediction_for_the_prompt(training, m
 
 def test_a_vae_that_left_the_gpu_for_the_reward_comes_back(training, make) -> None:
     """Scoring moves its weights: what was computed with them before must not be needed any more."""
-    trainer = make(_methods(training)["ReFL"])
+    trainer = make(small_methods(training)["ReFL"])
     expected, task = _gradients(trainer), trainer.task
-    again = make(_methods(training)["ReFL"], reward=_Evicting(task.vae.first_stage_model))
+    again = make(small_methods(training)["ReFL"], reward=_Evicting(task.vae.first_stage_model))
     for name, gradient in _gradients(again).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=0)
 
@@ -143,7 +143,7 @@ class _Evicting(tasks.Redness):
 
 
 def test_a_gradient_that_is_no_number_is_not_taken_up(training, make, monkeypatch) -> None:
-    trainer = make(_methods(training)["DDPO"])
+    trainer = make(small_methods(training)["DDPO"])
     next(iter(trainer.iterate(1)))
     before = {name: tensor.clone() for name, tensor in trainer._tensors().items()}
     own = training.policy_gradient.clipped_policy_loss
@@ -162,7 +162,7 @@ def test_a_reward_gradient_is_that_of_one_graph(training, make, models, name, fa
 
     The trainer takes it apart, so that model and VAE are not needed at once.
     """
-    method = replace(_methods(training)[name], groups=1)
+    method = replace(small_methods(training)[name], groups=1)
     ours, trainer = make(method, family), make(method, family)
     mine = _gradients(ours)
     _gradients(trainer)  # for the same policy
@@ -207,7 +207,7 @@ def test_srpo_s_gradient_is_that_of_the_reference(training, make, family, from_i
     In the latents that a family's own papers use, α·x0 + s·ε: flow models have α = 1 − σ and s = σ, ε models
     α² + s² = 1 (the reference trains a flow model; arXiv 2509.06942 has the formula for both).
     """
-    method = replace(_methods(training)["SRPO"], groups=1, from_images=from_images)
+    method = replace(small_methods(training)["SRPO"], groups=1, from_images=from_images)
     ours, trainer = make(method, family, reward=ByWord()), make(method, family, reward=ByWord())
     mine = _gradients(ours)
     _gradients(trainer)  # for the same policy
@@ -295,7 +295,7 @@ def test_srpo_recovers_the_picture_at_any_noise(training, models, family) -> Non
 def test_srpo_learns_at_all_noise_levels(training, make, family) -> None:
     """The host's percentages 0 and 1 are no noise levels: 999999999.9 for ε models, and 0, which no step leaves."""
     whole = {"start_percent": 0.0, "end_percent": 1.0, "stride": 0.5}  # so that a step of each group begins at an end
-    trainer = make(replace(_methods(training)["SRPO"], **whole, groups=4, wanted_weight=(2.0, 2.0)), family)
+    trainer = make(replace(small_methods(training)["SRPO"], **whole, groups=4, wanted_weight=(2.0, 2.0)), family)
     sampling = trainer.task.model.get_model_object("model_sampling")
     ends = sorted(trainer._learner._sigmas((1.0, 0.5, 0.0)).tolist())
     assert (ends[0], ends[-1]) == (pytest.approx(float(sampling.sigma_min)), pytest.approx(float(sampling.sigma_max)))
@@ -312,7 +312,7 @@ def test_prompts_are_chosen_as_often_whatever_the_number_of_parts(training, make
     monkeypatch.setattr(training.prompts.Prompts, "chosen", lambda *given: calls.append(given) or chosen(*given))
     counts = []
     for groups in (2, 4):
-        next(iter(make(replace(_methods(training)[name], groups=groups)).iterate(1)))
+        next(iter(make(replace(small_methods(training)[name], groups=groups)).iterate(1)))
         counts.append(len(calls))
         calls.clear()
     assert 0 < counts[0] == counts[1]
@@ -393,7 +393,7 @@ def test_the_window_slides_as_mixgrpo_s(training) -> None:
 
 
 def test_branches_have_their_beginning_in_common(training, make) -> None:
-    trainer = make(_methods(training)["B²-DiffuRL"])
+    trainer = make(small_methods(training)["B²-DiffuRL"])
     with training.gradients.training_mode():
         plan = trainer.method.plan(0, 0)
         drawn, _ = trainer._learner._rollouts(0, plan, lambda done: None)
