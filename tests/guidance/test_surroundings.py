@@ -14,6 +14,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from pairs import (
     CLOSE,
+    FAMILIES,
     SIZE,
     as_single_file,
     conds,
@@ -412,6 +413,35 @@ def test_lazycache_on_a_model_of_the_pair_is_refused(base, run_node, on) -> None
     (mixed,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6) if on == "base" else (None,)
     if mixed:
         run_node("KSampler", model=cached(mixed), **task())
+
+
+def test_easycache_spares_calls_of_the_base_and_never_takes_them_for_the_tuned_models(run_node) -> None:
+    """It tells conds apart, and those of a tuned model are its own."""
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    base, inputs, rows = FAMILIES["SD1.5"].load(), {**FAMILIES["SD1.5"].task(), "steps": 12}, []
+    weight = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+    tuned = base.clone()
+    tuned.add_patches(
+        {
+            weight: (
+                0.1 * torch.randn(base.model.state_dict()[weight].shape, generator=torch.Generator().manual_seed(0)),
+            )
+        }
+    )
+    base.model.diffusion_model.out.register_forward_hook(lambda module, args, out: rows.append(out.shape[0]))
+    (exact,) = run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **inputs)
+    (mixed,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+    evaluated = []
+    for threshold in (0.0, 1.0):
+        (model,) = EasyCacheNode.execute(mixed, threshold, 0.15, 0.95, False).result
+        rows.clear()
+        (found,) = run_node("KSampler", model=model, **inputs)
+        evaluated.append(sum(rows))
+        if threshold == 0.0:
+            assert relative(found["samples"], exact["samples"]) < CLOSE
+    of_one = 2 * inputs["steps"]  # rows with and without the prompt
+    assert evaluated[0] == 2 * of_one and of_one < evaluated[1] < 2 * of_one
 
 
 def test_a_sampler_with_a_cache_of_attention_is_refused(base, run_node) -> None:
