@@ -151,6 +151,7 @@ FIGURES: dict[Path, Figure] = {
     WORKFLOWS / "RLG 07 - Branch and pick.jpg": card(branches),
     WORKFLOWS / "RLG 08 - Score and pick.jpg": card(picked),
     WORKFLOWS / "RLG 09 - Reward curve.jpg": card(reward_curve),
+    WORKFLOWS / "RLG 12 - Two model files.jpg": card(by_prompt(scales(0, 1, 1.6), right=0, wrong=3, lora="text")),
     HELP / "switch_sweep.jpg": SWITCHES,
     HELP / "branch_and_pick.jpg": branches,
     HELP / "score_and_pick.jpg": picked,

@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
 
+from demo.trained_pair import checkpoint
 from tiny_rewards import write_pickscore
+
+TUNED = "dpo-sdxl-text2image-v1.safetensors"
+"""The file of a tuned model that a workflow names."""
 
 
 def write_workflow_files(base: Path) -> None:
-    """Pictures with captions, and a reward with a gradient that any workflow may take.
+    """Pictures with captions, a reward with a gradient that any workflow may take, and a tuned model without a LoRA.
 
     Args:
         base: the folder with ComfyUI's `input` and `models`.
@@ -23,3 +29,12 @@ def write_workflow_files(base: Path) -> None:
     rewards = base / "models" / "reward_models"
     rewards.mkdir(parents=True)
     write_pickscore(rewards)
+    tuned = base / "models" / "diffusion_models" / TUNED
+    tuned.parent.mkdir()
+    save_file(_tuned_network(), tuned)
+
+
+def _tuned_network() -> dict[str, Tensor]:
+    """The demo's base model with other queries, keys and values, and nothing beside the network itself."""
+    of_network = {name: tensor for name, tensor in checkpoint().items() if name.startswith("model.diffusion_model.")}
+    return {name: 1.05 * tensor if "qkv" in name else tensor for name, tensor in of_network.items()}

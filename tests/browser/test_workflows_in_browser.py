@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 SIDE, STEPS = 128, 5  # with fewer, no step would lie at 0.8, where some schedules switch
 SAMPLERS = ("KSampler", "RLGKSampler", "RLGSweep", "RLGBranch")
 SMALL = {
-    "EmptySD3LatentImage": {"width": SIDE, "height": SIDE},
+    **dict.fromkeys(("EmptySD3LatentImage", "EmptyLatentImage"), {"width": SIDE, "height": SIDE}),
     **dict.fromkeys(SAMPLERS, {"steps": STEPS}),
     "RLGLoadReward": {"name": "pickscore"},  # any workflow may take it, also one that wants a gradient
     "RLGTrainLora": {"width": SIDE, "height": SIDE, "iterations": 1, "preview_every": 1},

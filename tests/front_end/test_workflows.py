@@ -61,7 +61,7 @@ def test_the_values_of_a_bundled_workflow_are_ones_its_widgets_can_hold(
     path: Path, object_info: dict[str, Any]
 ) -> None:
     """Catches what positional values hide: a saved list that is one off."""
-    files = {"ckpt_name", "lora_name"}  # what the user has; the lists are empty here
+    files = {"ckpt_name", "lora_name", "unet_name"}  # what the user has; the lists are empty here
     for node in to_prompt(json.loads(path.read_text(encoding="utf-8")), object_info).values():
         info = object_info[node["class_type"]]["input"]
         for name, (kind, *options) in {**info["required"], **info.get("optional", {})}.items():
@@ -99,14 +99,16 @@ def test_the_names_say_whose_the_workflows_are_and_sort() -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_the_front_end_knows_where_the_missing_files_of_a_workflow_are(path: Path) -> None:
-    """A checkpoint is named at its loader; a LoRA's folder at the root, as no file in a list has the folder's name."""
+    """A model is named at its loader; a LoRA's folder at the root, as no file in a list has the folder's name."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     named = {("loras", model["name"].split("/")[0]) for model in workflow.get("models", [])}
-    named |= {("checkpoints", m["name"]) for node in workflow["nodes"] for m in node["properties"].get("models", [])}
+    at_loaders = (model for node in workflow["nodes"] for model in node["properties"].get("models", []))
+    named |= {(model["directory"], model["name"]) for model in at_loaders}
     needed = {
         "RLGLoadModels": ["checkpoints", "loras"],
         "RLGLoadLora": ["loras"],
         "CheckpointLoaderSimple": ["checkpoints"],
+        "UNETLoader": ["diffusion_models"],
     }
     nodes = [node for node in workflow["nodes"] if node["type"] in needed]
     assert named == {pair for node in nodes for pair in zip(needed[node["type"]], node["widgets_values"], strict=False)}

@@ -134,7 +134,7 @@ def test_every_bundled_workflow_runs(server: SimpleNamespace, path: Path) -> Non
         "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
         "RLGLoadLora": {"lora_name": LORA},
         "RLGLoadReward": {"name": "pickscore"},
-        "EmptySD3LatentImage": {"width": SIZE, "height": SIZE},
+        **dict.fromkeys(("EmptySD3LatentImage", "EmptyLatentImage"), {"width": SIZE, "height": SIZE}),
         **dict.fromkeys(("KSampler", "RLGKSampler", "RLGSweep", "RLGBranch"), {"steps": STEPS}),
         "RLGTrainLora": {"width": SIZE, "height": SIZE, "iterations": 1},
         "RLGFlowGRPO": {"steps": 3, "cfg": 1, "groups": 1, "group_size": 2, "window": 0},
