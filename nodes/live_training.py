@@ -42,6 +42,8 @@ class LiveTraining:
         """The present iteration is done to this share."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._bar.update_absolute(round((len(self._trainer.history) + share) * _PARTS))
+        if not self._trainer.history:
+            self._tell()
 
     def after_iteration(self) -> None:
         """An iteration is done."""
@@ -57,7 +59,8 @@ class LiveTraining:
         """The run so far, for the curve in the node."""
         names = ("number", "reward", "spread", "kl", "clipped")
         entries = [{name: _finite(getattr(entry, name)) for name in names} for entry in self._trainer.history]
-        return {"node": self._node, "status": status(self._trainer.history, self._until), "entries": entries}
+        line = status(self._trainer.history, self._until, self._trainer.memory)
+        return {"node": self._node, "status": line, "entries": entries}
 
     def _tell(self, **instead: str) -> None:
         if self._node is not None:

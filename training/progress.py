@@ -26,10 +26,16 @@ def in_words(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def status(history: Sequence[Iteration], until: int) -> str:
-    """One line while a run goes on."""
+def status(history: Sequence[Iteration], until: int, memory: str = "") -> str:
+    """One line while a run goes on.
+
+    Args:
+        history: of the run.
+        until: number of iterations of the whole run.
+        memory: what it takes, for a line before the first iteration is done.
+    """
     if not history:
-        return "drawing the first pictures"
+        return f"Drawing the first pictures; {memory or 'looking what a backward pass takes.'}"
     last = history[-1]
     left = seconds_left(history, until)
     return f"iteration {last.number} of {until}, reward {last.reward:.4g}, {in_words(left)} left"

@@ -92,6 +92,7 @@ class Trainer:
         checkpoint: file for the state, or None.
         history: finished iterations, those of earlier runs too.
         started_anew: why an earlier run's state was not taken up, as a sentence; "" where there was none, or it was.
+        memory: what a backward pass takes, as a sentence, once that was looked at; "" before.
 
     Raises:
         ValueError: a part does not fit the others, or the checkpoint cannot be read.
@@ -106,7 +107,7 @@ class Trainer:
             )
         self.task, self.method, self.settings = task, method, settings
         self.history: list[Iteration] = []
-        self.started_anew = ""
+        self.started_anew = self.memory = ""
         self.checkpoint, self._team, self._written = checkpoint, team, time.monotonic()
         self._digest = task.digest
         check_differentiable(task.model.model)
@@ -197,7 +198,9 @@ class Trainer:
         predictions = self.method.gradient_steps if isinstance(self.method, RewardGradient) else 1
         rows = min(self.settings.batch_size, self.method.group_size)
         with training_mode():
-            self._host.fit(torch.Size((rows, *self.task.latent_shape)), predictions)
+            self.memory = self._host.fit(torch.Size((rows, *self.task.latent_shape)), predictions)
+        if self.memory:
+            logger.info("RLG training: %s", self.memory)
 
     def _iteration(self, report: Report) -> Iteration:
         # On the CPU, since a GPU has no room to spare meanwhile.

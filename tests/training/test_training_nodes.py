@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ from demo.tiny_model import TinySD3, write_checkpoint
 from pairs import CLOSE, empty_latent, relative, task
 
 PROMPTS = ["a red cat\na blue dog\n\n"]
+METHOD = {
+    "steps": 3, "cfg": 1.0, "noise_level": 0.7, "groups": 1, "group_size": 2, "window": 0, "window_start": 0,
+    "kl_weight": 0.04, "clip_range": 1e-4, "largest_advantage": 5.0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +51,9 @@ def train(loaded: tuple, output: Path, run_node: Callable[..., tuple]) -> Callab
     model, clip, vae = loaded
 
     def run(**changes: Any) -> tuple:
-        of_method = {
-            "steps": 3, "cfg": 1.0, "noise_level": 0.7, "groups": 1, "group_size": 2, "window": 0, "window_start": 0,
-            "kl_weight": 0.04, "clip_range": 1e-4, "largest_advantage": 5.0,
-        }  # fmt: skip
         inputs = {
             "model": model, "clip": clip, "vae": vae, "reward": Redness(), "name": "red", "iterations": 2,
-            "method": run_node("RLGFlowGRPO", **of_method)[0], "learning_rate": 1e-2, "rank": 4, "seed": 5,
+            "method": run_node("RLGFlowGRPO", **METHOD)[0], "learning_rate": 1e-2, "rank": 4, "seed": 5,
             "width": SIDE, "height": SIDE, "preview_every": 0, **changes,
         }  # fmt: skip
         return run_node("RLGTrainLora", prompts=changes.pop("prompts", PROMPTS), **_as_lists(inputs))
@@ -101,6 +102,24 @@ def test_a_cancelled_run_keeps_what_was_learned_and_goes_on_to_the_same(train, o
     for name, weight in _weights(output, "undisturbed").items():
         assert torch.equal(weight, _weights(output)[name]), name
     assert "starts anew" not in report
+
+
+def test_the_page_hears_what_a_backward_pass_takes_before_the_first_iteration_is_done(
+    loaded, output, run_node, rlg, monkeypatch
+) -> None:
+    """Where memory will run out it does so there, and few users see the log."""
+    live, told = rlg.module("nodes.live_training"), []
+    monkeypatch.setattr(live.page, "send", lambda event, data: told.append(data["status"]))
+    trainer, _ = rlg.module("nodes.training").begin(
+        *loaded, ["a red cat"], Redness(), run_node("RLGFlowGRPO", **METHOD)[0], name="red", learning_rate=1e-2, rank=4,
+        seed=5, width=SIDE, height=SIDE, negative="", batch_size=2,
+    )  # fmt: skip
+    shown = live.LiveTraining("7", trainer, 1, None)
+    for _ in trainer.iterate(1, shown.during):
+        shown.after_iteration()
+    assert told[0] == "Drawing the first pictures; looking what a backward pass takes."
+    assert re.fullmatch(r"Drawing the first pictures; a backward pass keeps \d+ MB .* are free\.", told[1])
+    assert told[-1].startswith("iteration 1 of 1")
 
 
 def test_changed_settings_start_anew_and_say_so(train) -> None:

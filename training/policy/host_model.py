@@ -7,7 +7,6 @@ computes CFG and cleans up. `run` takes the place of a sampler in it.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from .trainable_lora import Policy
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
@@ -124,20 +122,24 @@ class HostModel:
         other._prompts = prompts
         return other
 
-    def fit(self, shape: torch.Size, predictions: int) -> None:
+    def fit(self, shape: torch.Size, predictions: int) -> str:
         """Decide on checkpointing, if that was left open, by what a backward pass would keep and what is free.
 
         Args:
             shape: of the latents, with all rows that a call will have.
             predictions: so many have a gradient at once.
+
+        Returns:
+            What was found, as a sentence; "" where nothing was left open.
         """
-        if self._wanted is None:
-            self._checkpointing = False
-            one = torch.Size((1, *shape[1:]))
-            kept, free = self.run(0, one, lambda run: self._kept(run, one))
-            rows = predictions * shape[0]
-            self._checkpointing = rows * kept.whole > free
-            logger.info("RLG training: %s", in_sentence(kept, rows, free))
+        if self._wanted is not None:
+            return ""
+        self._checkpointing = False
+        one = torch.Size((1, *shape[1:]))
+        kept, free = self.run(0, one, lambda run: self._kept(run, one))
+        rows = predictions * shape[0]
+        self._checkpointing = rows * kept.whole > free
+        return in_sentence(kept, rows, free)
 
     def run(
         self, prompt: int, shape: torch.Size, body: Callable[[Run], Result], sigmas: torch.Tensor | None = None
