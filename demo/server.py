@@ -55,8 +55,9 @@ def comfy_server(
 
     The server runs on the CPU in this Python, in a temporary folder of its own: nothing is read from or written to the
     host's folder but its code, and no custom nodes are loaded but what `install` puts into the empty `custom_nodes`
-    that it is given. `models` is a models folder with `checkpoints` and `loras` in it. What the server says goes to
-    `log`. However the block ends, the server and whatever it started are gone after it, and so is the temporary folder.
+    that it is given. Of `models`, a models folder, `checkpoints`, `diffusion_models` and `loras` count. What the server
+    says goes to `log`. However the block ends, the server and whatever it started are gone after it, and so is the
+    temporary folder.
 
     Raises:
         ServerError: it does not start, does not take the extension, or stops while it is needed.
@@ -84,7 +85,8 @@ def comfy_server(
 def _arguments(base: Path, models: Path, port: int) -> list[str]:
     paths = base / "extra_model_paths.yaml"
     # JSON is YAML, and needs no YAML writer.
-    folders = {"base_path": str(models.resolve()), "checkpoints": "checkpoints", "loras": "loras"}
+    kinds = {kind: kind for kind in ("checkpoints", "diffusion_models", "loras")}
+    folders = {"base_path": str(models.resolve()), **kinds}
     paths.write_text(json.dumps({"rlg": folders}), encoding="utf-8")
     return [
         "--cpu", "--use-pytorch-cross-attention",

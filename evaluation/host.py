@@ -37,6 +37,10 @@ class HostSettings:
     models: tuple[Path, ...] = ()
 
 
+_IN_OUTPUT = ("checkpoints", "clip", "vae", "diffusion_models", "loras")
+"""Kinds of models that ComfyUI's own nodes save in its output folder."""
+
+
 def check_host(path: Path) -> Path:
     """Raises SystemExit: there is no ComfyUI at `path`."""
     if not (path / "comfy" / "samplers.py").is_file():
@@ -72,7 +76,7 @@ def start_host(settings: HostSettings) -> Extension:
     import torch
 
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
-    open_host(settings.path, settings.arguments or (() if has_gpu else CPU_ARGUMENTS))
+    open_host(settings.path, settings.arguments if has_gpu else _on_cpu(settings.arguments))
     import folder_paths
     from comfy.cli_args import args
 
@@ -82,8 +86,17 @@ def start_host(settings: HostSettings) -> Extension:
     return Extension()
 
 
+def _on_cpu(arguments: Sequence[str]) -> Sequence[str]:
+    """These arguments of ComfyUI, and those of a machine without a GPU that they leave open."""
+    missing = [a for a in CPU_ARGUMENTS if a not in arguments]
+    if any(a.startswith("--use-") and a.endswith("attention") for a in arguments):  # of which ComfyUI takes one
+        missing = [a for a in missing if not a.endswith("attention")]
+    return (*arguments, *missing)
+
+
 def add_model_folders(host: Path, folders: Sequence[Path]) -> None:
-    """The folders that main.py would add (extra_model_paths.yaml, --extra-model-paths-config), and then `folders`."""
+    """The folders that main.py would add (extra_model_paths.yaml, --extra-model-paths-config, and those in its output
+    folder, where LoRAs that were trained here are), and then `folders`."""
     import folder_paths
     from comfy.cli_args import args
     from utils.extra_config import load_extra_path_config
@@ -91,6 +104,8 @@ def add_model_folders(host: Path, folders: Sequence[Path]) -> None:
     own = host / "extra_model_paths.yaml"
     for config in [*([own] if own.is_file() else []), *itertools.chain(*(args.extra_model_paths_config or []))]:
         load_extra_path_config(str(config))
+    for kind in _IN_OUTPUT:
+        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.get_output_directory(), kind))
     for folder in folders:
         for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
             folder_paths.add_model_folder_path(kind.name, str(kind), is_default=True)

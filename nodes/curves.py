@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from ..plots.figure import THEMES, picture
+from ..plots.figure import THEMES, check_available, picture
 from ..plots.reward_curve import reward_curve
 from ..rewards import diversity as diversities
 from ..rewards.curve import curve
@@ -140,6 +140,11 @@ class RLGPlot(io.ComfyNode):
             is_input_list=True,
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, title: str | list[str]) -> bool | str:
+        """Whether it can draw, before a sweep is sampled for it; the host asks only nodes that take an input."""
+        return answer(check_available)
 
     @classmethod
     def execute(

@@ -55,7 +55,8 @@ class RLGReFL(io.ComfyNode):
                     max=100.0,
                     step=0.001,
                     round=1e-9,
-                    tooltip="How strongly the reward pulls. Higher = faster, and sooner tricks.",
+                    tooltip="Size of the whole loss, the images' part included. image_weight sets their balance, "
+                    "learning_rate the speed.",
                 ),
                 training_inputs.groups_input(4),
                 training_inputs.group_size_input(1, "Pictures per prompt; one is enough here.", least=1),

@@ -34,8 +34,8 @@ class RLGLoadImages(io.ComfyNode):
                 io.String.Input(
                     "folder",
                     default="pictures",
-                    tooltip="A folder in ComfyUI's input folder, with a .txt of the same name beside each picture, or "
-                    "a folder of RLG Save Set.",
+                    tooltip="A folder in ComfyUI's input folder, with a .txt of the same name beside each picture. "
+                    "Or one scale's folder of RLG Save Set, copied there.",
                 ),
                 size_input(
                     "width",

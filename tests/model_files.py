@@ -8,10 +8,11 @@ from typing import Any
 
 
 def write_empty_models(models: Path, prompts: Iterable[Mapping[str, Mapping[str, Any]]]) -> None:
-    """In a folder laid out as ComfyUI's `models`: checkpoints as files, LoRAs as the folders of PEFT adapters."""
+    """In a folder laid out as ComfyUI's `models`: models as files, LoRAs as the folders of PEFT adapters."""
     for node in (node for prompt in prompts for node in prompt.values()):
-        if "ckpt_name" in node["inputs"]:
-            _touch(models / "checkpoints" / node["inputs"]["ckpt_name"])
+        for name, kind in (("ckpt_name", "checkpoints"), ("unet_name", "diffusion_models")):
+            if name in node["inputs"]:
+                _touch(models / kind / node["inputs"][name])
         if "lora_name" in node["inputs"]:
             for name in ("adapter_model.safetensors", "adapter_config.json"):
                 _touch(models / "loras" / node["inputs"]["lora_name"] / name)

@@ -35,7 +35,7 @@ def status(history: Sequence[Iteration], until: int, memory: str = "") -> str:
         memory: what it takes, for a line before the first iteration is done.
     """
     if not history:
-        return f"Drawing the first pictures; {memory or 'looking what a backward pass takes.'}"
+        return f"drawing the first pictures; {memory}" if memory else "drawing the first pictures"
     last = history[-1]
     left = seconds_left(history, until)
     return f"iteration {last.number} of {until}, reward {last.reward:.4g}, {in_words(left)} left"

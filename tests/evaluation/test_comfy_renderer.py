@@ -23,6 +23,7 @@ from demo.tiny_encoders import clip_l_state_dict, vae_state_dict
 from demo.tiny_model import TinySD3, mmdit_state_dict, write_checkpoint, write_peft_adapter
 from evaluation.comfy_renderer import ComfyRenderer
 from evaluation.errors import EvaluationError
+from evaluation.host import _on_cpu, add_model_folders
 from evaluation.plan import Batch, Plan, load_plan
 from evaluation.worker import Picture
 from rewards import registry
@@ -298,3 +299,28 @@ def test_it_says_what_the_pictures_depend_on(
             assert {key for key, value in files().items() if value != before[key]} == {changed}
         finally:
             file.write_bytes(data)
+
+
+def test_loras_that_were_trained_here_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI's main.py adds the folder that RLG Train LoRA writes to, and no evaluation goes through main.py."""
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    known = {kind: ([*folders], types) for kind, (folders, types) in folder_paths.folder_names_and_paths.items()}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
+    trained = tmp_path / "loras" / "mine" / "adapter_model.safetensors"
+    trained.parent.mkdir(parents=True)
+    save_file({"a": torch.zeros(1)}, trained)
+    add_model_folders(Path(folder_paths.base_path), [])
+    assert str(Path("mine") / trained.name) in folder_paths.get_filename_list("loras")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), ("--cpu", "--use-pytorch-cross-attention")),
+        (("--lowvram",), ("--lowvram", "--cpu", "--use-pytorch-cross-attention")),
+        (("--use-quad-cross-attention",), ("--use-quad-cross-attention", "--cpu")),
+        (("--cpu",), ("--cpu", "--use-pytorch-cross-attention")),
+    ],
+)
+def test_without_a_gpu_it_runs_on_the_cpu_whatever_else_is_asked_for(arguments: tuple, expected: tuple) -> None:
+    assert _on_cpu(arguments) == expected

@@ -104,6 +104,16 @@ def test_the_plot_is_an_image_in_both_themes(run_node: Callable) -> None:
     assert light.mean() > 0.8 and dark.mean() < 0.3
 
 
+def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_runs(
+    rlg: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when its turn comes, after the sweep and its scores."""
+    plot = rlg.nodes["RLGPlot"]
+    assert plot.validate_inputs(title="") is True
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert plot.validate_inputs(title="").startswith("plots need the Python package matplotlib")
+
+
 def _pairwise_mean(distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], items: torch.Tensor) -> float:
     pairs = [(i, j) for i in range(len(items)) for j in range(i)]
     return sum(distance(items[i], items[j]).item() for i, j in pairs) / len(pairs)

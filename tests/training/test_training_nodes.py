@@ -117,8 +117,8 @@ def test_the_page_hears_what_a_backward_pass_takes_before_the_first_iteration_is
     shown = live.LiveTraining("7", trainer, 1, None)
     for _ in trainer.iterate(1, shown.during):
         shown.after_iteration()
-    assert told[0] == "Drawing the first pictures; looking what a backward pass takes."
-    assert re.fullmatch(r"Drawing the first pictures; a backward pass keeps \d+ MB .* are free\.", told[1])
+    assert told[0] == "drawing the first pictures"
+    assert re.fullmatch(r"drawing the first pictures; a backward pass keeps \d+ MB .* are free\.", told[1])
     assert told[-1].startswith("iteration 1 of 1")
 
 
