@@ -119,28 +119,35 @@ class Task:
         Raises:
             ValueError: a score is no number.
         """
-        scores, gradients = zip(*(self._one_with_gradient(row[None], asked) for row in latents), strict=True)
-        return torch.stack(scores), torch.cat(gradients)
-
-    def _one_with_gradient(
-        self, latents: torch.Tensor, asked: Sequence[tuple[str, float]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        texts, weights = [text for text, _ in asked], [weight for _, weight in asked]
-        self._load_vae(latents, 1)
-        images = self._pictures(latents)
-        with torch.enable_grad():
-            images = images.detach().clone().requires_grad_()
-            scores = self.reward.gradient_score(images.expand(len(texts), -1, -1, -1), texts)
-            (of_images,) = torch.autograd.grad((scores * scores.new_tensor(weights)).sum(), images)
-        scores = scores.detach().float().cpu()
-        self._check(scores, texts)
-        # Once more, with a gradient: the reward may have taken the VAE's place on the GPU meanwhile, weights and all.
-        self._load_vae(latents, _WITH_GRADIENT)
+        # One picture at a time, as memory asks for, and VAE and reward in turns: one may have to go for the other.
+        rows = latents.split(1)
+        self._load_vae(rows[0], 1)
+        pictures = [self._pictures(row).cpu() for row in rows]
+        scores, of_pictures = zip(*(self._of_picture(picture, asked) for picture in pictures), strict=True)
+        self._load_vae(rows[0], _WITH_GRADIENT)  # now with a gradient
         vae = self.vae.first_stage_model
         with torch.enable_grad(), frozen(vae), streamed(self.vae.patcher):
-            latents = latents.detach().clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(self._pictures(latents), latents, of_images)
+            gradients = [self._of_latents(*pair) for pair in zip(rows, of_pictures, strict=True)]
+        return torch.stack(scores), torch.cat(gradients)
+
+    def _of_picture(
+        self, picture: torch.Tensor, asked: Sequence[tuple[str, float]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of an IMAGE, (prompts,), and the gradient of their weighted sum with respect to it; on the CPU."""
+        texts, weights = [text for text, _ in asked], [weight for _, weight in asked]
+        with torch.enable_grad():
+            picture = picture.detach().clone().requires_grad_()
+            scores = self.reward.gradient_score(picture.expand(len(texts), -1, -1, -1), texts)
+            (gradient,) = torch.autograd.grad((scores * scores.new_tensor(weights)).sum(), picture)
+        scores = scores.detach().float().cpu()
+        self._check(scores, texts)
         return scores, gradient
+
+    def _of_latents(self, latents: torch.Tensor, of_picture: torch.Tensor) -> torch.Tensor:
+        """The gradient with respect to latents, by that of their picture."""
+        latents = latents.detach().clone().requires_grad_()
+        pictures = self._pictures(latents)
+        return torch.autograd.grad(pictures, latents, of_picture.to(pictures.device))[0]
 
     def _load_vae(self, latents: torch.Tensor, times: int) -> None:
         """On its device, with so many times the memory that decoding takes."""

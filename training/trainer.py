@@ -36,6 +36,8 @@ LARGEST_GRADIENT = 1.0
 """Gradients are scaled down to this norm, as Flow-GRPO, DiffusionNFT and B²-DiffuRL do; SRPO: 0.1, others none."""
 WEIGHT_DECAY = 1e-4
 _SECONDS_BETWEEN_CHECKPOINTS = 30.0
+_TIMES_ITS_WRITING = 30.0
+"""Checkpoints of large LoRAs, which take seconds, are made less often: at most about 3 % of the time goes there."""
 _LEARNERS = {
     PolicyGradient: PolicyLearner,
     ForwardProcess: ForwardLearner,
@@ -108,7 +110,8 @@ class Trainer:
         self.task, self.method, self.settings = task, method, settings
         self.history: list[Iteration] = []
         self.started_anew = self.memory = ""
-        self.checkpoint, self._team, self._written = checkpoint, team, time.monotonic()
+        self.checkpoint, self._team = checkpoint, team
+        self._written, self._until_next = time.monotonic(), _SECONDS_BETWEEN_CHECKPOINTS
         self._digest = task.digest
         check_differentiable(task.model.model)
         device = task.model.load_device
@@ -152,7 +155,7 @@ class Trainer:
                 self._fit()
             while len(self.history) < until:
                 yield self._iteration(report)
-                if time.monotonic() - self._written > _SECONDS_BETWEEN_CHECKPOINTS:
+                if time.monotonic() - self._written > self._until_next:
                     self.write()
         finally:
             self.write()
@@ -164,9 +167,10 @@ class Trainer:
             OSError: the disk is full or cannot be written.
         """
         if self.checkpoint is not None and self._team.place == 0:
-            history = [asdict(entry) for entry in self.history]
+            begun, history = time.monotonic(), [asdict(entry) for entry in self.history]
             State(self.fingerprint, len(history), self._tensors(), history).write(self.checkpoint)
             self._written = time.monotonic()
+            self._until_next = max(_SECONDS_BETWEEN_CHECKPOINTS, _TIMES_ITS_WRITING * (self._written - begun))
 
     def save(self, folder: Path) -> Path:
         """Write the averaged LoRA with its recipe; see `lora_output.save_lora`."""

@@ -22,6 +22,7 @@ from PIL import Image
 
 from files.pictures import COLUMNS, Entry, PictureSet, folder_name
 from files.prompts import read_prompts
+from files.replacing import replacing
 
 # What a prompt can hold in a line of its own; \r and \n end one.
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0\r\n"), min_size=1).filter(str.strip)
@@ -346,3 +347,29 @@ def test_folders_of_scales_are_the_references(scale: float) -> None:
     """It writes f"scale_{scale}" of a float."""
     assert folder_name(scale) == f"scale_{scale + 0.0}"
     assert COLUMNS[:2] == ("image_path", "prompt")
+
+
+@pytest.mark.parametrize("times", [2, 99])
+def test_a_file_that_another_program_holds_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """As scanners and indexers do on Windows: no reason to end a training of hours. What stays held is an error."""
+    waited, replace, path = [], os.replace, tmp_path / "state"
+
+    def held(*paths: Path) -> None:
+        if len(waited) < times:
+            raise PermissionError("held by another program")
+        replace(*paths)
+
+    monkeypatch.setattr("files.replacing.os.replace", held)
+    monkeypatch.setattr("files.replacing.time.sleep", waited.append)
+    path.write_text("old")
+    if times == 2:
+        with replacing(path) as temporary:
+            temporary.write_text("new")
+        assert path.read_text() == "new"
+    else:
+        with pytest.raises(PermissionError), replacing(path) as temporary:
+            temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert sum(waited) < 3 and [file.name for file in tmp_path.iterdir()] == ["state"]

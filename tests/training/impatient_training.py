@@ -14,7 +14,8 @@ from training.__main__ import main
 class Impatient(evaluation.host.Extension):
     def __init__(self) -> None:
         super().__init__()
-        self.module("training.trainer")._SECONDS_BETWEEN_CHECKPOINTS = 0.0
+        trainer = self.module("training.trainer")
+        trainer._SECONDS_BETWEEN_CHECKPOINTS = trainer._TIMES_ITS_WRITING = 0.0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import pytest
@@ -22,11 +23,11 @@ Learned = dict[str, torch.Tensor]
 
 
 @pytest.fixture
-def learned(training, models_dir: Path) -> Callable[..., Learned]:
-    """What the first iteration of a method learns on a device."""
+def make(training, models_dir: Path) -> Callable[..., Any]:
+    """A trainer of a method on a device, whose LoRA is not 0."""
     path = tasks.tiny_checkpoint(models_dir, "second_training")
 
-    def run(name: str, device: torch.device, checkpointing: bool) -> Learned:
+    def trainer(name: str, device: torch.device, checkpointing: bool | None = None) -> Any:
         model, vae = tasks.load(path)
         model.load_device = vae.device = vae.patcher.load_device = device
         images = torch.rand(2, 80, 96, 3, generator=torch.Generator().manual_seed(1))
@@ -35,18 +36,19 @@ def learned(training, models_dir: Path) -> Callable[..., Learned]:
         )
         # Hardly a step: AdamW's first is the sign of each gradient, of those that are nearly 0 too.
         settings = training.trainer.Settings(rank=4, learning_rate=1e-6, batch_size=5, checkpointing=checkpointing)
-        trainer = training.trainer.Trainer(of, small_methods(training)[name], settings)
-        for number, parameter in enumerate(trainer.policy.parameters.values()):
+        made = training.trainer.Trainer(of, small_methods(training)[name], settings)
+        for number, parameter in enumerate(made.policy.parameters.values()):
             values = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
             parameter.data.copy_(values.to(device))
-        next(trainer.iterate(1))
-        found = trainer._tensors()
-        assert all(isinstance(tensor, OnGpu) for n, tensor in found.items() if n.startswith("policy.")) == (
-            device == GPU
-        )
-        return {name: tensor.cpu() for name, tensor in found.items()}
+        return made
 
-    return run
+    return trainer
+
+
+def _learned(trainer: Any) -> Learned:
+    """What the first iteration learns."""
+    next(trainer.iterate(1))
+    return {name: tensor.cpu() for name, tensor in trainer._tensors().items()}
 
 
 OFFLOADED = ("DDPO", "DRaFT-K", "SRPO")
@@ -55,13 +57,15 @@ OFFLOADED = ("DDPO", "DRaFT-K", "SRPO")
 @pytest.mark.parametrize(
     ("name", "offloaded"), [*((name, False) for name in METHODS), *((name, True) for name in OFFLOADED)]
 )
-def test_every_tensor_is_where_it_is_learned_from(learned, monkeypatch, name, offloaded) -> None:
+def test_every_tensor_is_where_it_is_learned_from(make, monkeypatch, name, offloaded) -> None:
     """Offloaded weights stay on the CPU and come to the device for each product, forwards and backwards."""
-    expected = learned(name, CPU, offloaded)
+    expected = _learned(make(name, CPU, offloaded))
     if offloaded:
         monkeypatch.setattr(comfy.model_management, "vram_state", comfy.model_management.VRAMState.NO_VRAM)
     with second_device():
-        found = learned(name, GPU, offloaded)
+        trainer = make(name, GPU, offloaded)
+        found = _learned(trainer)
+        assert all(isinstance(parameter, OnGpu) for parameter in trainer.policy.parameters.values())
         comfy.model_management.unload_all_models()
     for part in (".up", ".down"):
         of_part = [name for name in expected if name.endswith(f"{part}.exp_avg")]
@@ -89,3 +93,21 @@ def test_a_run_of_the_node_goes_on_and_guides(train, loaded, output, run_node, m
     of_runs = [load_file(output / "loras" / name / "adapter_model.safetensors") for name in ("undisturbed", "red")]
     assert all(torch.equal(of_runs[0][name], weight) for name, weight in of_runs[1].items())
     assert relative(guided, plain) > 1e-3
+
+
+def test_idle_models_leave_where_a_backward_pass_needs_their_room(make, models_dir) -> None:
+    """The host makes room for sampling alone, and text encoders and rewards would stay beside it."""
+
+    def is_loaded(model: Any) -> bool:
+        return any(each.model.model is model.model for each in comfy.model_management.current_loaded_models)
+
+    with second_device(free=2**33):
+        trainer, (idle, _) = make("DDPO", GPU), tasks.load(tasks.tiny_checkpoint(models_dir, "second_idle"))
+        idle.load_device = GPU
+        comfy.model_management.load_models_gpu([idle])
+        next(trainer.iterate(1))
+        assert is_loaded(idle), "there is room for both"
+        trainer._host._room = 2**34
+        trainer._host.run(0, torch.Size((1, *trainer.task.latent_shape)), lambda run: None)
+        assert is_loaded(trainer.task.model) and not is_loaded(idle)
+        comfy.model_management.unload_all_models()

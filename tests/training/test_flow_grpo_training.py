@@ -196,7 +196,7 @@ def test_what_a_backward_pass_keeps_is_known_before(make, training, loaded, capl
         next(trainer.iterate(1))
     assert host._checkpointing is False and "a backward pass keeps" in caplog.text
     with training.gradients.training_mode():
-        (kept, _), real = host.run(0, shape, lambda run: host._kept(run, shape)), host.run(0, shape, really)
+        (kept, _), real = host.run(0, shape, lambda run: host._kept(run, shape, 1)), host.run(0, shape, really)
     assert real <= kept.whole <= 1.1 * real
     assert kept.checkpointed < 0.8 * kept.whole
 
@@ -225,6 +225,29 @@ def test_a_resumed_run_is_the_undisturbed_one(make, tmp_path) -> None:
     resumed = make(tmp_path / "state")
     assert len(resumed.history) == 1 and resumed.started_anew == ""
     _assert_equal(_run(resumed, 3), undisturbed)
+
+
+def test_a_state_that_takes_long_to_write_is_written_less_often(make, training, tmp_path, monkeypatch) -> None:
+    """A large LoRA's takes seconds, which would be a good part of every half minute."""
+    clock, written = SimpleNamespace(now=0.0), []
+
+    def write(state: Any, path: Path) -> None:
+        written.append((clock.now, state.iteration))
+        clock.now += 4.0
+
+    class Slow(tasks.Redness):
+        def score(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+            clock.now += 10.0
+            return super().score(images, prompts)
+
+    monkeypatch.setattr(training.trainer.State, "write", write)
+    monkeypatch.setattr(training.trainer.time, "monotonic", lambda: clock.now)
+    trainer = make(tmp_path / "state", reward=Slow(), groups=1)
+    for _ in trainer.iterate(15):
+        pass
+    (first, none), *between, (_, last) = written
+    assert (none, last) == (0, 15) and len(between) == 1
+    assert between[0][0] - first > 30 * 4.0
 
 
 def test_cancel_keeps_what_was_learned(make, tmp_path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_management
 import pytest
 import torch
 import training_tasks as tasks
@@ -125,6 +126,20 @@ def test_a_vae_that_left_the_gpu_for_the_reward_comes_back(training, make) -> No
     again = make(small_methods(training)["ReFL"], reward=_Evicting(task.vae.first_stage_model))
     for name, gradient in _gradients(again).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=0)
+
+
+def test_vae_and_reward_take_turns_once_whatever_the_number_of_pictures(training, make, monkeypatch) -> None:
+    """Where memory is short each turn moves whole models."""
+    trainer, loads = make(small_methods(training)["ReFL"]), []
+    load = comfy.model_management.load_models_gpu
+    monkeypatch.setattr(
+        comfy.model_management, "load_models_gpu", lambda models, **rest: loads.append(models) or load(models, **rest)
+    )
+    latents = torch.randn(3, *trainer.task.latent_shape, generator=torch.Generator().manual_seed(2))
+    with training.gradients.training_mode():
+        scores, gradients = trainer.task.scored_with_gradient(latents, [("a", 1.0)])
+    assert scores.shape == (3, 1) and gradients.shape == latents.shape and gradients.any(dim=(1, 2, 3)).all()
+    assert loads == 2 * [[trainer.task.vae.patcher]]
 
 
 class _Evicting(tasks.Redness):

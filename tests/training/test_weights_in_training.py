@@ -85,6 +85,71 @@ def _as_is(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def test_weights_whose_place_another_takes_at_once(training: SimpleNamespace) -> None:
+    """As under dynamic VRAM, where the host may do so as soon as a module has computed its output."""
+    weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        place.data.copy_(weight)
+        out = torch.nn.functional.linear(x, place)
+        place.data.fill_(torch.nan)
+        return out
+
+    with training.gradients.training_mode(), torch.enable_grad():
+        x, place = torch.ones(2, 4, requires_grad=True), torch.empty(3, 4)
+        training.gradients._Again.apply(x, product).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(2, 4))
+
+
+@pytest.mark.parametrize("computed_in", [None, torch.float32])
+def test_copies_of_weights_in_another_dtype_are_not_kept(
+    training: SimpleNamespace, computed_in: torch.dtype | None
+) -> None:
+    """Of a model in few bits: they would be a second model, in 16 bits, until the backward pass is done."""
+    family = FAMILIES["SD1.5"]
+    expected, model = _gradients(training, family.load(), family), family.load()
+    model.set_model_compute_dtype(torch.float32)
+    for module in model.model.diffusion_model.modules():
+        if isinstance(module, CastWeightBiasOp) and computed_in:
+            module.weight.data = module.weight.data.half()
+    shapes = {tuple(w.shape) for n, w in model.model.diffusion_model.named_parameters() if "to_k.weight" in n}
+    kept = []
+
+    def noted(predict: Callable) -> torch.Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, _as_is):
+            return predict()
+
+    ours = _gradients(training, model, family, False, noted)
+    copies = [t for t in kept if t.dtype is torch.float32 and tuple(t.shape) in shapes]
+    if computed_in:
+        assert not copies
+        for name, gradient in expected.items():
+            assert (ours[name] - gradient).norm() < 0.05 * gradient.norm(), name
+    else:
+        assert copies
+        _same(ours, expected)
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "nvfp4"])
+def test_quantised_weights_are_constants_in_their_own_memory(training: SimpleNamespace, name: str) -> None:
+    """A copy would be a second model, in each call of the first."""
+    quant_ops = pytest.importorskip("comfy.quant_ops")
+    if name not in getattr(quant_ops, "QUANT_ALGOS", {}):
+        pytest.skip(f"this ComfyUI has no {name}")
+    layout = quant_ops.QUANT_ALGOS[name]["comfy_tensor_layout"]
+    with torch.inference_mode():
+        weight = quant_ops.QuantizedTensor.from_float(torch.randn(32, 32), layout)
+        layer = torch.nn.Linear(32, 32, bias=False)
+        layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    with training.gradients.training_mode(), training.gradients.frozen(layer), torch.enable_grad():
+        constant = layer.weight
+        assert constant is not weight and constant._qdata.data_ptr() == weight._qdata.data_ptr()
+        assert not constant._qdata.is_inference()
+        x = torch.randn(2, 32, requires_grad=True)
+        torch.nn.functional.linear(x, constant.dequantize()).sum().backward()
+    torch.testing.assert_close(x.grad, weight.dequantize().sum(0).expand(2, 32))
+
+
 def test_which_models_are_streamed(training: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     model = FAMILIES["SD1.5"].load()
     assert not training.gradients.is_streamed(model)
@@ -131,6 +196,12 @@ def test_small_gradients_pass_through_half_precision(training: SimpleNamespace, 
     assert expected and ours.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (ours[name] / small**2 - gradient).norm() < 0.05 * gradient.norm(), name
+
+
+def test_products_by_cublas_ops_are_refused(training: SimpleNamespace) -> None:
+    layer = type("Linear", (torch.nn.Linear,), {"__qualname__": "cublas_ops.Linear"})(4, 4)
+    with pytest.raises(ValueError, match=r"^model: 0 computes by cublas_ops, .* --fast cublas_ops\.$"):
+        training.gradients.check_differentiable(torch.nn.Sequential(layer))
 
 
 @pytest.mark.parametrize("kind", ["fast products of fp8", "quantised inputs"])

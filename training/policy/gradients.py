@@ -50,6 +50,11 @@ def training_mode() -> Iterator[None]:
 def check_differentiable(model: torch.nn.Module) -> None:
     """Raises ValueError where no gradient can pass through the model's weights, as they are stored or computed with."""
     for name, module in model.named_modules():
+        if "cublas_ops" in type(module).__qualname__:
+            raise ValueError(
+                f"model: {name} computes by cublas_ops, through which no gradients pass; start ComfyUI without "
+                "--fast cublas_ops."
+            )
         if "fp8_ops" in type(module).__qualname__ or _has_quantised_input(module):
             raise ValueError(
                 f"model: {name} computes in 8 bits, through which this ComfyUI passes no gradients; load the model in "
@@ -117,16 +122,24 @@ def is_streamed(patcher: ModelPatcher) -> bool:
 
 @contextmanager
 def streamed(patcher: ModelPatcher) -> Iterator[None]:
-    """Let gradients pass through a loaded MODEL's modules whose weights are on the device only while these compute.
+    """Let gradients pass through a loaded MODEL's modules whose weights are on the device, or there in the dtype that
+    they compute in, only while these compute.
 
     Autograd would keep such weights for the backward pass: all of them in the end, for which there was no room, or
     views of memory that has another weight in it by then. So a module keeps its input, and computes once more.
     """
+    all_of_them, computed_in = is_streamed(patcher), getattr(patcher.model, "manual_cast_dtype", None)
     with ExitStack() as stack:
-        for module in patcher.model.modules() if is_streamed(patcher) else ():
-            if isinstance(module, CastWeightBiasOp):
+        for module in patcher.model.modules():
+            if isinstance(module, CastWeightBiasOp) and (all_of_them or _is_cast(module, computed_in)):
                 stack.enter_context(_ComputedAgain(module))
         yield
+
+
+def _is_cast(module: torch.nn.Module, dtype: torch.dtype | None) -> bool:
+    """Whether the module's weight is kept in another dtype than it is computed in, where that is not its own."""
+    weight = getattr(module, "weight", None)
+    return weight is not None and dtype is not None and weight.dtype != dtype
 
 
 @contextmanager
@@ -180,9 +193,18 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         x = ctx.saved_tensors[0].detach().requires_grad_()
-        with torch.enable_grad():
-            (of_x,) = torch.autograd.grad(ctx.function(x), x, gradient)
+        # Of copies: once the function is left the host may put another weight in this one's place.
+        with (
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(lambda kept: kept.detach().clone(), _as_it_is),
+        ):
+            out = ctx.function(x)
+        (of_x,) = torch.autograd.grad(out, x, gradient)
         return of_x, None
+
+
+def _as_it_is(kept: torch.Tensor) -> torch.Tensor:
+    return kept
 
 
 class _Checkpointed(ReplacedForward):
@@ -228,12 +250,20 @@ def _constant(tensor: torch.Tensor) -> torch.Tensor:
     if not _is_of_inference(tensor):
         alias = tensor.detach()
     elif type(tensor.data) is torch.Tensor:
-        alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-    else:
-        alias = tensor.detach().clone()  # quantised: a wrapper of several tensors, small beside what they stand for
+        alias = _alias(tensor)
+    else:  # quantised: a wrapper of several tensors
+        wrapper = tensor.data
+        names, about = wrapper.__tensor_flatten__()
+        parts = {name: _alias(getattr(wrapper, name)) for name in names}
+        alias = type(wrapper).__tensor_unflatten__(parts, about, tensor.size(), tensor.stride())
     is_parameter = isinstance(tensor, torch.nn.Parameter)
     constant = torch.nn.Parameter(alias, requires_grad=False) if is_parameter else alias
     if hasattr(tensor, "_model_dtype"):  # newer hosts note there what they cast it to
         constant._model_dtype = tensor._model_dtype
     return constant
+
+
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor that was not made in inference mode."""
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())

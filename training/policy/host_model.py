@@ -115,6 +115,8 @@ class HostModel:
         self._patcher, self._prompts, self._cfg, self._sigmas = patcher, prompts, cfg, sigmas
         self._wanted, self._checkpointing = checkpointing, bool(checkpointing)
         self._through_negative = through_negative
+        self._room = 0
+        """Bytes that a backward pass keeps, once that was looked at."""
 
     def on(self, prompts: Prompts) -> HostModel:
         """The same on other prompts."""
@@ -135,10 +137,10 @@ class HostModel:
         if self._wanted is not None:
             return ""
         self._checkpointing = False
-        one = torch.Size((1, *shape[1:]))
-        kept, free = self.run(0, one, lambda run: self._kept(run, one))
-        rows = predictions * shape[0]
+        one, rows = torch.Size((1, *shape[1:])), predictions * shape[0]
+        kept, free = self.run(0, one, lambda run: self._kept(run, one, rows))
         self._checkpointing = rows * kept.whole > free
+        self._room = rows * (kept.checkpointed if self._checkpointing else kept.whole)
         return in_sentence(kept, rows, free)
 
     def run(
@@ -167,18 +169,37 @@ class HostModel:
             stack.enter_context(streamed(guider.model_patcher))
             stack.enter_context(self.policy.attached(model))
             stack.enter_context(differentiable_blocks(model.diffusion_model, self._checkpointing))
+            if self._room:
+                self._make_room(self._room, run.device)
             return body(run)
 
-    def _kept(self, run: Run, shape: torch.Size) -> tuple[Kept, int]:
-        """What the backward pass of one picture keeps, and the bytes that are free for it."""
+    def _kept(self, run: Run, shape: torch.Size, rows: int) -> tuple[Kept, int]:
+        """What the backward pass of one picture keeps, and the bytes that are free for that of so many."""
         x = run.start(torch.zeros(shape, device=run.device))
         model = self._patcher.model
         with torch.enable_grad():
             kept = kept_for_backward(model.diffusion_model, lambda: run.x0(x, 0))
-        # The gradients of the LoRA and AdamW's two averages of them are not there yet.
+        self._make_room(rows * kept.whole, run.device)
+        return kept, comfy.model_management.get_free_memory(run.device) - self._reserve
+
+    @property
+    def _reserve(self) -> int:
+        """Bytes that are needed besides what a backward pass keeps."""
+        # The gradients of the LoRA and AdamW's two averages of them are not there from the beginning.
         of_training = 3 * sum(parameter.nbytes for parameter in self.policy.parameters.values())
-        reserve = comfy.model_management.minimum_inference_memory() + of_training
-        return kept, comfy.model_management.get_free_memory(run.device) - reserve
+        return comfy.model_management.minimum_inference_memory() + of_training
+
+    def _make_room(self, size: int, device: torch.device) -> None:
+        """Have text encoders, rewards and other models leave, as far as a backward pass that keeps so much needs it.
+
+        The host, which knows of no backward pass, makes room for sampling alone.
+        """
+        needed = size + self._reserve
+        on_cpu = comfy.model_management.is_device_cpu(device)
+        if not on_cpu and comfy.model_management.get_free_memory(device) < needed:
+            loaded = comfy.model_management.current_loaded_models
+            own = [each for each in loaded if each.model is not None and each.model.model is self._patcher.model]
+            comfy.model_management.free_memory(needed, device, own)
 
 
 class _Body(comfy.samplers.Sampler):
