@@ -41,6 +41,10 @@ _IN_OUTPUT = ("checkpoints", "clip", "vae", "diffusion_models", "loras")
 """Kinds of models that ComfyUI's own nodes save in its output folder."""
 
 
+_ABOUT_A_GPU = ("--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram")
+"""Of which ComfyUI takes one, or --cpu."""
+
+
 def check_host(path: Path) -> Path:
     """Raises SystemExit: there is no ComfyUI at `path`."""
     if not (path / "comfy" / "samplers.py").is_file():
@@ -75,7 +79,8 @@ def start_host(settings: HostSettings) -> Extension:
     """ComfyUI in this process, on the CPU where there is no GPU; then as `open_host`."""
     import torch
 
-    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+    kinds = [getattr(torch, kind, None) for kind in ("cuda", "xpu", "npu", "mlu")]
+    has_gpu = torch.backends.mps.is_available() or any(kind is not None and kind.is_available() for kind in kinds)
     open_host(settings.path, settings.arguments if has_gpu else _on_cpu(settings.arguments))
     import folder_paths
     from comfy.cli_args import args
@@ -87,7 +92,10 @@ def start_host(settings: HostSettings) -> Extension:
 
 
 def _on_cpu(arguments: Sequence[str]) -> Sequence[str]:
-    """These arguments of ComfyUI, and those of a machine without a GPU that they leave open."""
+    """These arguments of ComfyUI, but for those about a GPU, and with what a machine without one needs."""
+    if "--directml" in arguments:
+        return arguments
+    arguments = [a for a in arguments if a not in _ABOUT_A_GPU]
     missing = [a for a in CPU_ARGUMENTS if a not in arguments]
     if any(a.startswith("--use-") and a.endswith("attention") for a in arguments):  # of which ComfyUI takes one
         missing = [a for a in missing if not a.endswith("attention")]

@@ -142,7 +142,7 @@ class RLGPlot(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, title: str | list[str]) -> bool | str:
+    def validate_inputs(cls, title: str | list[str] | None = None) -> bool | str:
         """Whether it can draw, before a sweep is sampled for it; the host asks only nodes that take an input."""
         return answer(check_available)
 

@@ -53,7 +53,9 @@ class LiveTraining:
 
     def stopped(self) -> None:
         """The run ends before its last iteration: Cancel, or an error."""
-        self._tell(status=f"stopped after iteration {len(self._trainer.history)} of {self._until}")
+        done = len(self._trainer.history)
+        memory = "" if done or not self._trainer.memory else f"; {self._trainer.memory}"
+        self._tell(status=f"stopped after iteration {done} of {self._until}{memory}")
 
     def course(self) -> dict[str, Any]:
         """The run so far, for the curve in the node."""

@@ -134,7 +134,7 @@ class RLGTrainLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | list[str]) -> bool | str:
+    def validate_inputs(cls, name: str | list[str] | None = None) -> bool | str:
         return answer(_check_name, only(name))
 
     @classmethod

@@ -153,6 +153,7 @@ class Trainer:
             if len(self.history) < until:
                 self.write()  # a disk that is full is found before hours of work, not after
                 self._fit()
+                report(0.0)  # where memory runs out it does so before the next one
             while len(self.history) < until:
                 yield self._iteration(report)
                 if time.monotonic() - self._written > self._until_next:

@@ -24,6 +24,10 @@ METHOD = {
     "steps": 3, "cfg": 1.0, "noise_level": 0.7, "groups": 1, "group_size": 2, "window": 0, "window_start": 0,
     "kl_weight": 0.04, "clip_range": 1e-4, "largest_advantage": 5.0,
 }  # fmt: skip
+REFL = {
+    "steps": 4, "cfg": 1.0, "first_step": 2, "last_step": 3, "last_steps": 1, "reward_weight": 1e-3, "groups": 1,
+    "group_size": 1, "image_weight": 0.0, "image_step": 1,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -104,22 +108,30 @@ def test_a_cancelled_run_keeps_what_was_learned_and_goes_on_to_the_same(train, o
     assert "starts anew" not in report
 
 
-def test_the_page_hears_what_a_backward_pass_takes_before_the_first_iteration_is_done(
-    loaded, output, run_node, rlg, monkeypatch
+@pytest.mark.parametrize("method", ["RLGFlowGRPO", "RLGReFL"])
+def test_the_page_hears_what_a_backward_pass_takes_before_the_first_one(
+    loaded, output, run_node, rlg, monkeypatch, method
 ) -> None:
-    """Where memory will run out it does so there, and few users see the log."""
+    """Where memory runs out it does so there, and few users see the log."""
     live, told = rlg.module("nodes.live_training"), []
     monkeypatch.setattr(live.page, "send", lambda event, data: told.append(data["status"]))
     trainer, _ = rlg.module("nodes.training").begin(
-        *loaded, ["a red cat"], Redness(), run_node("RLGFlowGRPO", **METHOD)[0], name="red", learning_rate=1e-2, rank=4,
-        seed=5, width=SIDE, height=SIDE, negative="", batch_size=2,
+        *loaded, ["a red cat"], Redness(), run_node(method, **(METHOD if method == "RLGFlowGRPO" else REFL))[0],
+        name="red", learning_rate=1e-2, rank=4, seed=5, width=SIDE, height=SIDE, negative="", batch_size=2,
     )  # fmt: skip
+    monkeypatch.setattr(trainer._learner, "iterate", _out_of_memory)
     shown = live.LiveTraining("7", trainer, 1, None)
-    for _ in trainer.iterate(1, shown.during):
-        shown.after_iteration()
+    with pytest.raises(torch.OutOfMemoryError):
+        next(trainer.iterate(1, shown.during))
+    shown.stopped()
+    takes = r"; a backward pass keeps \d+ MB .* are free\."
     assert told[0] == "drawing the first pictures"
-    assert re.fullmatch(r"drawing the first pictures; a backward pass keeps \d+ MB .* are free\.", told[1])
-    assert told[-1].startswith("iteration 1 of 1")
+    assert re.fullmatch("drawing the first pictures" + takes, told[1])
+    assert re.fullmatch("stopped after iteration 0 of 1" + takes, told[-1])
+
+
+def _out_of_memory(*_: Any) -> None:
+    raise torch.OutOfMemoryError("no memory is left")
 
 
 def test_changed_settings_start_anew_and_say_so(train) -> None:

@@ -130,6 +130,18 @@ def test_copies_of_weights_in_another_dtype_are_not_kept(
         _same(ours, expected)
 
 
+def test_a_checkpointed_block_computes_cast_weights_twice_and_not_three_times(training: SimpleNamespace) -> None:
+    family, calls = FAMILIES["SD1.5"], []
+    model = family.load()
+    model.set_model_compute_dtype(torch.float32)
+    layer = model.model.get_submodule("diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q")
+    layer.weight.data = layer.weight.data.half()
+    product = layer.forward_comfy_cast_weights
+    layer.forward_comfy_cast_weights = lambda *args: calls.append(1) or product(*args)
+    _gradients(training, model, family, checkpointing=True)
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "nvfp4"])
 def test_quantised_weights_are_constants_in_their_own_memory(training: SimpleNamespace, name: str) -> None:
     """A copy would be a second model, in each call of the first."""

@@ -121,14 +121,19 @@ def is_streamed(patcher: ModelPatcher) -> bool:
 
 
 @contextmanager
-def streamed(patcher: ModelPatcher) -> Iterator[None]:
-    """Let gradients pass through a loaded MODEL's modules whose weights are on the device, or there in the dtype that
-    they compute in, only while these compute.
+def streamed(patcher: ModelPatcher, casts: bool = False) -> Iterator[None]:
+    """Let gradients pass through a loaded MODEL's modules whose weights are on the device only while these compute.
 
     Autograd would keep such weights for the backward pass: all of them in the end, for which there was no room, or
     views of memory that has another weight in it by then. So a module keeps its input, and computes once more.
+
+    Args:
+        patcher: the MODEL.
+        casts: so too with weights that are cast for each product. Needless where blocks are checkpointed, which keep
+            those of one block alone.
     """
-    all_of_them, computed_in = is_streamed(patcher), getattr(patcher.model, "manual_cast_dtype", None)
+    all_of_them = is_streamed(patcher)
+    computed_in = getattr(patcher.model, "manual_cast_dtype", None) if casts else None
     with ExitStack() as stack:
         for module in patcher.model.modules():
             if isinstance(module, CastWeightBiasOp) and (all_of_them or _is_cast(module, computed_in)):

@@ -166,11 +166,11 @@ class HostModel:
         model = guider.inner_model
         with ExitStack() as stack:
             stack.enter_context(frozen(model))
-            stack.enter_context(streamed(guider.model_patcher))
+            stack.enter_context(streamed(guider.model_patcher, casts=not self._checkpointing))
             stack.enter_context(self.policy.attached(model))
             stack.enter_context(differentiable_blocks(model.diffusion_model, self._checkpointing))
             if self._room:
-                self._make_room(self._room, run.device)
+                self._make_room(self._room)
             return body(run)
 
     def _kept(self, run: Run, shape: torch.Size, rows: int) -> tuple[Kept, int]:
@@ -179,7 +179,7 @@ class HostModel:
         model = self._patcher.model
         with torch.enable_grad():
             kept = kept_for_backward(model.diffusion_model, lambda: run.x0(x, 0))
-        self._make_room(rows * kept.whole, run.device)
+        self._make_room(rows * kept.whole)
         return kept, comfy.model_management.get_free_memory(run.device) - self._reserve
 
     @property
@@ -189,16 +189,18 @@ class HostModel:
         of_training = 3 * sum(parameter.nbytes for parameter in self.policy.parameters.values())
         return comfy.model_management.minimum_inference_memory() + of_training
 
-    def _make_room(self, size: int, device: torch.device) -> None:
+    def _make_room(self, size: int) -> None:
         """Have text encoders, rewards and other models leave, as far as a backward pass that keeps so much needs it.
 
         The host, which knows of no backward pass, makes room for sampling alone.
         """
-        needed = size + self._reserve
+        needed, device = size + self._reserve, self._patcher.load_device
         on_cpu = comfy.model_management.is_device_cpu(device)
         if not on_cpu and comfy.model_management.get_free_memory(device) < needed:
+            of_this = [self._patcher, *self._patcher.get_nested_additional_models()]
+            of_this = {id(each.model) for each in (*of_this, *self._patcher.model_patches_models())}
             loaded = comfy.model_management.current_loaded_models
-            own = [each for each in loaded if each.model is not None and each.model.model is self._patcher.model]
+            own = [each for each in loaded if each.model is not None and id(each.model.model) in of_this]
             comfy.model_management.free_memory(needed, device, own)
 
 
