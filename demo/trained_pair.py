@@ -41,12 +41,17 @@ def part(pair: Path, file: str) -> Path:
     return pair / file if (pair / file).exists() else PAIR / file
 
 
-def checkpoint(pair: Path = PAIR) -> dict[str, Tensor]:
-    """The base model for CheckpointLoaderSimple: MMDiT-X, CLIP-L and VAE, fp16."""
+def network(pair: Path = PAIR) -> dict[str, Tensor]:
+    """The base model's MMDiT-X alone, fp16, as it is called in a checkpoint."""
     weights = load_file(part(pair, "base/mmdit.safetensors"))
     for name, inputs in _WIDENED.items():
         weights[name] = _filled_up(weights[name], (len(weights[name]), inputs))
-    weights |= clip_l_in_checkpoint()
+    return weights
+
+
+def checkpoint(pair: Path = PAIR) -> dict[str, Tensor]:
+    """The base model for CheckpointLoaderSimple: MMDiT-X, CLIP-L and VAE, fp16."""
+    weights = network(pair) | clip_l_in_checkpoint()
     trained = load_file(part(pair, "vae/vae.safetensors"))
     for name, whole in vae_state_dict().items():
         # The scalars undo what the host does to SD3 latents; they are not trained.

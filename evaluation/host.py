@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 REPO = Path(__file__).resolve().parent.parent
 # Without the second the host's attention on a CPU is slow, and another one than diffusers'.
 CPU_ARGUMENTS = ("--cpu", "--use-pytorch-cross-attention")
+_IN_OUTPUT = ("checkpoints", "clip", "vae", "diffusion_models", "loras")
+"""Kinds of models that ComfyUI's own nodes save in its output folder."""
+_ABOUT_A_GPU = ("--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram")
+"""Of which ComfyUI takes one, or --cpu."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,6 @@ class HostSettings:
     path: Path
     arguments: tuple[str, ...] = ()
     models: tuple[Path, ...] = ()
-
-
-_IN_OUTPUT = ("checkpoints", "clip", "vae", "diffusion_models", "loras")
-"""Kinds of models that ComfyUI's own nodes save in its output folder."""
-
-
-_ABOUT_A_GPU = ("--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram")
-"""Of which ComfyUI takes one, or --cpu."""
 
 
 def check_host(path: Path) -> Path:

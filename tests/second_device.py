@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import comfy.model_management
 import torch
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -130,7 +131,8 @@ class SecondDevice(TorchDispatchMode):
 def second_device(free: int = 2**40) -> Iterator[SecondDevice]:
     """A machine with one GPU that has so many bytes free.
 
-    What torch asks a driver for is answered here; the host's own decisions stay the host's.
+    What torch asks a driver for is answered here; the host's own decisions stay the host's, whose models leave at the
+    end.
     """
     nothing_used = {"active_bytes.all.current": 0, "reserved_bytes.all.current": 0}
     answers = {
@@ -146,5 +148,6 @@ def second_device(free: int = 2**40) -> Iterator[SecondDevice]:
     try:
         with mock.patch.multiple(torch.cuda, **answers), SecondDevice() as device:
             yield device
+            comfy.model_management.unload_all_models()
     finally:
         torch._C._set_only_lift_cpu_tensors(lifted_alone)

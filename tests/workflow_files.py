@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from demo.trained_pair import checkpoint
+from demo.trained_pair import network
 from tiny_rewards import write_pickscore
 
 TUNED = "dpo-sdxl-text2image-v1.safetensors"
@@ -36,5 +36,4 @@ def write_workflow_files(base: Path) -> None:
 
 def _tuned_network() -> dict[str, Tensor]:
     """The demo's base model with other queries, keys and values, and nothing beside the network itself."""
-    of_network = {name: tensor for name, tensor in checkpoint().items() if name.startswith("model.diffusion_model.")}
-    return {name: 1.05 * tensor if "qkv" in name else tensor for name, tensor in of_network.items()}
+    return {name: 1.05 * tensor if "qkv" in name else tensor for name, tensor in network().items()}

@@ -111,7 +111,7 @@ class Trainer:
         self.history: list[Iteration] = []
         self.started_anew = self.memory = ""
         self.checkpoint, self._team = checkpoint, team
-        self._written, self._until_next = time.monotonic(), _SECONDS_BETWEEN_CHECKPOINTS
+        self._next_write = time.monotonic() + _SECONDS_BETWEEN_CHECKPOINTS
         self._digest = task.digest
         check_differentiable(task.model.model)
         device = task.model.load_device
@@ -156,7 +156,7 @@ class Trainer:
                 report(0.0)  # where memory runs out it does so before the next one
             while len(self.history) < until:
                 yield self._iteration(report)
-                if time.monotonic() - self._written > self._until_next:
+                if time.monotonic() > self._next_write:
                     self.write()
         finally:
             self.write()
@@ -170,8 +170,8 @@ class Trainer:
         if self.checkpoint is not None and self._team.place == 0:
             begun, history = time.monotonic(), [asdict(entry) for entry in self.history]
             State(self.fingerprint, len(history), self._tensors(), history).write(self.checkpoint)
-            self._written = time.monotonic()
-            self._until_next = max(_SECONDS_BETWEEN_CHECKPOINTS, _TIMES_ITS_WRITING * (self._written - begun))
+            now = time.monotonic()
+            self._next_write = now + max(_SECONDS_BETWEEN_CHECKPOINTS, _TIMES_ITS_WRITING * (now - begun))
 
     def save(self, folder: Path) -> Path:
         """Write the averaged LoRA with its recipe; see `lora_output.save_lora`."""

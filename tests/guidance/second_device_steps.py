@@ -139,7 +139,6 @@ WAYS = {
 def device() -> Iterator[SecondDevice]:
     with second_device() as device:
         yield device
-    comfy.model_management.unload_all_models()
 
 
 def test_the_second_device_refuses_what_a_gpu_refuses(device: SecondDevice) -> None:
@@ -161,7 +160,6 @@ def test_every_tensor_is_where_the_step_computes(checkpoint, run_node, monkeypat
         monkeypatch.setattr(comfy.model_management, "vram_state", comfy.model_management.VRAMState.NO_VRAM)
     with second_device():
         found = way(Models(checkpoint, run_node, GPU), run_node)
-        comfy.model_management.unload_all_models()
     assert relative(found, expected) < CLOSE
 
 

@@ -422,13 +422,8 @@ def test_easycache_spares_calls_of_the_base_and_never_takes_them_for_the_tuned_m
     base, inputs, rows = FAMILIES["SD1.5"].load(), {**FAMILIES["SD1.5"].task(), "steps": 12}, []
     weight = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
     tuned = base.clone()
-    tuned.add_patches(
-        {
-            weight: (
-                0.1 * torch.randn(base.model.state_dict()[weight].shape, generator=torch.Generator().manual_seed(0)),
-            )
-        }
-    )
+    shape = base.model.state_dict()[weight].shape
+    tuned.add_patches({weight: (0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(0)),)})
     base.model.diffusion_model.out.register_forward_hook(lambda module, args, out: rows.append(out.shape[0]))
     (exact,) = run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **inputs)
     (mixed,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)

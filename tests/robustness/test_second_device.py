@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-CASES = ("guidance/second_device_steps", "training/second_device_training", "rewards/second_device_rewards",
-         "weights/second_device_extraction")  # fmt: skip
+CASES = sorted(TESTS.glob("*/second_device_*.py"))
 
 
-@pytest.mark.parametrize("cases", CASES)
-def test_on_a_second_device_all_is_where_it_should_be(cases) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", f"{TESTS / cases}.py"]
+@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
+def test_on_a_second_device_all_is_where_it_should_be(cases: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(cases)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -66,7 +66,6 @@ def test_every_tensor_is_where_it_is_learned_from(make, monkeypatch, name, offlo
         trainer = make(name, GPU, offloaded)
         found = _learned(trainer)
         assert all(isinstance(parameter, OnGpu) for parameter in trainer.policy.parameters.values())
-        comfy.model_management.unload_all_models()
     for part in (".up", ".down"):
         of_part = [name for name in expected if name.endswith(f"{part}.exp_avg")]
         one, other = (torch.cat([tensors[name].flatten() for name in of_part]) for tensors in (found, expected))
@@ -88,7 +87,6 @@ def test_a_run_of_the_node_goes_on_and_guides(train, loaded, output, run_node, m
             run_node("RLGKSampler", base=model, tuned=tuned, scale=scale, **inputs)[0]["samples"]
             for scale in (2.0, 0.0)
         )
-        comfy.model_management.unload_all_models()
     assert "starts anew" not in report
     of_runs = [load_file(output / "loras" / name / "adapter_model.safetensors") for name in ("undisturbed", "red")]
     assert all(torch.equal(of_runs[0][name], weight) for name, weight in of_runs[1].items())
@@ -110,4 +108,3 @@ def test_idle_models_leave_where_a_backward_pass_needs_their_room(make, models_d
         trainer._host._room = 2**34
         trainer._host.run(0, torch.Size((1, *trainer.task.latent_shape)), lambda run: None)
         assert is_loaded(trainer.task.model) and not is_loaded(idle)
-        comfy.model_management.unload_all_models()

@@ -135,16 +135,16 @@ def streamed(patcher: ModelPatcher, casts: bool = False) -> Iterator[None]:
     all_of_them = is_streamed(patcher)
     computed_in = getattr(patcher.model, "manual_cast_dtype", None) if casts else None
     with ExitStack() as stack:
-        for module in patcher.model.modules():
+        for module in patcher.model.modules() if all_of_them or computed_in else ():
             if isinstance(module, CastWeightBiasOp) and (all_of_them or _is_cast(module, computed_in)):
                 stack.enter_context(_ComputedAgain(module))
         yield
 
 
-def _is_cast(module: torch.nn.Module, dtype: torch.dtype | None) -> bool:
-    """Whether the module's weight is kept in another dtype than it is computed in, where that is not its own."""
+def _is_cast(module: torch.nn.Module, dtype: torch.dtype) -> bool:
+    """Whether the module's weight is kept in another dtype than it is computed in."""
     weight = getattr(module, "weight", None)
-    return weight is not None and dtype is not None and weight.dtype != dtype
+    return weight is not None and weight.dtype != dtype
 
 
 @contextmanager

@@ -197,10 +197,10 @@ class HostModel:
         needed, device = size + self._reserve, self._patcher.load_device
         on_cpu = comfy.model_management.is_device_cpu(device)
         if not on_cpu and comfy.model_management.get_free_memory(device) < needed:
-            of_this = [self._patcher, *self._patcher.get_nested_additional_models()]
-            of_this = {id(each.model) for each in (*of_this, *self._patcher.model_patches_models())}
+            beside = *self._patcher.get_nested_additional_models(), *self._patcher.model_patches_models()
+            needed_here = {id(patcher.model) for patcher in (self._patcher, *beside)}
             loaded = comfy.model_management.current_loaded_models
-            own = [each for each in loaded if each.model is not None and id(each.model.model) in of_this]
+            own = [each for each in loaded if each.model is not None and id(each.model.model) in needed_here]
             comfy.model_management.free_memory(needed, device, own)
 
 
