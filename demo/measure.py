@@ -38,7 +38,7 @@ class Measured:
         return np.array(
             [
                 [[judge(picture, asked) for picture in row] for asked, row in zip(self.prompts, rows, strict=True)]
-                for rows in self.pictures
+                for rows in tqdm(self.pictures, f"{self.lora}, rewards", unit="setting", dynamic_ncols=True)
             ],
             dtype=float,
         )

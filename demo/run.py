@@ -59,11 +59,12 @@ def run(arguments: argparse.Namespace) -> None:
             *(ramp(1.0, power) for power in arguments.powers),
         ]
         measured = [measure(client, lora, settings, asked[lora], arguments.seeds) for lora in asked]
+    curves = [one.curve for one in measured]
     print("\nDrop rlg_text_to_image.png on ComfyUI to get its workflow; the others show what was measured:")
     _write(arguments.output / "rlg_text_to_image.png", picture)
     pictures = arguments.prompts * arguments.seeds
-    for one in measured:
-        curve, title = one.curve, f"{one.lora} LoRA, {pictures} pictures of held-out prompts at every point"
+    for one, curve in zip(measured, curves, strict=True):
+        title = f"{one.lora} LoRA, {pictures} pictures of held-out prompts at every point"
         figure = reward_curve(curve, "light", title, TASKS[one.lora].axis)
         _write(arguments.output / f"rlg_sweep_{one.lora}.png", png(np.array(one.sheet(ROWS))))
         _write(arguments.output / f"rlg_measured_{one.lora}.png", saved(figure, "png"))

@@ -25,6 +25,8 @@ _WIDE = 5.0
 """On a longer axis the names of base and tuned model would touch."""
 _NO_NAME = "constant scale"
 _MARKERS = "osD^v"
+_ROOM = 0.05
+"""Of an axis, between its end and the points."""
 _Of = Callable[["Point"], "Estimate | None"]
 
 
@@ -119,4 +121,8 @@ def _errors(estimates: Sequence[Estimate]) -> list[list[float]]:
 
 def _whole(limits: tuple[float, float], estimates: Sequence[Estimate]) -> tuple[float, float]:
     """Limits of an axis, with 0 where a mean has no interval: a cut axis would make a difference of it."""
-    return limits if all(e.low is not None for e in estimates) else (min(0.0, limits[0]), max(0.0, limits[1]))
+    if all(e.low is not None for e in estimates):
+        return limits
+    low, high = min(0.0, limits[0]), max(0.0, limits[1])
+    room = _ROOM * (high - low)
+    return low - room * (low < 0), high + room * (high > 0)

@@ -29,9 +29,9 @@ from files.replacing import replacing
 _SMALL = {"steps": 8, "groups": 8, "group_size": 8, "trained_steps": 4, "kl_weight": 0.0, "average_decay": 0.96}
 LORAS = {
     # Without its distance to the base it would draw more right at 1, all on pale grounds, and nothing more beyond 1.
-    "composition": lora.Recipe(iterations=50, settings=_SMALL | {"kl_weight": 0.6}, rank=48),
+    "composition": lora.Recipe(iterations=45, settings=_SMALL | {"kl_weight": 0.6}, rank=48),
     # It would go on to nearly all right; stopped here, scales above 1 have something left to do.
-    "text": lora.Recipe(iterations=45, settings=_SMALL),
+    "text": lora.Recipe(iterations=50, settings=_SMALL),
     "compressibility": lora.Recipe(iterations=30, settings=_SMALL | {"groups": 4}),
 }
 """What it is tuned for → how."""

@@ -61,8 +61,12 @@ PHASES = (
     Phase(3000, lambda index: 8e-4 * cosine(index, 3500), signs=0.5),
     Phase(1500, lambda index: 4e-4 * cosine(index, 1500), signs=0.4, wrong_scenes=0.35, wrong_signs=0.5),
     Phase(6000, lambda index: 8e-4 * cosine(index, 6500), signs=0.25, wrong_scenes=0.1, wrong_signs=0.6),
-    # As often as captions are wrong here, about so often does the base draw something else.
+    # As often as captions are wrong at last, about so often does the base draw something else. What it can draw at all
+    # is learned before, and is what the tuned models have to come out of it.
     Phase(1500, lambda index: 5e-4 * cosine(index, 1500), signs=0.5, wrong_scenes=0.45, wrong_signs=0.35),
+    Phase(8000, lambda index: 8e-4 * cosine(index, 8500), signs=0.25, wrong_signs=0.5),
+    Phase(1500, lambda index: 5e-4 * cosine(index, 1500), signs=0.5, wrong_scenes=0.45, wrong_signs=0.35),
+    Phase(1500, lambda index: 5e-4 * cosine(index, 1500), signs=0.4, wrong_scenes=0.66, wrong_signs=0.35),
 )
 SHIFT = 3.0
 EMA = 0.999
@@ -182,15 +186,22 @@ def _batch(data: Data, phase: Phase, generator: torch.Generator) -> tuple[Tensor
 
 
 def train_base(folder: Path, seed: int, data: Data) -> SD3Transformer2DModel:
-    """Train, or go on, with a checkpoint in `folder`; returns the moving average of the weights."""
+    """Train, or go on, with a checkpoint in `folder`.
+
+    Returns the mean of the moving averages before and after the last phase: the first is right too often to leave a
+    reward much to do, the second too seldom.
+    """
     torch.manual_seed(seed)
     model = build()
     average = copy.deepcopy(model).requires_grad_(False)
+    before_last = copy.deepcopy(average)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     network = compiled(model)
 
     def step(index: int, generator: torch.Generator) -> dict[str, float]:
         phase, number = phase_at(index)
+        if number == 0:
+            _move(before_last, average, 1)
         for group in optimizer.param_groups:
             group["lr"] = phase.rate(number)
         loss = _loss(network, *_batch(data, phase, generator), generator)
@@ -201,8 +212,9 @@ def train_base(folder: Path, seed: int, data: Data) -> SD3Transformer2DModel:
         _move(average, model, 1 - min(EMA, index / (index + 10)))
         return {"loss": float(loss.detach())}
 
-    state = {"model": model, "average": average, "optimizer": optimizer}
+    state = {"model": model, "average": average, "before_last": before_last, "optimizer": optimizer}
     train(folder / "base.ckpt", sum(phase.steps for phase in PHASES), seed, state, step)
+    _move(average, before_last, 0.5)
     return average.eval()
 
 

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from demo.scenes import prompts
 from demo.tasks import TASKS
+from demo.tiny_encoders import CLIP_WIDTH, LATENT_CHANNELS
 from demo.train import base, loop, lora, vae
 from demo.train.__main__ import LORAS
 from demo.train.asked import COUNT, to_train_on
@@ -125,6 +126,33 @@ def test_every_step_belongs_to_a_phase() -> None:
     for phase, first, end in zip(base.PHASES, starts, starts[1:], strict=False):
         assert base.phase_at(first) == (phase, 0) and base.phase_at(end - 1) == (phase, phase.steps - 1)
         assert 0 <= phase.rate(phase.steps - 1) < 1e-4 < phase.rate(phase.steps // 2)
+
+
+def test_the_base_is_the_mean_of_the_averages_before_and_after_the_last_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the training was stopped between the two."""
+    monkeypatch.setattr(base, "SCENES", 2)
+    monkeypatch.setattr(base, "SIGNS", 1)
+    monkeypatch.setattr(base, "BATCH", 2)
+    monkeypatch.setattr(base, "compiled", lambda model: model)
+    text = Text(torch.zeros(4, 77, CLIP_WIDTH, dtype=torch.bfloat16), torch.zeros(4, CLIP_WIDTH, dtype=torch.bfloat16))
+    side = base.LATENT_SIDE
+    data = base.Data(torch.ones(3, base.PICTURES_EACH, LATENT_CHANNELS, side, side, dtype=torch.bfloat16), text)
+    phases = [base.Phase(steps, lambda index: 0.1) for steps in (1, 1, 2)]
+
+    def trained(count: int) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr(base, "PHASES", phases[:count])
+        base.train_base(tmp_path, 0, data)
+        return torch.load(tmp_path / "base.ckpt", weights_only=True)["state"]
+
+    first, before = trained(1)["average"], trained(2)["average"]
+    after = trained(3)["average"]
+    (tmp_path / "base.ckpt").rename(tmp_path / "whole.ckpt")
+    made = base.train_base(tmp_path, 0, data).state_dict()
+    assert any(not torch.equal(first[name], before[name]) for name in made)
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, (before[name] + after[name]) / 2, msg=name)
 
 
 def test_the_decoder_learns_signs_and_the_encoder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

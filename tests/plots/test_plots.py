@@ -75,6 +75,8 @@ def test_an_axis_is_cut_only_where_every_mean_has_its_interval() -> None:
     assert whole.axes[0].get_ylim()[0] == 0
     below = drawn(curves.curve(*labels.places(["scale 1", "scale 2"]), [-21.0, -22.0]))
     assert below.axes[0].get_ylim()[1] == 0
+    # Nor do points touch the other end.
+    assert whole.axes[0].get_ylim()[1] > 22 * 1.04 and below.axes[0].get_ylim()[0] < -22 * 1.04
     cut = drawn(of_scales([1, 2], [21.0, 21.1, 22.0, 22.1], [0.5, 0.5, 0.4, 0.4]))
     assert named(cut, "reward (mean").get_ylim()[0] > 0 and named(cut, "diversity").get_ylim()[0] == 0
     trade_off = named(cut, "reward against diversity")
