@@ -29,7 +29,7 @@ from files.replacing import replacing
 _SMALL = {"steps": 8, "groups": 8, "group_size": 8, "trained_steps": 4, "kl_weight": 0.0, "average_decay": 0.96}
 LORAS = {
     # Without its distance to the base it would draw more right at 1, all on pale grounds, and nothing more beyond 1.
-    "composition": lora.Recipe(iterations=45, settings=_SMALL | {"kl_weight": 0.6}, rank=48),
+    "composition": lora.Recipe(iterations=45, settings=_SMALL | {"kl_weight": 0.6}, rank=48, trainings=2),
     # It would go on to nearly all right; stopped here, scales above 1 have something left to do.
     "text": lora.Recipe(iterations=50, settings=_SMALL),
     "compressibility": lora.Recipe(iterations=30, settings=_SMALL | {"groups": 4}),
@@ -58,14 +58,15 @@ def _train_base(arguments: argparse.Namespace) -> None:
 
 def _train_lora(arguments: argparse.Namespace) -> None:
     name, recipe = arguments.stage, LORAS[arguments.stage]
-    asked = to_train_on(name, arguments.seed)
     open_host(arguments.host)
-    state = arguments.work / f"{name}_{arguments.seed}.safetensors"
-    print(f"Encoding {len(asked)} prompts ...", flush=True)
-    loaded = lora.load(checkpoint(arguments.output))
-    run = lora.trainer(Extension().module, loaded, recipe, name, asked, arguments.seed, state)
-    lora.train(run, recipe.iterations)
-    lora.write(run, arguments.output / name)
+    loaded, runs = lora.load(checkpoint(arguments.output)), []
+    for seed in range(arguments.seed * recipe.trainings, (arguments.seed + 1) * recipe.trainings):
+        asked, state = to_train_on(name, seed), arguments.work / f"{name}_{seed}.safetensors"
+        print(f"Encoding {len(asked)} prompts ...", flush=True)
+        run = lora.trainer(Extension().module, loaded, recipe, name, asked, seed, state)
+        lora.train(run, recipe.iterations)
+        runs.append(run)
+    lora.write(runs, arguments.output / name)
 
 
 STAGES = {"vae": _train_vae, "base": _train_base, **dict.fromkeys(LORAS, _train_lora)}

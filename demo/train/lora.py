@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from demo.held_out import Asked
@@ -35,6 +35,7 @@ class Recipe:
     Attributes:
         method: one of the presets in `training.methods.presets`.
         settings: those in which it differs from the preset.
+        trainings: of other seeds, of which the LoRA is the mean.
     """
 
     iterations: int
@@ -43,6 +44,7 @@ class Recipe:
     learning_rate: float = 6e-4
     rank: int = 16
     batch_size: int = 16
+    trainings: int = 1
 
 
 class Loaded(NamedTuple):
@@ -112,17 +114,45 @@ def train(run: Any, iterations: int) -> None:
         )
 
 
-def write(run: Any, folder: Path) -> None:
-    """The averaged LoRA as a PEFT folder in fp16, with the course of the run in `curve.csv`."""
+def write(runs: Sequence[Any], folder: Path) -> None:
+    """The mean of the runs' averaged LoRAs as a PEFT folder in fp16, with their course in `curve.csv`.
+
+    The mean of trainings with different seeds is worth more than they are on average, scales above 1 above all
+    (measured, see the card of the composition LoRA; WARP, arXiv 2406.16768, averages policies for the same reason).
+    """
     with tempfile.TemporaryDirectory() as temporary:
-        whole = run.save(Path(temporary))
-        with safe_open(whole, "pt") as file, replacing(folder / whole.name) as smaller:
-            half = {name: file.get_tensor(name).half() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            save_file(half, smaller, metadata=file.metadata())
-        shutil.copy(Path(temporary) / "adapter_config.json", folder)
+        paths = [run.save(Path(temporary, str(number))) for number, run in enumerate(runs)]
+        weights, recipes = mean([load_file(path) for path in paths]), [_metadata(path) for path in paths]
+        metadata = {name: ", ".join(dict.fromkeys(each[name] for each in recipes)) for name in recipes[0]}
+        with replacing(folder / paths[0].name) as smaller:
+            save_file(
+                {name: tensor.half().contiguous() for name, tensor in weights.items()}, smaller, metadata=metadata
+            )
+        shutil.copy(paths[0].parent / "adapter_config.json", folder)
     names = ("number", "reward", "spread", "kl", "clipped")
     with replacing(folder / "curve.csv") as file, open(file, "w", newline="", encoding="utf-8") as text:
         rows = csv.writer(text)
-        rows.writerow(["iteration", *names[1:]])
-        rows.writerows([f"{getattr(entry, name):.5g}" for name in names] for entry in run.history)
+        rows.writerow(["seed", "iteration", *names[1:]])
+        for run in runs:
+            seed = run.settings.seed
+            rows.writerows([seed, *(f"{getattr(entry, name):.5g}" for name in names)] for entry in run.history)
     print(f"Wrote {folder}")
+
+
+def mean(loras: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """The mean of what LoRAs in PEFT's names and of scale 1 add to the model, as near as their rank allows."""
+    if len(loras) == 1:
+        return loras[0]
+    found = {}
+    for down in (name for name in loras[0] if ".lora_A." in name):
+        up, rank = down.replace(".lora_A.", ".lora_B."), len(loras[0][down])
+        added = sum(lora[up].float() @ lora[down].float() for lora in loras) / len(loras)
+        u, values, vh = torch.linalg.svd(added, full_matrices=False)
+        root = values[:rank].sqrt()
+        found |= {down: root[:, None] * vh[:rank], up: u[:, :rank] * root}
+    return found
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()

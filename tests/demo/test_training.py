@@ -13,6 +13,7 @@ import torch
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from demo.scenes import prompts
 from demo.tasks import TASKS
@@ -175,7 +176,7 @@ def test_a_lora_is_made_by_the_packs_trainer_and_goes_on(rlg: SimpleNamespace, t
         trainer = lora.trainer(rlg.module, loaded, recipe, "compressibility", asked, 0, tmp_path / "state")
         assert len(trainer.history) == iterations - 1
         lora.train(trainer, iterations)
-        lora.write(trainer, tmp_path / "adapter")
+        lora.write([trainer], tmp_path / "adapter")
     adapter = PeftModel.from_pretrained(base.build(), str(tmp_path / "adapter"))
     read = {name: parameter for name, parameter in adapter.named_parameters() if "lora_" in name}
     assert len(read) == len(trainer.policy.parameters)
@@ -184,7 +185,36 @@ def test_a_lora_is_made_by_the_packs_trainer_and_goes_on(rlg: SimpleNamespace, t
         assert file.metadata()["iterations"] == "2"
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118 (no mapping)
     header, *rows = (tmp_path / "adapter" / "curve.csv").read_text().splitlines()
-    assert header == "iteration,reward,spread,kl,clipped" and [row.split(",")[0] for row in rows] == ["1", "2"]
+    assert header == "seed,iteration,reward,spread,kl,clipped"
+    assert [row.split(",")[:2] for row in rows] == [["0", "1"], ["0", "2"]]
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors", "curve.csv",
     ]  # fmt: skip
+
+
+def test_several_trainings_are_written_as_their_mean(rlg: SimpleNamespace, tmp_path: Path) -> None:
+    """Within what rank and fp16 leave of it."""
+    settings, asked = {"groups": 1, "group_size": 2, "steps": 2}, prompts(0, 1, held_out=False)
+    recipe, loaded = lora.Recipe(1, settings=settings, rank=4), lora.load(checkpoint())
+    runs = [
+        lora.trainer(rlg.module, loaded, recipe, "compressibility", asked, seed, tmp_path / str(seed))
+        for seed in (2, 3)
+    ]
+    for run in runs:
+        lora.train(run, 1)
+    lora.write(runs, tmp_path / "both")
+    for number, run in enumerate(runs):
+        lora.write([run], tmp_path / f"alone {number}")
+    both, *alone = (load_file(tmp_path / of / "adapter_model.safetensors") for of in ("both", "alone 0", "alone 1"))
+    assert both.keys() == alone[0].keys()
+    for down in (name for name in both if ".lora_A." in name):
+        up = down.replace(".lora_A.", ".lora_B.")
+        added, *parts = (weights[up].double() @ weights[down].double() for weights in (both, *alone))
+        mean = sum(parts) / 2
+        # Of a matrix of rank 8 the best of rank 4 leaves these singular values.
+        best = torch.linalg.svdvals(mean)[4:].square().sum().sqrt()
+        assert (added - mean).norm() <= best + 2e-3 * mean.norm()
+    rows = (tmp_path / "both" / "curve.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[:2] for row in rows] == [["2", "1"], ["3", "1"]]
+    with safe_open(tmp_path / "both" / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata()["seed"] == "2, 3"
