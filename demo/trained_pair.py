@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -36,14 +37,22 @@ def write_models(models: Path) -> None:
         shutil.copytree(PAIR / reward, models / "loras" / name, ignore=shutil.ignore_patterns("*.md", "*.csv"))
 
 
-def part(pair: Path, file: str) -> Path:
-    """A file of `pair`, or the demo's own where that has none."""
-    return pair / file if (pair / file).exists() else PAIR / file
+def part(pair: Path, file: str) -> dict[str, Tensor]:
+    """The weights in a file of `pair`, or in the demo's own where that has none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = pair / file if (pair / file).exists() else PAIR / file
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); train that stage again, or delete the file.") from error
 
 
 def network(pair: Path = PAIR) -> dict[str, Tensor]:
     """The base model's MMDiT-X alone, fp16, as it is called in a checkpoint."""
-    weights = load_file(part(pair, "base/mmdit.safetensors"))
+    weights = part(pair, "base/mmdit.safetensors")
     for name, inputs in _WIDENED.items():
         weights[name] = _filled_up(weights[name], (len(weights[name]), inputs))
     return weights
@@ -52,7 +61,7 @@ def network(pair: Path = PAIR) -> dict[str, Tensor]:
 def checkpoint(pair: Path = PAIR) -> dict[str, Tensor]:
     """The base model for CheckpointLoaderSimple: MMDiT-X, CLIP-L and VAE, fp16."""
     weights = network(pair) | clip_l_in_checkpoint()
-    trained = load_file(part(pair, "vae/vae.safetensors"))
+    trained = part(pair, "vae/vae.safetensors")
     for name, whole in vae_state_dict().items():
         # The scalars undo what the host does to SD3 latents; they are not trained.
         weights[f"first_stage_model.{name}"] = _filled_up(trained[name], whole.shape) if name in trained else whole

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from demo.train import base, lora, vae
@@ -74,7 +74,7 @@ STAGES = {"vae": _train_vae, "base": _train_base, **dict.fromkeys(LORAS, _train_
 
 def _vae(output: Path) -> AutoencoderTiny:
     model = vae.build()
-    weights = load_file(part(output, "vae/vae.safetensors"))
+    weights = part(output, "vae/vae.safetensors")
     model.load_state_dict({name: weights[vae.host_name(name)] for name in model.state_dict()})
     return model.eval()
 

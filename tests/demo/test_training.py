@@ -86,6 +86,13 @@ def test_a_checkpoint_of_another_seed_is_not_continued(tmp_path: Path) -> None:
         _toy(tmp_path, steps=2, seed=6)
 
 
+def test_a_stage_of_which_the_file_is_damaged_is_named(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "mmdit.safetensors").write_bytes(b"half of a file")
+    with pytest.raises(ValueError, match="mmdit.safetensors cannot be read .*; train that stage again, or delete"):
+        checkpoint(tmp_path)
+
+
 def test_the_stages_are_recipes_that_the_trainer_takes(rlg: SimpleNamespace) -> None:
     assert list(LORAS) == list(TASKS)
     for recipe in LORAS.values():
