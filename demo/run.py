@@ -37,6 +37,8 @@ PROMPT_SEED = 7
 """Of the held-out prompts."""
 ROWS = 6
 """Prompts in a sheet of pictures."""
+_UNUSED = 24 * 3600
+"""Seconds after which models of another version go: until then another clone's demo may be running on them."""
 
 
 def main() -> int:
@@ -108,14 +110,25 @@ def demo_models() -> Path:
     version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     folder = cache_folder(os.environ) / "demo_models" / version
     with locked(folder.parent / ".lock"):
-        if not (folder / MARKER).is_file():
+        if (folder / MARKER).is_file():
+            os.utime(folder / MARKER)  # a sign of use
+        else:
             print(f"Writing the demo's models (0.3 GB, once) to {folder} ...", flush=True)
             with built_whole(folder):
                 write_models(folder)
-            for old in {*folder.parent.glob("[!.]*")} - {folder}:
+        for old in {*folder.parent.glob("[!.]*")} - {folder}:
+            if not _in_use(old):
                 with contextlib.suppress(OSError):  # Windows keeps what is in use
                     remove(old)
     return folder
+
+
+def _in_use(models: Path) -> bool:
+    """Whether a demo began with these models in the last day; interrupted ones, without their marker, are of no use."""
+    try:
+        return time.time() - (models / MARKER).stat().st_mtime < _UNUSED
+    except OSError:
+        return False
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from . import preparation
 from .clip import Clip
@@ -31,6 +32,11 @@ class Aesthetic(NetworkReward):
         self._head = LinearHead(self._clip.width)
         fill(self._head, read(path), path)
         self._head.float().eval().requires_grad_(False)
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """See `WithNetworks.networks`."""
+        return [*super().networks, self._head]
 
     def _rate(self, pixels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Prompts are not looked at. The head is small: it stays on the CPU."""

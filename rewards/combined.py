@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
+from torch import nn
 
-from .protocol import Reward, check_inputs, check_prompts
+from .protocol import Reward, check_inputs, check_prompts, networks_of
 
 Normalise = Literal["none", "standard deviation"]
 NORMALISATIONS: tuple[str, ...] = get_args(Normalise)
@@ -58,6 +59,11 @@ class CombinedReward:
         nothing = [0.0] if self._leaves_out else []
         ends = [[*nothing, *(weight * end for end in reward.range)] for reward, weight in self._rewards]
         return sum(map(min, ends)), sum(map(max, ends))
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """See `WithNetworks.networks`."""
+        return [network for reward, _ in self._rewards for network in networks_of(reward)]
 
     def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """See `Reward.score`.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from .clip import Clip
 from .geneval_prompt import COLOURS, OBJECTS, Asked, parse
@@ -56,6 +57,11 @@ class GenEval(WithoutGradient):
         """
         self._clip = Clip(CLIP_L.find(self.name))
         self._detector = ObjectDetector(path, OBJECTS)
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """See `WithNetworks.networks`."""
+        return [self._clip.managed.module, self._detector.managed.module]
 
     def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """See `Reward.score`.

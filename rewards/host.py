@@ -74,11 +74,12 @@ class Managed:
     def __init__(self, module: nn.Module, image_memory: int = _IMAGE_MEMORY) -> None:
         """`module` was made outside of inference mode if gradients pass through it; `image_memory` is what one image
         takes on its way, in bytes."""
+        self.module = module.float().eval().requires_grad_(False)
         self._image_memory = image_memory
         # As the host does with CLIP vision models: the CPU in its low-memory modes, which only know its own layers.
         self.device: torch.device = comfy.model_management.text_encoder_device()
         self._patcher = comfy.model_patcher.ModelPatcher(
-            RewardModel(module.float().eval().requires_grad_(False)),
+            RewardModel(self.module),
             load_device=self.device,
             offload_device=comfy.model_management.text_encoder_offload_device(),
         )

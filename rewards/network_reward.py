@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .host import Managed
@@ -28,6 +29,11 @@ class NetworkReward(ABC):
     def __init__(self, managed: Managed, preparation: Preparation) -> None:
         self._managed = managed
         self._preparation = preparation
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """See `WithNetworks.networks`."""
+        return [self._managed.module]
 
     @abstractmethod
     def _rate(self, pixels: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:

@@ -67,17 +67,17 @@ class ObjectDetector:
             raise ValueError(
                 f"file: '{path.name}' lacks preprocessor_config.json; download the whole folder again."
             ) from error
-        self._managed = host.Managed(self._model, _IMAGE_MEMORY)
+        self.managed = host.Managed(self._model, _IMAGE_MEMORY)
 
     @torch.inference_mode()
     def find(self, pictures: Sequence[Image.Image], least: float) -> list[dict[str, list[Found]]]:
         """Of each picture, what there is of each class with a score above `least`, surest first."""
         return [
-            self._in_one(picture, least) for part in self._managed.batches(len(pictures)) for picture in pictures[part]
+            self._in_one(picture, least) for part in self.managed.batches(len(pictures)) for picture in pictures[part]
         ]
 
     def _in_one(self, picture: Image.Image, least: float) -> dict[str, list[Found]]:
-        prepared = self._processor(images=[picture], return_tensors="pt").to(self._managed.device)
+        prepared = self._processor(images=[picture], return_tensors="pt").to(self.managed.device)
         output = self._model(pixel_values=prepared.pixel_values, pixel_mask=prepared.pixel_mask)
         classes = output.class_queries_logits[0].softmax(-1)[:, :-1]  # (queries, classes); the last is "nothing"
         sure, places = classes.flatten().topk(min(_MOST_FOUND, classes.numel()))

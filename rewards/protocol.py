@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 
 class Reward(Protocol):
@@ -66,6 +67,16 @@ class PromptReader(Protocol):
         ...
 
 
+@runtime_checkable
+class WithNetworks(Protocol):
+    """A reward that is what networks say, and so another one with other weights."""
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """All of them, always in the same order."""
+        ...
+
+
 class WithoutGradient:
     """For rewards that are no smooth function of the pixels."""
 
@@ -77,6 +88,11 @@ class WithoutGradient:
             f"reward: {self.name} has no gradient; train on it with Flow-GRPO, DiffusionNFT, DDPO or B²-DiffuRL, or "
             "choose a reward that has one, such as pickscore."
         )
+
+
+def networks_of(reward: Reward) -> Sequence[nn.Module]:
+    """What `WithNetworks.networks` gives; nothing for a reward that has none."""
+    return reward.networks if isinstance(reward, WithNetworks) else ()
 
 
 def check_prompts(reward: Reward, prompts: Sequence[str]) -> None:

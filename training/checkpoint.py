@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from ..files.replacing import replacing
 
 _KEY = "rlg_training"
+_HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
 _EARLIER = "earlier"
 """Folder, beside the states, for those of runs that had other settings under the same name."""
 
@@ -135,6 +137,7 @@ def _place_of_earlier(path: Path, settings: Mapping[str, str]) -> Path:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two settings, to be read: `rank 32 → 16`."""
+    """What differs between two settings, to be read: `rank 32 → 16`; of a hash, its beginning."""
     names = [*now, *(name for name in before if name not in now)]
-    return [f"{n} {before.get(n)} → {now.get(n)}" for n in names if before.get(n) != now.get(n)]
+    told = (f"{n} {before.get(n)} → {now.get(n)}" for n in names if before.get(n) != now.get(n))
+    return [_HASH.sub(r"\1", change) for change in told]

@@ -12,11 +12,12 @@ import comfy.utils
 import torch
 
 from ..rewards.combined import CombinedReward
+from ..rewards.protocol import networks_of
 from ..rlg_sampler.messages import model_name
 from ..rlg_sampler.stochastic.step import check_noise_process
 from .policy.gradients import frozen, streamed
 from .policy.prompts import Prompts
-from .weights_digest import weights_digest
+from .weights_digest import networks_digest, weights_digest
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -67,9 +68,11 @@ class Task:
 
     @property
     def digest(self) -> dict[str, str]:
-        """Hashes of the prompts, the models and the images, by the names of a user's inputs."""
+        """Hashes of the prompts, the models, the reward's networks and the images, by the names of a user's inputs."""
         models = {"base": weights_digest(self.model), "vae": weights_digest(self.vae.patcher)}
         hashes = {**self.prompts.digest, **models}
+        if networks := networks_of(self.reward):
+            hashes["reward_weights"] = networks_digest(networks)
         if self.images is not None:
             pixels = self.images.detach().float().cpu().contiguous().numpy()
             hashes["images"] = hashlib.sha256(pixels.tobytes()).hexdigest()

@@ -278,7 +278,7 @@ class Trainer:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """All that would make another run of it, as text; a reward's weights and patches of attention are not seen."""
+        """All that would make another run of it, as text; patches of attention are not seen."""
         task = self.task
         reward = {"reward": task.reward.name, "unit": task.reward.unit}  # the unit tells how rewards are combined
         of_task = {**reward, "width": task.width, "height": task.height}

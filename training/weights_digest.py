@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,13 +24,25 @@ def weights_digest(model: ModelPatcher) -> str:
     weights = (named for named in model.model.named_parameters() if named[0].endswith((".weight", ".bias")))
     for key, weight in weights:
         loaded = model.backup[key].weight if key in model.backup else weight
-        digest.update(f"{key} {tuple(loaded.shape)} {loaded.dtype}".encode())
-        digest.update(_sample(loaded))
+        digest.update(_entry(key, loaded))
     for key, patches in sorted(model.patches.items()):
         digest.update(key.encode())
         for part in _parts(patches):
             digest.update(_sample(part) if isinstance(part, torch.Tensor) else repr(part).encode())
     return digest.hexdigest()
+
+
+def networks_digest(networks: Sequence[torch.nn.Module]) -> str:
+    """The same of networks without patches, such as those of a reward."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for key, weight in network.named_parameters():
+            digest.update(_entry(key, weight))
+    return digest.hexdigest()
+
+
+def _entry(key: str, weight: torch.Tensor) -> bytes:
+    return f"{key} {tuple(weight.shape)} {weight.dtype}".encode() + _sample(weight)
 
 
 def _sample(tensor: torch.Tensor) -> bytes:

@@ -43,8 +43,16 @@ def test_what_an_interrupted_one_left_is_written_anew(written: list[Path]) -> No
     assert demo.demo_models() == folder and len(written) == 2
 
 
-def test_models_of_another_version_are_removed(written: list[Path], tmp_path: Path) -> None:
-    outdated = tmp_path / "demo_models" / "0123456789ab"
-    outdated.mkdir(parents=True)
+def test_models_of_another_version_are_removed_once_nothing_runs_on_them(
+    written: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clones, with different pairs, share a cache."""
+    broken, other = (tmp_path / "demo_models" / name for name in ("0123456789ab", "ba9876543210"))
+    for folder in (broken, other):
+        folder.mkdir(parents=True)
+    (other / demo.MARKER).touch()
     folder = demo.demo_models()
-    assert not outdated.exists() and (folder / "loras" / "file").exists()
+    assert not broken.exists() and other.exists()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 25 * 3600)
+    assert demo.demo_models() == folder and not other.exists() and (folder / "loras" / "file").exists()

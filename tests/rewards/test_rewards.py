@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -228,6 +228,24 @@ def test_every_reward_keeps_the_protocol(registry: Any, filled: Path, name: str)
         reward.score(pictures(), ["one"])
     with pytest.raises(ValueError, match=r"images: the shape is \(28, 28, 3\)"):
         reward.score(pictures()[0], [""])
+
+
+@pytest.mark.parametrize("name", [*WITH_WEIGHTS, "geneval"])
+def test_all_weights_of_a_reward_are_those_of_its_networks(registry: Any, filled: Path, name: str) -> None:
+    """By which a training run sees that its reward is another one."""
+    tiny.write_detector(filled / "mask2former-swin-small-coco-instance")
+    reward = registry.load(name, None)
+    named = {id(parameter) for network in reward.networks for parameter in network.parameters()}
+    assert named and {id(parameter) for module in _modules(reward) for parameter in module.parameters()} == named
+
+
+def _modules(part: Any) -> Iterator[torch.nn.Module]:
+    """What an object of the pack holds, however deep."""
+    if isinstance(part, torch.nn.Module):
+        yield part
+    elif ".rewards." in type(part).__module__:
+        for inner in vars(part).values():
+            yield from _modules(inner)
 
 
 def test_rewards_that_read_prompts_read_all_of_them(registry: Any, filled: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 import torch
 import training_tasks as tasks
 
+import tiny_rewards
 from pairs import CLOSE, relative, task
 
 
@@ -283,13 +285,21 @@ def test_another_setting_starts_anew_and_says_so(make, tmp_path) -> None:
     assert len(make(tmp_path / "state", settings=other).history) == 1
 
 
+def test_a_change_of_weights_is_told_in_few_letters(make, training, rlg, reward_models, tmp_path) -> None:
+    """The name of the input, and the beginning of each hash."""
+    one, another = _aesthetics(rlg, reward_models)
+    _run(make(tmp_path / "state", reward=one), 1)
+    told = make(tmp_path / "state", reward=another).started_anew
+    assert re.search(r"settings changed: reward_weights [0-9a-f]{8} → [0-9a-f]{8}\. Its 1 iterations", told), told
+
+
 def test_a_run_that_ran_out_of_memory_goes_on_with_smaller_batches(make, tmp_path) -> None:
     _run(make(tmp_path / "state"), 1)
     assert len(make(tmp_path / "state", settings={"batch_size": 1, "checkpointing": True}).history) == 1
 
 
-@pytest.mark.parametrize("other", ["negative", "clip", "vae", "shift", "normalise"])
-def test_another_input_makes_another_run(make, training, rlg, loaded, other) -> None:
+@pytest.mark.parametrize("other", ["negative", "clip", "vae", "shift", "normalise", "head", "part"])
+def test_another_input_makes_another_run(make, training, rlg, loaded, reward_models, other) -> None:
     """All that changes what is learned, not the settings alone."""
     before, after = make(), make()
     model, vae = loaded
@@ -305,6 +315,11 @@ def test_another_input_makes_another_run(make, training, rlg, loaded, other) -> 
     elif other == "shift":
         (shifted,) = rlg.nodes["ModelSamplingSD3"]().patch(model, 5.0)
         changed = {"model": shifted}
+    elif other in ("head", "part"):
+        rewards = _aesthetics(rlg, reward_models)
+        if other == "part":
+            rewards = [rlg.module("rewards.combined").CombinedReward([(one, 1.0)], "none") for one in rewards]
+        before, changed = _with(training, before, {"reward": rewards[0]}), {"reward": rewards[1]}
     else:
         combined = rlg.module("rewards.combined").CombinedReward
         parts = [(tasks.Redness(), 1.0)]
@@ -332,6 +347,14 @@ def test_a_reward_counts_for_the_prompts_that_it_reads(make, rlg, drawn_iteratio
     for plain, of_both, drawn in zip(alone.rewards.split(4), both.rewards.split(4), both.drawn, strict=True):
         counted = drawn.prompt == 0
         torch.testing.assert_close(of_both, 3 * plain + 20 if counted else plain)
+
+
+def _aesthetics(rlg: SimpleNamespace, folder: Path) -> list[Any]:
+    """Two rewards of one name that differ in the weights of their head."""
+    tiny_rewards.write_clip_l(folder)
+    for seed in range(2):
+        torch.save(tiny_rewards.head_state(tiny_rewards.JOINT, seed), folder / f"head{seed}.pth")
+    return [rlg.module("rewards.registry").load("aesthetic", f"head{seed}.pth") for seed in range(2)]
 
 
 def _with(training: SimpleNamespace, trainer: Any, changed: dict[str, Any]) -> Any:
