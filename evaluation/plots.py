@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evaluation.plan import Plan
-from evaluation.summary import Point
+from evaluation.summary import BASELINES, Point
 from plots.figure import saved
 from plots.reward_curve import reward_curve
 from rewards import curve
@@ -31,4 +31,4 @@ def _drawn(plan: Plan, images: int, point: Point) -> curve.Point:
     names = [point.pair] if len(plan.pairs) > 1 else []
     series = ", ".join([*names, *filter(None, [point.cell.schedule_text])])
     scale = point.cell.schedule.points[-1][1]
-    return curve.Point(series, scale, images, point.mean, point.diversity, point.above_base)
+    return curve.Point(series, scale, images, point.mean, point.diversity, *map(point.above.get, BASELINES))

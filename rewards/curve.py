@@ -13,6 +13,8 @@ from .intervals import Estimate, student
 
 _BASE = {"scale": 0.0, "switch": 1.0}
 """Axis → where on it the base model alone is."""
+_TUNED = {"scale": 1.0}
+"""The same of the tuned model."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Point:
         diversity: mean of theirs; None where it was not measured.
         above_base: mean of what their scores are above those of the base model with the same prompt and noise; None
             where the base's are not among the series, or cannot be told apart.
+        above_tuned: the same against the tuned model.
     """
 
     series: str
@@ -35,6 +38,7 @@ class Point:
     reward: Estimate
     diversity: Estimate | None = None
     above_base: Estimate | None = None
+    above_tuned: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,15 @@ class Curve:
         rows.writerow(
             ["series", self.axis, "images", "reward", "reward_low", "reward_high", "diversity", "on_pareto_front"]
             + ["diversity_low", "diversity_high", "above_base", "above_base_low", "above_base_high"]
+            + ["above_tuned", "above_tuned_low", "above_tuned_high"]
         )
         front = self.front
         for point in self.points:
             diversity, *diversity_interval = written(point.diversity)
             on_front = "" if point.diversity is None else str(point in front).lower()
-            numbers = [*written(point.reward), diversity, on_front, *diversity_interval, *written(point.above_base)]
-            rows.writerow([point.series, f"{point.x:g}", point.images, *numbers])
+            numbers = [*written(point.reward), diversity, on_front, *diversity_interval]
+            above = [*written(point.above_base), *written(point.above_tuned)]
+            rows.writerow([point.series, f"{point.x:g}", point.images, *numbers, *above])
         return text.getvalue()
 
 
@@ -103,9 +109,13 @@ def curve(
         rows.setdefault((series, x), []).append(row)
     order = {series: number for number, series in enumerate(dict.fromkeys(series for series, *_ in places))}
     pairs = [(text, noise) for text, (*_, noise) in zip(texts, places, strict=True)]
+
+    def by_pair(series: str, x: float | None) -> dict[tuple[str, str], float]:
+        return {pairs[row]: scores[row] for row in rows.get((series, x), [])}
+
     points = []
     for series, x in sorted(rows, key=lambda place: (order[place[0]], place[1])):
-        own, base = rows[series, x], rows.get((series, _BASE.get(axis)), [])
+        own = rows[series, x]
         of_prompts = [texts[row] for row in own]
         points.append(
             Point(
@@ -114,7 +124,7 @@ def curve(
                 len(own),
                 estimate([scores[row] for row in own], of_prompts),
                 None if diversity is None else _diversity([diversity[row] for row in own], of_prompts),
-                _above({pairs[row]: scores[row] for row in own}, {pairs[row]: scores[row] for row in base}, len(own)),
+                *(_above(by_pair(series, x), by_pair(series, where.get(axis)), len(own)) for where in (_BASE, _TUNED)),
             )
         )
     return Curve(axis, tuple(points))
@@ -161,11 +171,11 @@ def _diversity(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
     return Estimate(math.fsum(values) / len(values), None, None)
 
 
-def _above(scores: dict[tuple[str, str], float], base: dict[tuple[str, str], float], images: int) -> Estimate | None:
-    """Of scores by prompt and noise; None where these do not tell all pictures apart, or are not the base's."""
-    if len(scores) < images or scores.keys() != base.keys():
+def _above(scores: dict[tuple[str, str], float], model: dict[tuple[str, str], float], images: int) -> Estimate | None:
+    """Of scores by prompt and noise; None where these do not tell all pictures apart, or are not the model's."""
+    if len(scores) < images or scores.keys() != model.keys():
         return None
-    return estimate([score - base[pair] for pair, score in scores.items()], [prompt for prompt, _ in scores])
+    return estimate([score - model[pair] for pair, score in scores.items()], [prompt for prompt, _ in scores])
 
 
 def _beats(one: Point, other: Point) -> bool:

@@ -130,13 +130,9 @@ function write(sampler, label) {
   if (power !== undefined)
     return writeSchedule(sampler, schedule, RAMP, { start_scale: 0, end_scale: scale, curve: "power", power });
   if (switchAt !== undefined) return writeSchedule(sampler, schedule, SWITCHED, { switch_percent: switchAt, scale });
-  if (schedule && schedule.type !== SWITCHED && widgetOf(schedule, "scale")) {
-    set(schedule, "scale", scale);
-    return schedule;
-  }
-  // A schedule that has no scale of its own would go before the sampler's.
-  if (schedule) sampler.disconnectInput(slotOf(sampler, "schedule"));
   set(sampler, "scale", scale);
+  // The cell had its scale at every step, and a schedule would go before it.
+  if (schedule) sampler.disconnectInput(slotOf(sampler, "schedule"));
   return sampler;
 }
 

@@ -49,6 +49,17 @@ export class CellTable {
     return this.#cells[row]?.[column];
   }
 
+  /**
+   * The place of the cell that is nearest to a place in its column, or in its row.
+   *
+   * @returns {[row: number, column: number] | undefined} the place itself where it has a cell; undefined beyond the table
+   */
+  nearest(row, column, inColumn) {
+    const along = inColumn ? ([, other]) => other === column : ([other]) => other === row;
+    const distance = ([otherRow, otherColumn]) => Math.abs(otherRow - row) + Math.abs(otherColumn - column);
+    return this.#places.filter(along).sort((one, other) => distance(one) - distance(other))[0];
+  }
+
   /** Row and column of a cell. */
   placeOf(index) {
     return this.#places[index];

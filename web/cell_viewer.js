@@ -96,15 +96,15 @@ export class CellViewer {
     if (this.#cells.length) this.#show();
   }
 
-  /** What the user does. */
+  /** What the user does. Where a cell is missing, the nearest one in the new column or row is chosen. */
   #choose(row, column) {
-    this.#go(row, column);
+    const place = this.#table.nearest(row, column, column !== this.#column);
+    if (place) this.#go(...place);
     this.#wanted = { row: this.#table.rows[this.#row], column: this.#table.columns[this.#column] };
   }
 
-  /** To a place; where there is no cell, nothing changes. */
+  /** To the place of a cell. */
   #go(row, column) {
-    if (this.#table.at(row, column) === undefined) return;
     [this.#row, this.#column] = [row, column];
     this.#show();
   }

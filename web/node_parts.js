@@ -64,10 +64,14 @@ export function addPart(node, name, element, minHeight) {
   const widget = node.addDOMWidget(name, name, element, options);
   widget.serialize = false; // the option is for the prompt, this is for the workflow
   // Else the browser keeps a workflow that is dropped here from the page, which would load it.
-  element.addEventListener("dragover", (event) => event.preventDefault());
+  element.addEventListener("dragover", refuse);
   element.addEventListener("wheel", zoomThePage);
   // The properties panel sets a width that is the panel's, and the canvas would take it for the node's.
   Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });
+}
+
+function refuse(event) {
+  event.preventDefault();
 }
 
 /** On the canvas a part would keep the wheel to itself, and the browser would zoom the page. */

@@ -303,6 +303,29 @@ def test_a_scale_that_another_node_makes_is_not_written_over(front_end: FrontEnd
     front_end.close_everything()
 
 
+def test_a_schedule_makes_way_for_a_scale_that_was_at_every_step(front_end: FrontEnd) -> None:
+    """Else the sampler would not draw the cell's picture."""
+    front_end.drop(SWEEP)
+    front_end.set_widgets(SMALL | {"RLGSweep": SMALL["RLGSweep"] | {"seed": 95 + front_end.vue_nodes}})
+    assert front_end.run()["status"]["status_str"] == "success"
+    front_end.page.evaluate(ADD_SAMPLER)
+    front_end.page.evaluate(
+        """() => {
+            const sampler = app.graph.nodes.find(({type}) => type === "RLGKSampler");
+            const range = LiteGraph.createNode("RLGScale");
+            app.graph.add(range);
+            range.connect(0, sampler, sampler.inputs.findIndex(({name}) => name === "schedule"));
+        }"""
+    )
+    assert front_end.page.evaluate(SCHEDULE_OF_SAMPLER) is not None
+    viewer = _viewer(front_end)
+    viewer.get_by_role("button", name="scale 2").click()
+    viewer.get_by_role("button", name="Use this scale").click()
+    front_end.until(lambda: front_end.page.evaluate(SCALE_OF_SAMPLER) == 2, "the sampler did not get the scale")
+    assert front_end.page.evaluate(SCHEDULE_OF_SAMPLER) is None
+    front_end.close_everything()
+
+
 ADD_SAMPLER = """() => {
     const sampler = LiteGraph.createNode("RLGKSampler");
     app.graph.add(sampler);
@@ -312,6 +335,10 @@ ADD_SAMPLER = """() => {
 }"""
 SCALE_OF_SAMPLER = """() => app.graph.nodes.find(({type}) => type === "RLGKSampler")
     ?.widgets.find(({name}) => name === "scale").value"""
+
+
+SCHEDULE_OF_SAMPLER = """() => app.graph.nodes.find(({type}) => type === "RLGKSampler")
+    .inputs.find(({name}) => name === "schedule").link"""
 
 
 @pytest.mark.parametrize("kind", ["RLGSweep", "RLGGrid"])

@@ -613,7 +613,7 @@ def test_ray_that_is_not_installed_is_one_sentence(
 # --- The summary ----------------------------------------------------------------------------------------------
 
 
-def test_the_summary_counts_wins_of_the_same_prompt_and_seed(tmp_path: Path) -> None:
+def test_the_summary_compares_pictures_of_the_same_prompt_and_seed(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
     _run(plan)
     names = ["scale_0.0", "scale_1.6", "scale_1.0", "scale_0-0_0.5-1"]
@@ -634,8 +634,18 @@ def test_the_summary_counts_wins_of_the_same_prompt_and_seed(tmp_path: Path) -> 
                 assert row[column] == ""
             else:
                 assert float(row[column]) == pytest.approx((scores[name] > scores[baseline]).mean(), rel=1e-5)
+        for column, baseline in (("above_base", "scale_0.0"), ("above_tuned", "scale_1.0")):
+            differences = (scores[name] - scores[baseline]).reshape(7, 2).mean(axis=1)
+            assert float(row[column]) == pytest.approx(differences.mean(), rel=1e-5, abs=1e-9)
+            (low, high) = (float(row[f"{column}_{end}"]) for end in ("low", "high"))
+            assert low <= float(row[column]) <= high and (low < high) == (np.ptp(differences) > 0)
     text = (plan.output / "summary.md").read_text(encoding="utf-8")
-    assert "7 prompts × 2 seeds" in text and "wins against s = 1" in text and "| s = 1.6 " in text
+    assert (
+        "7 prompts × 2 seeds" in text
+        and "above s = 1" in text
+        and "wins against s = 1" in text
+        and "| s = 1.6 " in text
+    )
 
 
 def test_ties_are_half_a_win(tmp_path: Path) -> None:

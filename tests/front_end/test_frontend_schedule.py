@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from javascript import module, needs_node
 from without_host import schedule as s
 
-MODULE = Path(__file__).resolve().parents[2] / "web" / "schedule.js"
-NODE = shutil.which("node")
+pytestmark = needs_node
 
-pytestmark = pytest.mark.skipif(NODE is None, reason="needs node (nodejs.org): it runs the front end's mathematics")
-
-# A line of JSON in, a line out.
-LOOP = """
-import { createInterface } from "node:readline";
-for await (const line of createInterface({ input: process.stdin })) {
-  const { node, widgets, progress } = JSON.parse(line);
-  let answer;
+ANSWER = """
+function answer({ node, widgets, progress }) {
   try {
     const schedule = scheduleOf(node, widgets);
     const scales = progress.map((p) => scaleAt(schedule, p));
-    answer = { scales, outline: outline(schedule), text: describe(schedule) };
+    return { scales, outline: outline(schedule), text: describe(schedule) };
   } catch (error) {
-    answer = { error: error.message };
+    return { error: error.message };
   }
-  console.log(JSON.stringify(answer));
 }
 """
 
@@ -100,24 +89,8 @@ cases = st.one_of(
 @pytest.fixture(scope="module")
 def browser_side() -> Iterator[Callable[[str, dict[str, Any], list[float]], dict[str, Any]]]:
     """`web/schedule.js` as a function of node id, widgets and progress."""
-    process = subprocess.Popen(
-        [NODE, "--input-type=module", "--eval", MODULE.read_text(encoding="utf-8") + LOOP],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
-
-    def ask(node: str, widgets: dict[str, Any], progress: list[float]) -> dict[str, Any]:
-        process.stdin.write(json.dumps({"node": node, "widgets": widgets, "progress": progress}) + "\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-        assert answer, "node ended"
-        return json.loads(answer)
-
-    yield ask
-    process.stdin.close()
-    assert process.wait(timeout=60) == 0
+    with module("schedule.js", ANSWER) as ask:
+        yield lambda node, widgets, progress: ask({"node": node, "widgets": widgets, "progress": progress})
 
 
 @given(case=cases, steps=st.integers(1, 60))

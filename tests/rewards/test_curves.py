@@ -122,14 +122,17 @@ def test_the_diversity_of_pixels_is_the_mean_distance_to_the_others() -> None:
     assert pixels.pixel_distances(np.stack([black, white, black])) == pytest.approx([1 / 2, 1, 1 / 2])
 
 
-@given(st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=12), st.booleans())
-def test_what_is_above_the_base_is_students_paired_difference(pairs: list[tuple[float, float]], turned: bool) -> None:
+@pytest.mark.parametrize(("model", "name"), [(0, "above_base"), (1, "above_tuned")])
+@given(pairs=st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=12), turned=st.booleans())
+def test_what_is_above_a_model_is_students_paired_difference(
+    model: int, name: str, pairs: list[tuple[float, float]], turned: bool
+) -> None:
     """Of the same noise, in whichever order the pictures come."""
     numbers = range(len(pairs))
-    base = [f"scale 0, picture {n}, seed 7" for n in numbers]
+    base = [f"scale {model}, picture {n}, seed 7" for n in numbers]
     other = [f"scale 2, picture {n}, seed 7" for n in (reversed(numbers) if turned else numbers)]
     scores = [b for b, _ in pairs] + [t for _, t in (reversed(pairs) if turned else pairs)]
-    (at_base, found) = (point.above_base for point in of_labels(base + other, scores).points)
+    (at_base, found) = (getattr(point, name) for point in of_labels(base + other, scores).points)
     assert (at_base.mean, at_base.low, at_base.high) == (0, 0, 0)
     differences = [t - b for b, t in pairs]
     error = scipy.stats.sem(differences)
@@ -158,6 +161,12 @@ def test_what_is_above_the_base_is_over_prompts_where_there_are_several() -> Non
 )
 def test_nothing_is_above_a_base_of_other_noise(texts: list[str]) -> None:
     assert of_labels(texts, [float(n) for n in range(len(texts))]).points[-1].above_base is None
+
+
+def test_nothing_is_above_the_tuned_model_along_switch_points() -> None:
+    """Which end with any scale: none of them need be the tuned model."""
+    found = of_labels(["switch 0, scale 2", "switch 1, scale 2"], [2.0, 1.0])
+    assert found.axis == "switch" and [point.above_tuned for point in found.points] == [None, None]
 
 
 def test_diversity_has_an_interval_over_prompts_only() -> None:
@@ -202,6 +211,7 @@ def test_csv_holds_every_number_of_the_curve() -> None:
     assert [float(row["above_base"]) for row in rows] == [0, 4] and rows[1]["diversity_low"] == ""
     low, high = scipy.stats.t.interval(0.95, 1, loc=4.0, scale=scipy.stats.sem([3.0, 5.0]))
     assert (float(rows[1]["above_base_low"]), float(rows[1]["above_base_high"])) == pytest.approx((low, high), rel=1e-5)
+    assert [float(row["above_tuned"]) for row in rows] == [-4, 0] and rows[1]["above_tuned_low"] == "0"
 
 
 @pytest.mark.parametrize(

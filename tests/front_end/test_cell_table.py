@@ -1,0 +1,45 @@
+"""Every cell of the viewer can be reached, also where the table has places without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from javascript import module, needs_node
+
+pytestmark = needs_node
+
+ANSWER = """
+function answer({ labels, row, column, inColumn }) {
+  const table = new CellTable(labels);
+  const place = table.nearest(row, column, inColumn) ?? null;
+  const size = [table.rows.length, table.columns.length];
+  return { size, place, there: table.at(row, column) !== undefined, cell: place && table.at(...place) };
+}
+"""
+
+SPARSE = st.sets(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1).map(sorted)
+
+
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Callable[..., dict[str, Any]]]:
+    with module("cell_table.js", ANSWER) as asked:
+        yield lambda **question: asked(question)
+
+
+@given(cells=SPARSE, row=st.integers(-1, 4), column=st.integers(-1, 5), in_column=st.booleans())
+def test_the_nearest_cell_is_in_the_column_or_row_that_was_asked_for(ask, cells, row, column, in_column) -> None:
+    """The very place where it has a cell, and nothing beyond the table."""
+    labels = [f"seed {seed}, scale {scale}" for seed, scale in cells]
+    found = ask(labels=labels, row=row, column=column, inColumn=in_column)
+    rows, columns = found["size"]
+    if not (column in range(columns) if in_column else row in range(rows)):
+        assert found["place"] is None
+        return
+    assert isinstance(found["cell"], int) and found["place"][1 if in_column else 0] == (column if in_column else row)
+    if found["there"]:
+        assert found["place"] == [row, column]
