@@ -21,6 +21,7 @@ class Setting:
         schedule: id and widgets of a schedule node.
         cfg: of both models, or of the base alone where `tuned_cfg` is given.
         tuned_cfg: of the tuned model.
+        strength: of the LoRA.
         name: for people; that of the constant scale where it is empty.
     """
 
@@ -28,6 +29,7 @@ class Setting:
     schedule: tuple[str, Json] | None = None
     cfg: float = CFG
     tuned_cfg: float | None = None
+    strength: float = 1.0
     name: str = ""
 
     def __str__(self) -> str:
@@ -44,6 +46,11 @@ def ramp(end: float, power: float) -> Setting:
     """Annealed guidance: from the base model to that scale, later with a higher power."""
     widgets = {"start_scale": 0.0, "end_scale": end, "curve": "power", "power": power}
     return Setting(end, ("RLGRamp", widgets), name=f"0 to {end:g}, power {power:g}")
+
+
+def strengthened(strength: float) -> Setting:
+    """The tuned model alone, with the LoRA at that strength."""
+    return Setting(strength=strength, name=f"LoRA's strength {strength:g}")
 
 
 def node(kind: str, **inputs: object) -> Json:
@@ -92,6 +99,11 @@ def sweep_prompt(lora: str, settings: Sequence[Setting], text: str, batch: int, 
         if setting.tuned_cfg is not None:
             graph[f"cfg{number}"] = node("PrimitiveFloat", value=setting.tuned_cfg)
             inputs["tuned_cfg"] = [f"cfg{number}", 0]
+        if setting.strength != 1.0:
+            graph[f"lora{number}"] = node(
+                "RLGLoadLora", model=["pair", 0], lora_name=LORAS[lora], strength=setting.strength
+            )
+            inputs["tuned"] = [f"lora{number}", 0]
         graph[f"sample{number}"] = node("RLGKSampler", **inputs)
         graph[f"decode{number}"] = node("VAEDecode", samples=[f"sample{number}", 0], vae=["pair", 3])
         graph[f"save{number}"] = node("PreviewImage", images=[f"decode{number}", 0])

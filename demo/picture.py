@@ -14,7 +14,9 @@ def opened(png: bytes) -> Image.Image:
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
-def sheet(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str]) -> Image.Image:
-    """Equally large RGB pictures: `columns` stand above them, `labels` left of the rows."""
+def sheet(
+    rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str], own: Sequence[str] = ()
+) -> Image.Image:
+    """Equally large RGB pictures: `columns` stand above them, `labels` left of the rows, `own` at each, if any."""
     pictures = [picture for row in rows for picture in row]
-    return grid(pictures, Layout(len(columns), "", list(columns), list(labels), [""] * len(pictures)))
+    return grid(pictures, Layout(len(columns), "", list(columns), list(labels), list(own) or [""] * len(pictures)))

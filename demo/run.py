@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from demo.client import ComfyClient, Json, PromptError
-from demo.graphs import CFG, STEPS, Setting, combined, ramp
+from demo.graphs import CFG, STEPS, Setting, combined, ramp, strengthened
 from demo.measure import measure
 from demo.scenes import SIDE
 from demo.server import REPO, ServerError, comfy_server
@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
             *map(Setting, arguments.scales),
             *(combined(at, 1.0) for at in arguments.switches),
             *(ramp(1.0, power) for power in arguments.powers),
+            *map(strengthened, arguments.strengths),
         ]
         measured = [measure(client, lora, settings, asked[lora], arguments.seeds) for lora in asked]
     curves = [one.curve for one in measured]
@@ -172,6 +173,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--powers", type=_numbers(0.1, 10), default="1", metavar="P,P,...",
         help="annealed guidance: from base to tuned model with this power of the progress (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--strengths", type=_numbers(-10, 10), default="", metavar="W,W,...",
+        help="the tuned model alone with its LoRA at this strength, which a scale is not (default: none)",
     )  # fmt: skip
     parser.add_argument(
         "--loras", nargs="+", choices=LORAS, default=["text"], metavar="NAME",

@@ -5,27 +5,28 @@ Drawn by the command of `demo.guide`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from demo.client import ComfyClient, Json
-from demo.figures import OPEN_PROMPT, Figure, by_noise, by_prompt, chosen_prompts, scales
+from demo.figures import FIRST_SEED, OPEN_PROMPT, Figure, by_noise, by_prompt, chosen_prompts, scales
 from demo.graphs import Setting, combined, node, prompted, ramp, sampler_inputs
 from demo.picture import opened, sheet
 from demo.rewards import composition
 from demo.scenes import Prompt
 from demo.server import REPO
 from demo.trained_pair import CHECKPOINT, LORAS
+from rewards.pick import best
 
 WORKFLOWS, HELP = REPO / "workflows", REPO / "web" / "docs" / "images"
 CARD = 512
 """Pixels of each side."""
-BRANCHES = 4
+BRANCHES = tuple(f"branch {number}" for number in range(1, 5))
 FRAME = 6
 """Pixels around the best picture."""
+LORA_INPUTS = {f"lora_{number}": LORAS.get(name, name) for number, name in enumerate([*LORAS, "none"], start=1)}
 
 
 def card(figure: Figure) -> Figure:
@@ -58,38 +59,64 @@ def two_rewards(client: ComfyClient) -> Image.Image:
 
 def branches(client: ComfyClient) -> Image.Image:
     """A row for each prompt: several ends of one beginning."""
-    return _branches(client, lambda pictures, _: pictures)
+    rows = _branches(client)
+    return sheet([pictures for _, pictures in rows], BRANCHES, [prompt.text for prompt, _ in rows])
 
 
 def picked(client: ComfyClient) -> Image.Image:
-    """The same, with a frame around those of each row that are worth most to the LoRA's own reward."""
-
-    def framed(pictures: list[Image.Image], prompt: Prompt) -> list[Image.Image]:
-        worth = [composition(np.array(picture), prompt).reward for picture in pictures]
-        best = max(worth)
-        return [_with_frame(p) if reward == best else p for p, reward in zip(pictures, worth, strict=True)]
-
-    return _branches(client, framed)
+    """The same with what each is worth to the LoRA's own reward; framed is the one that RLG Pick Best takes."""
+    rows, worth = _branches(client), []
+    for prompt, pictures in rows:
+        scores = [composition(np.array(picture), prompt).reward for picture in pictures]
+        (chosen,) = best([(scores, 1.0)], 1)
+        pictures[chosen] = _with_frame(pictures[chosen])
+        worth += [f"{score:.2f}" for score in scores]
+    return sheet([pictures for _, pictures in rows], BRANCHES, [prompt.text for prompt, _ in rows], worth)
 
 
 def _with_frame(picture: Image.Image) -> Image.Image:
     return ImageOps.expand(ImageOps.crop(picture, FRAME), FRAME, fill="#e69f00")
 
 
-def _branches(client: ComfyClient, change: Callable[[list[Image.Image], Prompt], list[Image.Image]]) -> Image.Image:
-    chosen = chosen_prompts(client, right=0, wrong=3)
+def _branches(client: ComfyClient) -> list[tuple[Prompt, list[Image.Image]]]:
+    """Prompts with their branches."""
     rows = []
-    for prompt, seed in chosen:
+    for prompt, seed in chosen_prompts(client, right=0, wrong=3):
         graph = _sampling(prompt.text)
         graph["tuned"] = node("RLGLoadLora", model=["model", 0], lora_name=LORAS["composition"], strength=1.0)
         graph["sampled"] = node(
-            "RLGBranch", base=["model", 0], tuned=["tuned", 0], scale=1.6, branches=BRANCHES, branch_percent=0.15,
+            "RLGBranch", base=["model", 0], tuned=["tuned", 0], scale=1.6, branches=len(BRANCHES), branch_percent=0.15,
             noise_level=0.9, **sampler_inputs(seed),
         )  # fmt: skip
         found = client.outputs(graph | _shown("branches", "sampled"))
-        rows.append(change([opened(png) for png in found["branches"]], prompt))
-    columns = [f"branch {number + 1}" for number in range(BRANCHES)]
-    return sheet(rows, columns, [prompt.text for prompt, _ in chosen])
+        rows.append((prompt, [opened(png) for png in found["branches"]]))
+    return rows
+
+
+def seed_axis(client: ComfyClient) -> Image.Image:
+    """What RLG Grid makes of a sweep with three seeds."""
+    return _swept(client, node("RLGAxis", vary="seed", values=f"{FIRST_SEED}, {FIRST_SEED + 1}, {FIRST_SEED + 2}"))
+
+
+def lora_axis(client: ComfyClient) -> Image.Image:
+    """The same with three LoRAs and one noise."""
+    return _swept(client, node("RLGLoraAxis", model=["model", 0], **LORA_INPUTS))
+
+
+def _swept(client: ComfyClient, axis: Json) -> Image.Image:
+    graph = _sampling(OPEN_PROMPT)
+    graph["tuned"] = node("RLGLoadLora", model=["model", 0], lora_name=LORAS["composition"], strength=1.0)
+    graph["axis"] = axis
+    graph["sampled"] = node(
+        "RLGSweep", base=["model", 0], tuned=["tuned", 0], scales="0, 1, 2, 3", switch_percents="", axis=["axis", 0],
+        **sampler_inputs(FIRST_SEED),
+    )  # fmt: skip
+    graph |= _shown("pictures", "sampled")
+    graph["grid"] = node(
+        "RLGGrid", images=["pictures decoded", 0], labels=["sampled", 1], columns=0, title=OPEN_PROMPT.capitalize()
+    )
+    graph["seen"] = node("PreviewImage", images=["grid", 0])
+    return opened(client.outputs(graph)["seen"][0])
 
 
 def _sampling(text: str, batch: int = 1) -> dict[str, Json]:
@@ -152,7 +179,8 @@ FIGURES: dict[Path, Figure] = {
     WORKFLOWS / "RLG 08 - Score and pick.jpg": card(picked),
     WORKFLOWS / "RLG 09 - Reward curve.jpg": card(reward_curve),
     WORKFLOWS / "RLG 12 - Two model files.jpg": card(by_prompt(scales(0, 1, 1.6), right=0, wrong=3, lora="text")),
-    HELP / "switch_sweep.jpg": SWITCHES,
+    HELP / "seed_axis.jpg": seed_axis,
+    HELP / "lora_axis.jpg": lora_axis,
     HELP / "branch_and_pick.jpg": branches,
     HELP / "score_and_pick.jpg": picked,
     HELP / "reward_curve.jpg": reward_curve,

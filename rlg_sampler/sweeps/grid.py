@@ -17,7 +17,9 @@ _LARGEST_SIDE = 8192
 """Pixels; larger grids are shrunk, since viewers and uploads give up on them."""
 _SMALLEST_TEXT = 12
 _HEADER_CHARACTERS = 20
-"""Longest line of a row's header."""
+"""Longest line of a row's header, but for longer words, such as the names of LoRAs."""
+_WORD_CHARACTERS = 40
+"""Longest word that is left whole."""
 _ONE_ROW = 8
 """So many pictures without rows of their own stand side by side."""
 
@@ -42,6 +44,12 @@ class Layout:
     @property
     def rows(self) -> int:
         return -(-len(self.captions) // self.columns)
+
+
+def folded(header: str) -> str:
+    """A row's header on several lines."""
+    longest = max(map(len, header.split()), default=0)
+    return textwrap.fill(header, min(max(longest, _HEADER_CHARACTERS), _WORD_CHARACTERS))
 
 
 def layout(labels: Sequence[str], columns: int = 0) -> Layout:
@@ -111,7 +119,7 @@ def grid(pictures: Sequence[Image.Image], plan: Layout, title: str = "") -> Imag
     # Pictures smaller than their headers stand apart, so that no text runs into the next.
     cell = max(width, _longest([*plan.column_headers, *plan.captions], _font(_SMALLEST_TEXT)))
     font = _fitting(size, [*plan.column_headers, *plan.captions], cell)
-    row_headers = [textwrap.fill(header, _HEADER_CHARACTERS) for header in plan.row_headers]
+    row_headers = [folded(header) for header in plan.row_headers]
     row_font = _fitting(size, row_headers, max(width // 2, 60))
     title_font, common_font = _fitting(round(size * 1.3), [title], 3 * cell), _fitting(size, [plan.common], 3 * cell)
 

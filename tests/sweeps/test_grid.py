@@ -116,6 +116,19 @@ def test_long_headers_of_rows_are_broken_into_lines() -> None:
     assert image.shape[2] < 128 + 2 * 128
 
 
+@pytest.mark.parametrize(
+    ("header", "lines"),
+    [
+        ("lora rlg_demo_compressibility", ["lora", "rlg_demo_compressibility"]),
+        ("a red star to the left of a blue circle", ["a red star to the", "left of a blue", "circle"]),
+        ("x" * 50, ["x" * 40, "x" * 10]),
+    ],
+    ids=["a name", "a prompt", "no word"],
+)
+def test_names_are_left_whole_in_headers_of_rows(header: str, lines: list[str]) -> None:
+    assert grid.folded(header).split("\n") == lines
+
+
 def test_unlike_counts_or_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^labels: there are 2 of them for 3 images; connect .*\.$"):
         grid.labelled_grid(_pictures(3), ["a", "b"], 0, "")
