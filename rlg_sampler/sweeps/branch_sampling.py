@@ -4,10 +4,13 @@ Where the branches part, the latents are x = noise_scaling(σ, ε, x0): the last
 left in them. Each branch goes on with √(1 − a²)·ε + a·ε_j instead, ε_j fresh. That has the variance of the noise it
 replaces, so the solver sees latents of the right level, for flow and other models alike (the stochastic step of DDIM,
 arXiv 2010.02502 eq. 12, taken in place).
+
+The host is given the run's own latents and noise all the same: where a mask is soft, it mixes them in at every step.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -66,7 +69,7 @@ def branch_samples(
     sampler: comfy.samplers.Sampler | None = None,
     done: Callable[[Sequence[int], torch.Tensor], None] = lambda branches, samples: None,
 ) -> dict[str, Any]:
-    """Sample to the fork once, and from there once per branch; branch j draws fresh noise from seed + j, j from 1.
+    """Sample to the fork once, and from there once per branch; branch j draws fresh noise from seed + 1 + j, j from 1.
 
     Args:
         model: a guided MODEL, or any.
@@ -80,7 +83,8 @@ def branch_samples(
         The latent with `samples` of shape (branches · batch, channels, ...), a branch's pictures next to each other.
 
     Raises:
-        ValueError: the latent is of another kind of model, or no step is left for the branches.
+        ValueError: the latent is of another kind of model, no step is left for the branches, or the sampler cannot
+            begin where they do.
     """
     start, sigmas = inputs.start(model), inputs.sigmas(model)
     count = max(len(sigmas) - 1, 0)
@@ -88,32 +92,66 @@ def branch_samples(
     total = forked + fork.branches * (count - forked)
     logger.info("RLG branches: %d of them, after %d of %d steps in common", fork.branches, forked, count)
     part, progress = as_part_of(model, sigmas.tolist()), Progress(make_callback(total), total)
+    whole = sampler or comfy.samplers.sampler_object(inputs.sampler_name)
 
-    def run(sigmas: torch.Tensor, noise: torch.Tensor, start: torch.Tensor, seed: int) -> torch.Tensor:
-        """The latents at the end of `sigmas`."""
-        return inputs.sample(part, sigmas, noise, start, progress.of_run(len(sigmas) - 1), seed, sampler)
+    def run(own: torch.Tensor, noise: torch.Tensor, seed: int, x: torch.Tensor | None = None) -> torch.Tensor:
+        """The latents at the end of some sigmas that follow each other, which begin at x."""
+        of_part = _of_part(whole, sigmas, x)
+        return inputs.sample(part, own, noise, start, progress.of_run(len(own) - 1), seed, of_part)
 
-    seed, noise, x0, results = inputs.seed, inputs.noise(start), start, []
+    seed, noise, results = inputs.seed, inputs.noise(start), []
+    sampling = model.get_model_object("model_sampling")
     unseen = not comfy.utils.PROGRESS_BAR_ENABLED
     with tqdm(total=fork.branches, desc="RLG branches", unit="branch", disable=unseen) as bar:
         if forked:
-            reached = run(sigmas[: forked + 1], noise, start, seed)
-            noise, x0 = _parted(model, reached, progress.last_x0, sigmas[forked])
+            reached = run(sigmas[: forked + 1], noise, seed)
+            left, x0 = _parted(model, reached, progress.last_x0, sigmas[forked])
         for branch in range(1, fork.branches + 1):
-            fresh = inputs.noise(start, (seed + branch) % 2**64).to(noise)  # where the host keeps latents
-            mixed = math.sqrt(1.0 - fork.noise_level**2) * noise + fork.noise_level * fresh
-            # A seed that no branch's fresh noise has: on the CPU a stochastic sampler would draw that noise once more.
-            own_seed = (seed + fork.branches + branch) % 2**64
-            results.append(run(sigmas[forked:], mixed, x0, own_seed))
+            # A stochastic sampler of the seed s draws the noise of s + 1 on the CPU. So these are other seeds than the
+            # beginning's, and what a branch draws on its way is the fresh noise of none.
+            fresh_seed, own_seed = ((seed + n + branch) % 2**64 for n in (1, 1 + fork.branches))
+            fresh = inputs.noise(start, fresh_seed)
+            if forked:
+                mixed = _mixed(left, fresh.to(left), fork.noise_level)  # where the host keeps latents
+                x = sampling.noise_scaling(sigmas[forked].to(mixed), mixed, x0)
+                results.append(run(sigmas[forked:], noise, own_seed, x))
+            else:
+                results.append(run(sigmas, _mixed(noise, fresh.to(noise), fork.noise_level), own_seed))
             done([branch - 1], results[-1])
             bar.update()
     return inputs.latent_of(results)
 
 
+def _mixed(noise: torch.Tensor, fresh: torch.Tensor, level: float) -> torch.Tensor:
+    return math.sqrt(1.0 - level**2) * noise + level * fresh
+
+
+def _of_part(sampler: comfy.samplers.Sampler, sigmas: torch.Tensor, x: torch.Tensor | None) -> comfy.samplers.Sampler:
+    """A sampler of a part of the run over `sigmas`, for which a mask changes over the steps as in the whole run.
+
+    Args:
+        x: latents as the model sees them, from which it goes on; None = those that its inputs make.
+
+    Raises:
+        ValueError: it is of a kind that cannot go on from given latents.
+    """
+    if not isinstance(sampler, comfy.samplers.KSAMPLER):
+        raise ValueError(f"sampler: {type(sampler).__name__} cannot begin in the middle of a run; choose another.")
+
+    @functools.wraps(sampler.sampler_function)
+    def sampled(
+        model: comfy.samplers.KSamplerX0Inpaint, begun: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        model.sigmas = sigmas.to(model.sigmas)
+        return sampler.sampler_function(model, begun if x is None else x.to(begun), *args, **kwargs)
+
+    return comfy.samplers.KSAMPLER(sampled, sampler.extra_options, sampler.inpaint_options)
+
+
 def _parted(
     model: ModelPatcher, reached: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """ε and x0 of the latents where the branches part, from which the host makes x = noise_scaling(σ, ε, x0).
+    """ε and x0 of the latents where the branches part, which are x = noise_scaling(σ, ε, x0), as the model sees them.
 
     Args:
         reached: the latents.
@@ -126,4 +164,4 @@ def _parted(
     x = sampling.noise_scaling(sigma, none, model.model.process_latent_in(reached))
     of_noise = sampling.noise_scaling(sigma, torch.ones_like(x0), none)  # σ, but for models with larger noise
     noise = (x - sampling.noise_scaling(sigma, none, x0)) / of_noise
-    return noise, model.model.process_latent_out(x0)
+    return noise, x0

@@ -34,7 +34,7 @@ def tuned(base: Any, run_node: Callable) -> Any:
 def branch(base: Any, tuned: Any, run_node: Callable) -> Callable[..., tuple]:
     def run(**inputs: Any) -> tuple:
         defaults = {"scale": 1.6, "branches": 2, "branch_percent": 0.5, "noise_level": 0.7}
-        return run_node("RLGBranch", base=base, tuned=tuned, **{**defaults, **inputs})
+        return run_node("RLGBranch", **{"base": base, "tuned": tuned, **defaults, **inputs})
 
     return run
 
@@ -104,7 +104,7 @@ def test_branches_continue_with_part_of_the_noise_renewed(base, run_node, rlg, k
     sigma = sigmas[forked]
     signal = (1 - sigma) * x0 if flow else x0
     for j in (0, 1):
-        fresh = comfy.sample.prepare_noise(start, seed + 1 + j)
+        fresh = comfy.sample.prepare_noise(start, seed + 2 + j)
         left = (x - signal) / sigma
         mixed = signal + sigma * (math.sqrt(1 - level**2) * left + level * fresh)
         end, _ = run(mixed, sigmas[forked:])
@@ -141,6 +141,59 @@ def test_a_stochastic_sampler_tells_branches_apart(branch, run_node, noise_level
     samples = branch(branches=3, noise_level=noise_level, sampler=sampler, **task(steps=6))[0]["samples"]
     assert min(relative(samples[a], samples[b]) for a, b in ((0, 1), (1, 2), (0, 2))) > 1e-3
     assert torch.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("percent", [0.0, 0.5])
+def test_no_noise_is_drawn_twice(branch, run_node, rlg, monkeypatch, percent) -> None:
+    """By the beginning's sampler, as fresh noise, and by the branches' samplers: it would add up, and be too strong."""
+    drawn: list[torch.Tensor] = []
+
+    def kept(noise: torch.Tensor) -> torch.Tensor:
+        drawn.append(noise.clone())
+        return noise
+
+    prepare = comfy.sample.prepare_noise
+    monkeypatch.setattr(comfy.sample, "prepare_noise", lambda *given: kept(prepare(*given)))
+    module = rlg.module("rlg_sampler.stochastic.flow_grpo_sampler")
+    own = module._noise_of
+
+    def noise_of(*given: Any) -> Callable:
+        draw = own(*given)
+        return lambda *sigmas: kept(draw(*sigmas))
+
+    monkeypatch.setattr(module, "_noise_of", noise_of)
+    (sampler,) = run_node("RLGSamplerFlowGRPO", noise_level=0.7)
+    branch(branches=3, branch_percent=percent, sampler=sampler, **task(steps=4))
+    assert len(drawn) == 1 + 3 + (3 * 4 if percent == 0 else 2 + 3 * 2)
+    assert not any(torch.equal(a, b) for n, a in enumerate(drawn) for b in drawn[:n])
+
+
+MASKS = {
+    "soft": lambda: torch.cat([torch.ones(1, 1, 128, 64), torch.full((1, 1, 128, 64), 0.5)], dim=-1),
+    "an edge between latents": lambda: (torch.arange(128) < 60).float().expand(1, 1, 128, 128).clone(),
+    "a gradient": lambda: torch.linspace(0, 1, 128).expand(1, 1, 128, 128).clone(),
+}
+
+
+@pytest.mark.parametrize("differential", [False, True], ids=["", "DifferentialDiffusion"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_mask_acts_as_in_the_run(base, branch, run_node, mask, differential) -> None:
+    """Whatever lies between 0 and 1 in it, and where it changes over the steps of the run."""
+    from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+
+    latent = {**picture_latent(), "noise_mask": MASKS[mask]()}
+    inputs = task(steps=10, denoise=0.6, latent_image=latent)
+    model = DifferentialDiffusion.execute(base).result[0] if differential else base
+    tuned = run_node("RLGLoadLora", model=model, lora_name="branches", strength=1.0)[0]
+    pair = {"base": model, "tuned": tuned, "scale": 1.6}
+    ours = branch(branches=1, noise_level=0.0, **pair, **inputs)[0]["samples"]
+    whole = run_node("RLGKSampler", **pair, **inputs)[0]["samples"]
+    assert relative(ours, whole) < CLOSE
+
+
+def test_a_sampler_that_cannot_begin_at_the_fork_is_refused(branch) -> None:
+    with pytest.raises(ValueError, match="^sampler: Sampler cannot begin in the middle of a run; choose another"):
+        branch(sampler=comfy.samplers.Sampler(), **task(steps=4))
 
 
 def test_masked_parts_stay(branch) -> None:
