@@ -30,12 +30,16 @@ class Text:
     pooled: torch.Tensor
 
 
-def load(checkpoint: Path, adapter: Path, config: TinySD3, trainable: bool = False) -> PeftModel:
-    """The transformer of a checkpoint file, float32 on the CPU, with a PEFT folder's adapter beside its weights."""
+def transformer(checkpoint: Path, config: TinySD3) -> SD3Transformer2DModel:
+    """The transformer of a checkpoint file, float32 on the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         SD3Transformer2DModel(**_diffusers_config(config)).save_config(folder)
-        transformer = SD3Transformer2DModel.from_single_file(str(checkpoint), config=folder, local_files_only=True)
-    return PeftModel.from_pretrained(transformer, str(adapter), is_trainable=trainable).eval()
+        return SD3Transformer2DModel.from_single_file(str(checkpoint), config=folder, local_files_only=True)
+
+
+def load(checkpoint: Path, adapter: Path, config: TinySD3, trainable: bool = False) -> PeftModel:
+    """The same with a PEFT folder's adapter beside its weights."""
+    return PeftModel.from_pretrained(transformer(checkpoint, config), str(adapter), is_trainable=trainable).eval()
 
 
 def scheduler(steps: int) -> FlowMatchEulerDiscreteScheduler:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..rlg_sampler.weights.unpatched_weight import as_loaded
+
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
@@ -23,8 +25,7 @@ def weights_digest(model: ModelPatcher) -> str:
     digest = hashlib.sha256()
     weights = (named for named in model.model.named_parameters() if named[0].endswith((".weight", ".bias")))
     for key, weight in weights:
-        loaded = model.backup[key].weight if key in model.backup else weight
-        digest.update(_entry(key, loaded))
+        digest.update(_entry(key, as_loaded(model, key, weight)))
     for key, patches in sorted(model.patches.items()):
         digest.update(key.encode())
         for part in _parts(patches):

@@ -33,8 +33,12 @@ logger = logging.getLogger(__name__)
 
 StateDict = dict[str, torch.Tensor]
 
-# PEFT puts the adapter's name between lora_A and weight when a model was saved without its own save method.
-_PEFT_KEY = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight$")
+# PEFT puts the adapter's name between lora_A and weight when a model was saved without its own save method. Scripts of
+# diffusers have lora.down and lora.up.
+_PEFT_KEY = re.compile(
+    r"^(?P<module>.+)\.lora(?:_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?|\.(?P<direction>down|up))\.weight$"
+)
+_SIDES = {"down": "A", "up": "B"}
 _PEFT_PREFIX = "base_model.model."
 # Of the modules in diffusers' own LoRA files.
 _DIFFUSERS_PREFIXES = ("transformer.", "unet.")
@@ -137,7 +141,8 @@ def read_lora(path: Path, name: str) -> LoraFile:
     for module, keys in modules.items():
         down, up = weights[keys["A"]], weights[keys["B"]]
         renamed[f"{module}.lora_A.weight"], renamed[f"{module}.lora_B.weight"] = down, up
-        if config is not None and module in without_alpha:
+        # A text encoder's part, which is left out, has a config of its own.
+        if config is not None and module in without_alpha and not module.startswith(_TEXT_ENCODER_PREFIXES):
             renamed[f"{module}.alpha"] = _alpha_tensor(config, module.removeprefix(_PEFT_PREFIX), down, source)
     return LoraFile(name, renamed, source)
 
@@ -148,7 +153,7 @@ def _peft_modules(weights: StateDict, name: str) -> dict[str, dict[str, str]]:
     adapters: set[str] = set()
     for key in weights:
         if match := _PEFT_KEY.match(key):
-            modules.setdefault(match["module"], {})[match["side"]] = key
+            modules.setdefault(match["module"], {})[match["side"] or _SIDES[match["direction"]]] = key
             adapters.add(match["adapter"] or "")
     if len(adapters) > 1:
         held = name_list([shown(adapter) for adapter in sorted(adapters)], _SHOWN_KEYS)
@@ -174,6 +179,8 @@ def _find_config(
         except ValueError as error:
             raise ValueError(f"lora_name: the {source} is damaged ({error}); download the file again.") from None
         config = {k.removeprefix(p): v for k, v in settings for p in _DIFFUSERS_PREFIXES if k.startswith(p)}
+        if not config and "r" in (of_model := dict(settings)):  # save_lora_adapter writes one without a prefix
+            config = of_model
         if config:
             return PeftConfig.from_dict(config, f"lora_name: {source}"), source
     return None, "no alpha in the file: scale 1"

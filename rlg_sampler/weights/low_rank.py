@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +34,9 @@ class LowRank:
         by_rows: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for rows, up, down in terms:
             by_rows.setdefault(rows, []).append((up, down))
-        down = torch.cat([down for pairs in by_rows.values() for _, down in pairs])
+        down = _joined([down for pairs in by_rows.values() for _, down in pairs], dim=0)
         # A matrix that is alone stays the file's own: no memory for a copy of it.
-        ups = {r: p[0][0] if len(p) == 1 else torch.cat([up for up, _ in p], dim=1) for r, p in by_rows.items()}
+        ups = {r: p[0][0] if len(p) == 1 else _joined([up for up, _ in p], dim=1) for r, p in by_rows.items()}
         return cls(down, tuple(ups.items()))
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LowRank:
@@ -60,6 +60,13 @@ class LowRank:
                 rows.addmm_(own.reshape(-1, own.shape[-1]), up.to(out.dtype).t())
             else:
                 out[..., start:stop] += F.linear(own, up.to(out.dtype))
+
+
+def _joined(matrices: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    """Of several files, which may have several dtypes: torch finds none for float8 and another one."""
+    if len({matrix.dtype for matrix in matrices}) > 1:
+        matrices = [matrix.float() for matrix in matrices]
+    return torch.cat(list(matrices), dim)
 
 
 def is_conv(module: torch.nn.Module) -> bool:

@@ -12,6 +12,7 @@ import torch
 from ..messages import model_name
 from .deltas import can_be_changed
 from .patch_difference import WeightChange, patch_difference
+from .unpatched_weight import as_loaded
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -214,6 +215,10 @@ def _same_weights(base: ModelPatcher, tuned: ModelPatcher) -> bool:
 
 
 def _weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
-    """Weights and biases, in the shapes they act in; quantised models store more beside them."""
+    """Weights and biases without patches, in the shapes they act in; quantised models store more beside them."""
     named = model.model.diffusion_model.named_parameters()
-    return {key: weight for key, weight in named if key.endswith((".weight", ".bias"))}
+    return {
+        key: as_loaded(model, f"diffusion_model.{key}", weight)
+        for key, weight in named
+        if key.endswith((".weight", ".bias"))
+    }

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 _READABLE = (torch.Tensor, torch.nn.Parameter, QuantizedTensor)
 
 
+def as_loaded(model: ModelPatcher, key: str, weight: torch.Tensor) -> torch.Tensor:
+    """A weight as its file has it, where `weight` is what the model has now: the host may have put patches into it."""
+    if key in model.backup:
+        return model.backup[key].weight
+    return model.hook_backup[key][0] if key in model.hook_backup else weight
+
+
 def unpatched_weight(model: ModelPatcher, key: str, device: torch.device) -> torch.Tensor:
     """A copy in float32 on `device`, of the shape the module acts with.
 
@@ -25,10 +32,7 @@ def unpatched_weight(model: ModelPatcher, key: str, device: torch.device) -> tor
         ValueError: it is stored in a way that only its own pack can read (GGUF, bitsandbytes).
     """
     weight, _, convert = get_key_weight(model.model, key)
-    if key in model.backup:
-        weight = model.backup[key].weight
-    elif key in model.hook_backup:
-        weight = model.hook_backup[key][0]
+    weight = as_loaded(model, key, weight)
     if type(weight) not in _READABLE:
         raise ValueError(
             f"tuned: what it changes in {key} depends on the weight, which is stored as {type(weight).__name__} and "

@@ -7,11 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 import comfy.samplers
+import comfy.sd
 import pytest
 import torch
 
 from demo.tiny_model import TinySD3
-from pairs import Counter, conds, load_checkpoint, picture_latent, task, tiny_unet, write_lora, write_model
+from pairs import (
+    CLOSE,
+    Counter,
+    conds,
+    load_checkpoint,
+    picture_latent,
+    relative,
+    task,
+    tiny_unet,
+    write_lora,
+    write_model,
+)
 
 
 @pytest.fixture
@@ -88,6 +100,24 @@ def test_equal_models_sample_the_base_alone_with_a_warning(base, equal, run_node
     assert sum(counter.rows for counter in counters) == 3 * 2 * task()["steps"]
     assert [record.levelname for record in caplog.records].count("WARNING") == 2
     assert "nothing to guide" in caplog.text and "bypassed" in caplog.text and "strength other than 0" in caplog.text
+
+
+@pytest.mark.parametrize("merged_by", ["saving it", "a sampler"])
+def test_a_lora_in_the_bases_weights_does_not_make_an_equal_pair(
+    base, tuned, checkpoint, models_dir, run_node, merged_by
+) -> None:
+    """The host puts the LoRA into weights that base and tuned share, and leaves it there until base is loaded."""
+    path = models_dir / "checkpoints" / "merged.safetensors"
+    comfy.sd.save_checkpoint(str(path), tuned)
+    saved = load_checkpoint(path)
+    (expected,) = run_node("RLGKSampler", base=load_checkpoint(checkpoint), tuned=saved, scale=1.6, **task())
+    if merged_by == "saving it":
+        comfy.sd.save_checkpoint(str(path), tuned)
+    else:
+        run_node("KSampler", model=tuned, **task())
+    (model,) = run_node("RLGModel", base=base, tuned=saved, scale=1.6)
+    (ours,) = run_node("KSampler", model=model, **task())
+    assert relative(ours["samples"], expected["samples"]) < CLOSE
 
 
 def test_an_equal_model_leaves_the_others_of_a_chain_as_they_are(base, equal, tuned, run_node) -> None:

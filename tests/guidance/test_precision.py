@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pairs import CLOSE, StoredBits, load_checkpoint, relative, task
+from pairs import CLOSE, StoredBits, as_single_file, load_checkpoint, relative, task, write_lora
 from stock_guiders import two_models
 
 
@@ -38,6 +38,19 @@ def test_low_precision_weights(checkpoint: Path, run_node: Callable, dtype: torc
     merged = relative(two_models(load(), tune(load()), 1.6, **task()), expected)
     assert bits.unchanged and all(bits.unchanged)
     assert error < 2 * merged
+
+
+def test_loras_of_several_dtypes_on_the_same_weights(base, run_node, models_dir) -> None:
+    tuned = base
+    for seed, dtype in enumerate((torch.float8_e4m3fn, torch.bfloat16, torch.float16)):
+        file = models_dir / "loras" / f"in {dtype}.safetensors"
+        as_single_file(write_lora(models_dir, "one_of_several", seed=seed), file)
+        weights = {key: w if key.endswith("alpha") else w.to(dtype) for key, w in load_file(file).items()}
+        save_file(weights, file)
+        tuned = run_node("RLGLoadLora", model=tuned, lora_name=file.name, strength=1.0)[0]
+    (ours,) = run_node("RLGKSampler", base=base, tuned=tuned, scale=1.0, **task())
+    (merged,) = run_node("KSampler", model=tuned, **task())
+    assert relative(ours["samples"], merged["samples"]) < CLOSE
 
 
 def test_a_compute_dtype_holds_from_the_first_run_on(checkpoint: Path, run_node, rlg, monkeypatch) -> None:

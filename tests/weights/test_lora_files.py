@@ -10,17 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfy.lora
+import comfy.utils
 import execution
 import nodes as comfy_nodes
 import pytest
 import torch
 from comfy_api.v0_0_2 import io as comfy_io
+from diffusers.utils import convert_state_dict_to_diffusers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+import diffusers_rlg
 from demo.tiny_model import TinySD3
-from pairs import as_single_file, load_checkpoint, write_lora, write_model
+from pairs import FAMILIES, as_single_file, load_checkpoint, write_lora, write_model
 from without_host import name_patterns, peft_config
 
 QKV = "diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"
@@ -44,8 +49,6 @@ def load(model: Any, run_node: Callable) -> Callable[..., tuple[Any, str]]:
 
 def change(tuned: Any) -> torch.Tensor:
     """What the host would add to the first block's fused qkv weight."""
-    import comfy.lora
-
     zero = torch.zeros_like(tuned.model.state_dict()[QKV], dtype=torch.float32)
     return comfy.lora.calculate_weight(tuned.patches[QKV], zero, QKV)
 
@@ -124,6 +127,65 @@ def test_config_in_the_metadata_of_diffusers(load, loras) -> None:
     weights = _renamed(folder, lambda k: k.replace("base_model.model.", "transformer."))
     save_file(weights, loras / "metadata.safetensors", metadata)
     assert torch.equal(change(load("metadata.safetensors")[0]), change(load("metadata-source")[0]))
+
+
+def test_config_that_diffusers_writes_for_a_model_alone(load, loras) -> None:
+    """By `model.save_lora_adapter`, whose metadata has no prefix."""
+    folder = write_lora(loras.parent, "adapter-source", rank=8, alpha=16.0)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    known = LoraConfig(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=config["target_modules"])
+    with torch.inference_mode(False):
+        transformer = diffusers_rlg.transformer(loras.parent / "checkpoints" / "lora-files.safetensors", TinySD3())
+        transformer.add_adapter(known, "default")
+        weights = _renamed(folder, lambda k: k.removeprefix("base_model.model."))
+        set_peft_model_state_dict(transformer, weights, "default")
+        transformer.save_lora_adapter(str(loras / "by_diffusers"))
+    tuned, report = load("by_diffusers/pytorch_lora_weights.safetensors")
+    assert torch.equal(change(tuned), change(load("adapter-source")[0]))
+    assert "scale 2 (metadata of " in report and "nothing left out" in report
+
+
+def test_a_text_encoder_of_another_rank_is_left_out(load, loras) -> None:
+    """It has a config of its own in the same metadata."""
+    folder = write_lora(loras.parent, "text-source")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    weights = _renamed(folder, lambda k: k.replace("base_model.model.", "transformer."))
+    of_text = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    weights |= {f"{of_text}.lora_A.weight": torch.ones(2, 8), f"{of_text}.lora_B.weight": torch.ones(8, 2)}
+    configs = {"transformer": config, "text_encoder": {**config, "r": 2, "lora_alpha": 2}}
+    metadata = {f"{part}.{name}": value for part, own in configs.items() for name, value in own.items()}
+    save_file(weights, loras / "with_text.safetensors", {"lora_adapter_metadata": json.dumps(metadata)})
+    tuned, report = load("with_text.safetensors")
+    assert torch.equal(change(tuned), change(load("text-source")[0]))
+    assert "2 keys for the text encoder" in report
+
+
+@pytest.mark.parametrize("alpha", [None, 8])
+def test_what_scripts_of_diffusers_write_for_a_unet(run_node, loras, alpha) -> None:
+    """`lora.down` and `lora.up`, which `convert_state_dict_to_diffusers` makes of PEFT's names."""
+    model = FAMILIES["SD1.5"].load()
+    stored = model.model.state_dict()
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    projections = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
+    by_peft, own_names = {}, {}
+    for name, own in names.items():
+        if name.endswith(projections):
+            rows, columns = stored[f"diffusion_model.{own}"].shape
+            module = f"unet.{name.removesuffix('.weight')}"
+            own_names[f"diffusion_model.{own}"] = module
+            by_peft |= {f"{module}.lora_A.weight": torch.randn(4, columns)}
+            by_peft |= {f"{module}.lora_B.weight": torch.randn(rows, 4)}
+    written = convert_state_dict_to_diffusers(by_peft)
+    assert any(".lora.down." in key for key in written)
+    config = {"unet.r": 4, "unet.lora_alpha": alpha, "unet.peft_type": "LORA"}
+    metadata = None if alpha is None else {"lora_adapter_metadata": json.dumps(config)}
+    save_file(written, loras / "script.safetensors", metadata)
+    tuned, report = run_node("RLGLoadLora", model=model, lora_name="script.safetensors", strength=1.0)
+    assert tuned.patches.keys() == own_names.keys() and "nothing left out" in report
+    for key, module in own_names.items():
+        expected = (alpha or 4) / 4 * by_peft[f"{module}.lora_B.weight"] @ by_peft[f"{module}.lora_A.weight"]
+        found = comfy.lora.calculate_weight(tuned.patches[key], torch.zeros_like(expected), key)
+        torch.testing.assert_close(found, expected)
 
 
 def test_config_of_another_adapter_does_not_touch_a_diffusers_file(load, loras) -> None:
