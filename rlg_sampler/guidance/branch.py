@@ -18,14 +18,13 @@ from ..weights.deltas import ALL_ROWS, Deltas, kept_matrices
 from ..weights.missed_modules import warn_of_missed
 from ..weights.pair import ModelPair
 from .branch_options import Options, added_options, sampling_options, with_wrapper_first
+from .cond_hooks import Conds, give_own_hooks
 from .settings import GuidanceSettings
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
     from comfy.model_patcher import ModelPatcher
     from comfy.samplers import CFGGuider
-
-Conds = dict[str, list[dict[str, Any]]]
 
 # The host's key of the wrapper that swaps in a compiled model: that of the base must not be swapped into another.
 _COMPILE_KEY = "torch.compile"
@@ -51,6 +50,10 @@ class BaseBranch:
     guider: CFGGuider
     predict_wrappers: list[Any]
     deltas = None
+
+    @property
+    def model(self) -> BaseModel:
+        return self.guider.inner_model
 
     @property
     def conds(self) -> Conds:
@@ -183,7 +186,7 @@ class TunedBranch:
     @contextmanager
     def _own_weights(self, conds: Conds) -> Iterator[None]:
         """As a run of the host treats the MODEL it samples with."""
-        _give_own_hooks(conds)
+        give_own_hooks(conds)
         if hasattr(self.guider.inner_model, "latent_shapes"):  # by which newer hosts tell sound from pictures
             self.model.latent_shapes = self.guider.inner_model.latent_shapes
         with ExitStack() as undone:
@@ -227,20 +230,6 @@ class TunedBranch:
 
 
 Branch = BaseBranch | TunedBranch
-
-
-def _give_own_hooks(conds: Conds) -> None:
-    """Copies of cond hooks for another model: a keyframe that one model has passed would be lost to the other."""
-    groups: dict[int, Any] = {}
-    keyframes: dict[int, Any] = {}
-    for cond in (c for cs in conds.values() for c in cs if c.get("hooks") is not None):
-        group = cond["hooks"]
-        if id(group) not in groups:
-            groups[id(group)] = group.clone()
-            for hook in groups[id(group)].hooks:
-                shared = hook.hook_keyframe
-                hook.hook_keyframe = keyframes.setdefault(id(shared), shared.clone())
-        cond["hooks"] = groups[id(group)]
 
 
 def _without_compile(options: Options) -> Options:

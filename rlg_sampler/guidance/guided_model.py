@@ -32,6 +32,7 @@ _BASE_OPTIONS = "rlg_base_options"
 # The host's keys.
 _COPIES = "multigpu"
 _LAZY_CACHE = "lazycache"
+_POSE_CACHE = "animate2_cache"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class Guidance:
             return executor(noise, *args, **kwargs)
         # Read from the run's options: objects in them keep their identity there when a later node clones the MODEL.
         base_options = sampling_options(self.tuned[0].pair.base, guider.model_options[_BASE_OPTIONS])
-        _check_caches(self.tuned[0].pair.base, *(each.pair.tuned for each in self.tuned))
+        _check_caches(guider.model_options, self.tuned[0].pair.base, *(each.pair.tuned for each in self.tuned))
         _load_as_base(guider)
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
         base, tuned = BaseBranch(guider, base_wrappers), self._tuned_branches(guider, base_options)
@@ -203,12 +204,23 @@ def _load_as_base(guider: CFGGuider) -> None:
         patcher.set_additional_models(KEY, whole)
 
 
-def _check_caches(*models: ModelPatcher) -> None:
-    """Raises ValueError: LazyCache on one of the MODELs, which would take what one predicted for the other's."""
+def _check_caches(options: Options, *models: ModelPatcher) -> None:
+    """Raises ValueError: a cache that would take what one of the MODELs computed for the other's.
+
+    Args:
+        options: of the run, with what was put on the guided MODEL.
+        models: base and tuned.
+    """
     if any(model.get_wrappers(WrappersMP.PREDICT_NOISE, _LAZY_CACHE) for model in models):
         raise ValueError(
             "model: LazyCache on base or tuned would take the prediction of one for that of the other; take it out, or "
             "put it after RLG Model, where it sees their mix."
+        )
+    of_all = (options, *(model.model_options for model in models))
+    if any(_POSE_CACHE in each.get("transformer_options", {}) for each in of_all):
+        raise ValueError(
+            "model: WanAnimate2Cache would give the tuned model what it has kept of the base, as it does not tell them "
+            "apart; take it out."
         )
 
 

@@ -18,9 +18,10 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ..schedules.schedule import step_index
 from .approximation import EXACT, Directions, lead
-from .branch import BaseBranch, Conds, TunedBranch
+from .branch import BaseBranch, TunedBranch
 from .branch_calls import BranchCalls
 from .branch_options import KEY, Options
+from .cond_hooks import Conds, pass_keyframes
 from .mixing import BASE, mix, models_of
 from .prediction import Evaluation, KnownPredictions, Prediction
 from .settings import GuidanceSettings
@@ -144,6 +145,8 @@ class GuidedRun:
         """PREDICT_NOISE wrapper: the guided x0 at this step, shaped like `x`."""
         options, sampler_hooks = self._without_sampler_hooks(model_options or {})
         evaluation = Evaluation(x, timestep, options, seed, with_cfg_parts=bool(sampler_hooks))
+        for branch in (self._base, *self._tuned):
+            pass_keyframes(branch.model, branch.conds, evaluation)
         number = self._step_at(timestep)
         step = self._steps[number]
         predictions = self._known.at(number, x, timestep) if self._known else {}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import comfy.controlnet
 import comfy.hooks
 import comfy.samplers
+import comfy.utils
 import pytest
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
@@ -415,6 +417,22 @@ def test_lazycache_on_a_model_of_the_pair_is_refused(base, run_node, on) -> None
         run_node("KSampler", model=cached(mixed), **task())
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["on the pair", "after RLG Model"])
+def test_a_cache_that_does_not_tell_models_apart_is_refused(base, run_node, after) -> None:
+    """As newer hosts have one for Wan's poses, in their own options."""
+
+    def cached(model: Any) -> Any:
+        copy = model.clone()
+        copy.model_options["transformer_options"]["animate2_cache"] = object()
+        return copy
+
+    first = base if after else cached(base)
+    (tuned, _) = run_node("RLGLoadLora", model=first, lora_name="surroundings", strength=1.0)
+    (guided,) = run_node("RLGModel", base=first, tuned=tuned, scale=1.6)
+    with pytest.raises(ValueError, match=r"^model: WanAnimate2Cache would give .* take it out\.$"):
+        run_node("KSampler", model=cached(guided) if after else guided, **task())
+
+
 def test_easycache_spares_calls_of_the_base_and_never_takes_them_for_the_tuned_models(run_node) -> None:
     """It tells conds apart, and those of a tuned model are its own."""
     from comfy_extras.nodes_easycache import EasyCacheNode
@@ -500,24 +518,31 @@ def test_two_checkpoints_leave_dynamic_loading_together(base, other, run_node, m
         assert taken_out == taken
 
 
-@pytest.mark.parametrize("keyframes", [False, True])
-@pytest.mark.parametrize("shared", [True, False], ids=["shared weights", "two checkpoints"])
-def test_lora_hooks_on_conds(base, other, checkpoint, run_node, models_dir, keyframes, shared) -> None:
-    import comfy.utils
-
+@pytest.fixture
+def hooked(models_dir: Path) -> Callable[..., list]:
+    """A prompt with a LoRA hook, whose keyframes are counted anew; `guarantee` is of the second one."""
     file = as_single_file(write_lora(models_dir, "hooked", seed=9), models_dir / "loras" / "hooked.safetensors")
 
-    def hooked() -> list:
+    def prompt(keyframes: bool = True, guarantee: int = 1) -> list:
         hooks = comfy.hooks.create_hook_lora(comfy.utils.load_torch_file(str(file)), 0.7, 0.0)
         if keyframes:
             group = comfy.hooks.HookKeyframeGroup()
             group.add(comfy.hooks.HookKeyframe(strength=0.0, start_percent=0.0))
-            group.add(comfy.hooks.HookKeyframe(strength=1.5, start_percent=0.4, guarantee_steps=0))
+            group.add(comfy.hooks.HookKeyframe(strength=1.5, start_percent=0.4, guarantee_steps=guarantee))
             hooks.set_keyframes_on_hooks(group)
         return comfy.hooks.set_hooks_for_conditioning(conds(1), hooks)
 
+    return prompt
+
+
+@pytest.mark.parametrize("keyframes", [False, True])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared weights", "two checkpoints"])
+def test_lora_hooks_on_conds(base, other, checkpoint, run_node, hooked, keyframes, shared) -> None:
     def tune(model: Any) -> Any:
         return run_node("RLGLoadLora", model=model, lora_name="surroundings", strength=1.0)[0]
+
+    def prompt() -> list:
+        return hooked(keyframes, guarantee=0)
 
     steps = 6
     ours = run_node(
@@ -525,11 +550,37 @@ def test_lora_hooks_on_conds(base, other, checkpoint, run_node, models_dir, keyf
         base=base,
         tuned=tune(base if shared else other),
         scale=1.6,
-        **task(steps=steps, positive=hooked()),
+        **task(steps=steps, positive=prompt()),
     )[0]["samples"]
-    expected = two_models(base, tune(load_checkpoint(checkpoint)), 1.6, own_positive=hooked, **task(steps=steps))
+    expected = two_models(base, tune(load_checkpoint(checkpoint)), 1.6, own_positive=prompt, **task(steps=steps))
     assert relative(ours, expected) < CLOSE
     assert relative(ours, two_models(base, tune(other), 1.6, **task(steps=steps))) > 1e-3
+
+
+@pytest.mark.parametrize("switch", ["", "0.5"])
+def test_a_sweep_counts_the_keyframes_of_steps_that_its_cells_share(base, run_node, hooked, switch) -> None:
+    (tuned, _) = run_node("RLGLoadLora", model=base, lora_name="surroundings", strength=1.0)
+    scales = (0.5, 1.6, 3.0)
+    swept = run_node(
+        "RLGSweep", base=base, tuned=tuned, scales=", ".join(map(str, scales)), switch_percents=switch,
+        **task(steps=8, positive=hooked()),
+    )[0]["samples"]  # fmt: skip
+    for cell, scale in zip(swept, scales, strict=True):
+        schedule = run_node("RLGCombinedGeneration", switch_percent=0.5, scale=scale)[0] if switch else None
+        inputs = task(steps=8, positive=hooked()) | ({"schedule": schedule} if schedule else {})
+        (alone,) = run_node("RLGKSampler", base=base, tuned=tuned, scale=scale, **inputs)
+        assert relative(cell, alone["samples"][0]) < CLOSE
+
+
+def test_keyframes_of_a_checkpoint_that_joins_late_are_those_of_the_step(base, other, run_node, hooked) -> None:
+    """Counted from the first step on, as where base and tuned share their weights."""
+    (schedule,) = run_node("RLGCombinedGeneration", switch_percent=0.5, scale=1.6)
+    pictures = []
+    for model in (base, other):
+        (tuned, _) = run_node("RLGLoadLora", model=model, lora_name="surroundings", strength=1.0)
+        inputs = task(steps=8, positive=hooked(), schedule=schedule)
+        pictures.append(run_node("RLGKSampler", base=base, tuned=tuned, scale=9.0, **inputs)[0]["samples"])
+    assert relative(*pictures) < CLOSE
 
 
 def test_guiders_of_other_packs(base, other, run_node) -> None:
