@@ -28,7 +28,7 @@ def to_bytes(image: torch.Tensor) -> np.ndarray:
 
 def to_image(pixels: np.ndarray) -> torch.Tensor:
     """8-bit values as floats from 0 to 1, as the host's Load Image makes them; `to_bytes` gives them back."""
-    return torch.from_numpy(pixels).float() / 255.0
+    return torch.from_numpy(pixels).float().div_(255.0)
 
 
 def pictures(images: Iterable[torch.Tensor]) -> Iterator[Image.Image]:

@@ -109,6 +109,9 @@ def rlg(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNam
     for name in (
         "custom_sampler",
         "slg",
+        "pag",
+        "sag",
+        "easycache",
         "sd3",
         "model_advanced",
         "torch_compile",

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import comfy.model_management
 import comfy.utils
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from ..rewards.combined import CombinedReward
 from ..rewards.protocol import networks_of
+from ..rlg_sampler.guidance.guided_model import LAZY_CACHE, Guidance
 from ..rlg_sampler.messages import model_name
 from ..rlg_sampler.stochastic.step import check_noise_process
 from .policy.gradients import frozen, streamed
@@ -61,6 +63,7 @@ class Task:
             raise ValueError(
                 f"images: there are {len(self.images)} for {len(self.prompts.texts)} prompts; give each image its own."
             )
+        _check_patches(self.model)
         check_noise_process(self.model.get_model_object("model_sampling"))
         dimensions = self.model.get_model_object("latent_format").latent_dimensions
         if dimensions not in (2, 3):
@@ -75,7 +78,7 @@ class Task:
             hashes["reward_weights"] = networks_digest(networks)
         if self.images is not None:
             pixels = self.images.detach().float().cpu().contiguous().numpy()
-            hashes["images"] = hashlib.sha256(pixels.tobytes()).hexdigest()
+            hashes["images"] = hashlib.sha256(pixels).hexdigest()
         return hashes
 
     @property
@@ -189,3 +192,16 @@ class Task:
                 f"'{texts[bad]}', which nothing can be learned from; use another reward, or "
                 "lower learning_rate if the pictures fell apart."
             )
+
+
+def _check_patches(model: ModelPatcher) -> None:
+    """Raises ValueError: the MODEL carries what no gradient passes through, or what training would leave out."""
+    if Guidance.on(model) is not None:
+        raise ValueError("model: it is a guided MODEL; connect the base model, as it is before RLG Model.")
+    if model.get_wrappers(WrappersMP.PREDICT_NOISE, LAZY_CACHE):
+        raise ValueError("model: LazyCache keeps predictions from step to step, without gradients; take it out.")
+    if "sampler_calc_cond_batch_function" in model.model_options:
+        raise ValueError(
+            "model: a patch on it (such as SkipLayerGuidanceDiTSimple) computes both sides of CFG in a way of its own, "
+            "which training would leave out; take it out."
+        )

@@ -95,6 +95,7 @@ class Trainer:
         history: finished iterations, those of earlier runs too.
         started_anew: why an earlier run's state was not taken up, as a sentence; "" where there was none, or it was.
         memory: what a backward pass takes, as a sentence, once that was looked at; "" before.
+        written: so many iterations are in the checkpoint that was last written.
 
     Raises:
         ValueError: a part does not fit the others, or the checkpoint cannot be read.
@@ -110,7 +111,7 @@ class Trainer:
         self.task, self.method, self.settings = task, method, settings
         self.history: list[Iteration] = []
         self.started_anew = self.memory = ""
-        self.checkpoint, self._team = checkpoint, team
+        self.checkpoint, self.written, self._team = checkpoint, 0, team
         self._next_write = time.monotonic() + _SECONDS_BETWEEN_CHECKPOINTS
         self._digest = task.digest
         check_differentiable(task.model.model)
@@ -170,6 +171,7 @@ class Trainer:
         if self.checkpoint is not None and self._team.place == 0:
             begun, history = time.monotonic(), [asdict(entry) for entry in self.history]
             State(self.fingerprint, len(history), self._tensors(), history).write(self.checkpoint)
+            self.written = len(history)
             now = time.monotonic()
             self._next_write = now + max(_SECONDS_BETWEEN_CHECKPOINTS, _TIMES_ITS_WRITING * (now - begun))
 

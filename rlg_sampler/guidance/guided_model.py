@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _BASE_OPTIONS = "rlg_base_options"
 # The host's keys.
 _COPIES = "multigpu"
-_LAZY_CACHE = "lazycache"
+LAZY_CACHE = "lazycache"
 _POSE_CACHE = "animate2_cache"
 
 
@@ -211,7 +211,7 @@ def _check_caches(options: Options, *models: ModelPatcher) -> None:
         options: of the run, with what was put on the guided MODEL.
         models: base and tuned.
     """
-    if any(model.get_wrappers(WrappersMP.PREDICT_NOISE, _LAZY_CACHE) for model in models):
+    if any(model.get_wrappers(WrappersMP.PREDICT_NOISE, LAZY_CACHE) for model in models):
         raise ValueError(
             "model: LazyCache on base or tuned would take the prediction of one for that of the other; take it out, or "
             "put it after RLG Model, where it sees their mix."

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -240,6 +241,26 @@ def test_numbers_are_read_as_people_write_them(write) -> None:
     file = write(learning_rate=None)
     file.write_text(file.read_text() + "learning_rate: 3e-4\n")
     assert load_plan(file).inputs["learning_rate"] == 3e-4
+
+
+def test_whole_numbers_are_no_other_setting(write, extension) -> None:
+    """The node hands on floats: a run goes on, however the plan writes them."""
+    from training.program.run import chosen_method
+
+    plans = [load_plan(write(method={"flow_grpo": {"cfg": c, "kl_weight": k}})) for c, k in ((1, 0), (1.0, 0.0))]
+    assert len({str(chosen_method(plan, extension)) for plan in plans}) == 1
+
+
+def test_a_lora_is_there_as_soon_as_a_state_is(write, extension, output) -> None:
+    """So that one remains of a worker that is killed."""
+    run = TrainingRun(load_plan(write(iterations=3)), extension)
+    with closing(run.train()) as steps:
+        next(steps)
+        next(steps)
+        assert not (output / "loras" / "red").exists()
+        run._trainer._next_write = 0.0
+        next(steps)
+        assert _lora(output)
 
 
 def test_methods_go_by_several_names_and_by_their_defaults(write, extension) -> None:

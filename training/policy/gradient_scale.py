@@ -18,38 +18,41 @@ far below what is infinite in it, since weights add up the gradients of thousand
 
 
 class GradientScale:
-    """The scale of one call of the model, known once its backward pass begins."""
+    """The scale of one prediction, known once its backward pass begins. It may take several calls of the model."""
 
     factor = 1.0
 
-    def into(self, output: torch.Tensor) -> torch.Tensor:
-        """The model's output, float32; its gradient is scaled from here on."""
-        return _Into.apply(output, self)
+    def into(self, *outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the model gives, float32 and all at once; their gradients are scaled from here on."""
+        return _Into.apply(self, *outputs)
 
+    # A compiled model would take the factor of its first backward pass for a constant.
+    @torch.compiler.disable
     def out_of(self, value: torch.Tensor) -> torch.Tensor:
         """What goes into the model, float32; its gradient is as if there was no scale."""
-        return _OutOf.apply(value, self)
+        return _OutOf.apply(self, value)
 
 
-class _Border(torch.autograd.Function):
-    """Values pass as they are."""
+class _Into(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scale: GradientScale, *outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.scale = scale
+        return tuple(output.view_as(output) for output in outputs)
 
     @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, scale: GradientScale) -> torch.Tensor:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        largest = max(float(gradient.abs().max()) for gradient in gradients)
+        usable = 0.0 < largest < math.inf
+        ctx.scale.factor = math.ldexp(1.0, _EXPONENT - math.frexp(largest)[1]) if usable else 1.0
+        return None, *(gradient * ctx.scale.factor for gradient in gradients)
+
+
+class _OutOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scale: GradientScale, value: torch.Tensor) -> torch.Tensor:
         ctx.scale = scale
         return value.view_as(value)
 
-
-class _Into(_Border):
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        largest = float(gradient.abs().max())
-        usable = 0.0 < largest < math.inf
-        ctx.scale.factor = math.ldexp(1.0, _EXPONENT - math.frexp(largest)[1]) if usable else 1.0
-        return gradient * ctx.scale.factor, None
-
-
-class _OutOf(_Border):
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient / ctx.scale.factor, None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, gradient / ctx.scale.factor

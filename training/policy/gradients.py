@@ -216,9 +216,15 @@ class _Checkpointed(ReplacedForward):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.original(*args, **kwargs)
+        # The host writes into one dictionary which block it is at: the second time that has to be this one.
+        args, kwargs = tuple(map(_as_it_stands, args)), {name: _as_it_stands(a) for name, a in kwargs.items()}
         return torch.utils.checkpoint.checkpoint(
             self.original, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
         )
+
+
+def _as_it_stands(argument: Any) -> Any:
+    return dict(argument) if isinstance(argument, dict) else argument
 
 
 def _copied(argument: Any) -> Any:

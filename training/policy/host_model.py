@@ -229,9 +229,11 @@ class _Body(comfy.samplers.Sampler):
 
         def predict(x: torch.Tensor, sigma: torch.Tensor, negative: torch.Tensor | None) -> Prediction:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            self._negative = negative
-            x0 = guider(x, sigma, model_options=options, seed=extra_args["seed"])
-            return Prediction(x0, self._positive, self._negative)
+            self._negative, scale = negative, GradientScale()
+            # All calls of it, since a patch such as PAG makes some of its own.
+            with self._policy.with_gradients(scale):
+                x0 = guider(scale.out_of(x), sigma, model_options=options, seed=extra_args["seed"])
+            return Prediction(*scale.into(x0, self._positive), self._negative)
 
         self.result = self._body(Run(sigmas, guider.inner_model.model_sampling, noise.device, predict))
         return noise
@@ -246,14 +248,12 @@ class _Body(comfy.samplers.Sampler):
             self._negative = torch.zeros_like(call["input"])
         elif self._negative is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._through_negative):
-                self._negative = self._of(negative, call)
-        self._positive = self._of(positive, call)
+                self._negative = _of([None, negative], call)
+        self._positive = _of([positive], call)
         return [self._positive, self._negative]
 
-    def _of(self, cond: Any, call: dict[str, Any]) -> torch.Tensor:
-        """The prediction for one side of CFG."""
-        scale = GradientScale()
-        x, rest = scale.out_of(call["input"]), (call["sigma"], call["model_options"])
-        with self._policy.with_gradients(scale):
-            (x0,) = comfy.samplers.calc_cond_batch(call["model"], [cond], x, *rest)
-        return scale.into(x0)
+
+def _of(conds: list[Any], call: dict[str, Any]) -> torch.Tensor:
+    """The prediction for the last of the conds, whose place tells patches which side of CFG it is."""
+    rest = call["input"], call["sigma"], call["model_options"]
+    return comfy.samplers.calc_cond_batch(call["model"], conds, *rest)[-1]

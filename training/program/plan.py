@@ -104,7 +104,9 @@ def widgets(node: type, given: Mapping[str, Any], place: str = "") -> dict[str, 
         if name not in known:
             raise EvaluationError(f"{place}{shown(name)} is not known here; there are {', '.join(known)}.")
         _check(f"{place}{name}", value, *known[name])
-    return {name: given.get(name, options.get("default")) for name, (_, options) in known.items()}
+    values = {name: given.get(name, options.get("default")) for name, (_, options) in known.items()}
+    # As the host hands them over: a whole number is no other setting.
+    return {name: float(value) if known[name][0] == "FLOAT" else value for name, value in values.items()}
 
 
 def _check(place: str, value: Any, kind: str, options: Mapping[str, Any]) -> None:

@@ -92,11 +92,16 @@ class TrainingRun:
             EvaluationError: it cannot go on; what was learned is kept.
             WorkerLost: another worker has ended; as above.
         """
+        saved = 0
         try:
             with refusing("", ValueError, OSError):
                 self._show()
                 yield self._step()
                 for _ in self._trainer.iterate(self.until, during):
+                    if self._keeps_files and self._trainer.written > saved:
+                        # A worker is killed without a last word: its LoRA is then as old as the state.
+                        saved = self._trainer.written
+                        self._trainer.save(self._folder)
                     if self._previews is not None and self._previews.is_due:
                         self._show()
                     yield self._step()
