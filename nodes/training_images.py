@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import folder_paths
 import numpy as np
+import torch
 from comfy_api.v0_0_2 import io
 
 from ..files.captioned import captioned
@@ -16,6 +18,9 @@ from .host_folders import inside
 from .inputs import answer
 from .search import search_aliases
 from .training_inputs import size_input
+
+_BYTE, _FLOAT = 1, 4
+"""Of a channel of a pixel, as it is read and as an IMAGE holds it."""
 
 
 class RLGLoadImages(io.ComfyNode):
@@ -69,8 +74,20 @@ class RLGLoadImages(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, width: int, height: int) -> io.NodeOutput:
         found = captioned(_folder(folder))
+        _check_room(len(found), width, height)
         images = to_image(np.stack([one.pixels(width, height) for one in found]))
         return io.NodeOutput(images, [one.caption for one in found])
+
+
+def _check_room(count: int, width: int, height: int) -> None:
+    """Raises ValueError where so many pictures do not fit: the system would end the host without a word."""
+    size = 3 * width * height * (_BYTE + _FLOAT)
+    free = comfy.model_management.get_free_memory(torch.device("cpu"))
+    if count * size > free:
+        raise ValueError(
+            f"folder: {count} pictures of {width} × {height} take {count * size / 1e9:.1f} GB of main memory, and "
+            f"{free / 1e9:.1f} GB are free; use at most {int(free / size)}, or make them smaller."
+        )
 
 
 def _folder(name: str) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import comfy.model_management
 import folder_paths
 import numpy as np
 import pytest
@@ -126,6 +127,15 @@ def test_a_wrong_folder_is_one_sentence(pictures, run_node, rlg, spoil, sentence
         run_node("RLGLoadImages", folder="pictures", width=32, height=16)
     assert "\n" not in str(error.value)
     assert (rlg.nodes["RLGLoadImages"].validate_inputs(folder="pictures") is True) != known_before
+
+
+def test_more_than_there_is_room_for_is_one_sentence(pictures, run_node, monkeypatch) -> None:
+    """Before the first one is read."""
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: 20_000)
+    with pytest.raises(
+        ValueError, match=r"^folder: 2 pictures of 64 × 32 take .* use at most 0, or make them smaller\.$"
+    ):
+        run_node("RLGLoadImages", folder="pictures", width=64, height=32)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "..", "/etc", "x\0", "pictures/b.png"])
