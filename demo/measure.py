@@ -62,7 +62,8 @@ class Measured:
                 for seed in range(self.pictures.shape[2]):
                     places.append((setting.name, setting.scale, f"seed {seed}"))
                     texts.append(prompt.text)
-        return curve("scale", places, self.rewards.ravel().tolist(), self.diversity.ravel().tolist(), texts)
+        rewards, diversity = self.rewards.ravel().tolist(), self.diversity.ravel().tolist()
+        return curve("scale", places, rewards, diversity, texts, constant=lambda series: not series)
 
     def table(self) -> str:
         """For a console: means with 95 % intervals over prompts; differences are of the same prompts and noise."""

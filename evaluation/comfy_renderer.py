@@ -151,32 +151,38 @@ class ComfyRenderer:
         Raises:
             EvaluationError: one is not there.
         """
-        found = {}
+        found: dict[str, Path] = {}
         for index, pair in enumerate(self._plan.pairs):
             with refusing(f"pairs[{index}]", ValueError, EvaluationError):
                 found |= self._files_of(pair)
         for index, reward in enumerate(self._plan.rewards):
             with refusing(f"rewards[{index}]", ValueError, OSError):
-                found[reward.name] = registry.weights_of(reward.name, reward.file)
+                found |= _called(reward.name, registry.files_of(reward.name, reward.file))
         with refusing("diversity", ValueError, OSError):
             measure = self._plan.diversity
-            found[measure.name] = diversity.weights_of(measure.name, measure.file)
-        return {name: path for name, path in found.items() if path is not None}
+            found |= _called(measure.name, diversity.files_of(measure.name, measure.file))
+        return found
 
     def _files_of(self, pair: Pair) -> dict[str, Path]:
         """Raises ValueError or EvaluationError: one is not there."""
         found = model_paths(pair)
         if pair.lora is not None:
-            found[pair.lora] = path = self._extension.module("nodes.loaders").lora_path(pair.lora)
+            name = f"loras/{pair.lora}"  # a checkpoint may have the same
+            found[name] = path = self._extension.module("nodes.loaders").lora_path(pair.lora)
             config = path.with_name(CONFIG_NAME)
             if config.is_file():
-                found[f"{pair.lora}, {config.name}"] = config
+                found[f"{name}, {config.name}"] = config
         return found
 
     def _reward(self, index: int) -> Reward:
         reward = self._plan.rewards[index]
         with refusing(f"rewards[{index}]", ValueError, OSError, ImportError):
             return registry.load(reward.name, reward.file)
+
+
+def _called(name: str, files: tuple[Path, ...]) -> dict[str, Path]:
+    """Files of what has that name in the plan, the first of which are its weights."""
+    return {name if number == 0 else f"{name}, {path.name}": path for number, path in enumerate(files)}
 
 
 def _fingerprint(path: Path) -> str:

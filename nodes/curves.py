@@ -66,7 +66,7 @@ class RLGDiversity(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, measure: str | list[str] | None = None, file: str | list[str] | None = None) -> bool | str:
         """Are the weights there?"""
-        return answer(lambda name, file: diversities.weights_of(name, chosen(file)), only(measure), only(file))
+        return answer(lambda name, file: diversities.files_of(name, chosen(file)), only(measure), only(file))
 
     @classmethod
     def execute(

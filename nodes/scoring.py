@@ -62,7 +62,7 @@ class RLGLoadReward(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str | None = None, file: str | None = None) -> bool | str:
         """Are the files there?"""
-        return answer(lambda name, file: registry.weights_of(name, chosen(file)), name, file)
+        return answer(lambda name, file: registry.files_of(name, chosen(file)), name, file)
 
     @classmethod
     def execute(cls, name: str, file: str) -> io.NodeOutput:

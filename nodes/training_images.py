@@ -74,18 +74,24 @@ class RLGLoadImages(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, width: int, height: int) -> io.NodeOutput:
         found = captioned(_folder(folder))
-        _check_room(len(found), width, height)
+        check_room("folder", len(found), width, height)
         images = to_image(np.stack([one.pixels(width, height) for one in found]))
         return io.NodeOutput(images, [one.caption for one in found])
 
 
-def _check_room(count: int, width: int, height: int) -> None:
-    """Raises ValueError where so many pictures do not fit: the system would end the host without a word."""
+def check_room(name: str, count: int, width: int, height: int) -> None:
+    """Raises ValueError where so many pictures do not fit: the system would end the host without a word.
+
+    Args:
+        name: of the user's input.
+        count: of pictures.
+        width, height: of each.
+    """
     size = 3 * width * height * (_BYTE + _FLOAT)
     free = comfy.model_management.get_free_memory(torch.device("cpu"))
     if count * size > free:
         raise ValueError(
-            f"folder: {count} pictures of {width} × {height} take {count * size / 1e9:.1f} GB of main memory, and "
+            f"{name}: {count} pictures of {width} × {height} take {count * size / 1e9:.1f} GB of main memory, and "
             f"{free / 1e9:.1f} GB are free; use at most {int(free / size)}, or make them smaller."
         )
 

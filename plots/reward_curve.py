@@ -80,7 +80,7 @@ def _against_scale(axes: Axes, curve: Curve, theme: Theme, of: _Of, title: str) 
     low, high = min(point.x for point in drawn), max(point.x for point in drawn)
     beside = {"base": "right", "tuned": "left"} if high - low > _WIDE else {}
     for x, name in _MODELS.get(curve.axis, {}).items():
-        if low <= x <= high:
+        if low <= x <= high and (name == "base" or curve.has_constant):
             axes.axvline(x, color=theme.faint, linestyle=":", zorder=1)
             axes.annotate(
                 name, (x, 1), (0, 3), xycoords=axes.get_xaxis_transform(), textcoords="offset points",

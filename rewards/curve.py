@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from .intervals import Estimate, student
 _BASE = {"scale": 0.0, "switch": 1.0}
 """Axis → where on it the base model alone is."""
 _TUNED = {"scale": 1.0}
-"""The same of the tuned model."""
+"""The same of the tuned model, where the scale does not change over the steps."""
+_SCHEDULED = ("switch ", "power ")
+"""How the parts of a series begin whose scale is one that a schedule ends with."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Point:
         diversity: mean of theirs; None where it was not measured.
         above_base: mean of what their scores are above those of the base model with the same prompt and noise; None
             where the base's are not among the series, or cannot be told apart.
-        above_tuned: the same against the tuned model.
+        above_tuned: the same against the tuned model; None along a schedule too.
     """
 
     series: str
@@ -48,10 +50,12 @@ class Curve:
     Attributes:
         axis: what the points lie along: "scale", "switch", or another setting.
         points: in rising order, series by series.
+        has_constant: whether a series has the same scale at every step, so that at 1 it is the tuned model.
     """
 
     axis: str
     points: tuple[Point, ...]
+    has_constant: bool = True
 
     @property
     def series(self) -> list[str]:
@@ -88,6 +92,7 @@ def curve(
     scores: Sequence[float],
     diversity: Sequence[float] | None = None,
     prompts: Sequence[str] | None = None,
+    constant: Callable[[str], bool] = lambda series: not any(p.startswith(_SCHEDULED) for p in series.split(", ")),
 ) -> Curve:
     """Group pictures by their places.
 
@@ -98,6 +103,7 @@ def curve(
         diversity: one per picture: its mean distance to the others of its setting. Their mean is the setting's.
         prompts: one per picture. Pictures of one prompt are alike, so that the interval is over prompts where there
             are several, and over pictures else.
+        constant: whether a series has the same scale at every step; by default as labels say it.
 
     Raises:
         ValueError: the numbers of these differ, there are none, or one is not finite.
@@ -124,10 +130,13 @@ def curve(
                 len(own),
                 estimate([scores[row] for row in own], of_prompts),
                 None if diversity is None else _diversity([diversity[row] for row in own], of_prompts),
-                *(_above(by_pair(series, x), by_pair(series, where.get(axis)), len(own)) for where in (_BASE, _TUNED)),
+                *(
+                    _above(by_pair(series, x), by_pair(series, place), len(own))
+                    for place in (_BASE.get(axis), _TUNED.get(axis) if constant(series) else None)
+                ),
             )
         )
-    return Curve(axis, tuple(points))
+    return Curve(axis, tuple(points), any(map(constant, order)))
 
 
 def _check_numbers(scores: Sequence[float], **others: Sequence[Any] | None) -> None:

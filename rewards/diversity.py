@@ -120,4 +120,4 @@ MEASURES: Kinds[Measure] = Kinds(
     },
 )
 
-measure, weights_of = MEASURES.load, MEASURES.weights_of
+measure, files_of = MEASURES.load, MEASURES.files_of

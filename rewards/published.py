@@ -102,11 +102,11 @@ class Kinds(dict[str, Kind[Made]]):
                 missing.
             FileNotFoundError: the weights are not there; the message says where they come from and belong.
         """
-        path = self.weights_of(name, file)
-        return self[name].make() if path is None else self[name].make(path)
+        files = self.files_of(name, file)
+        return self[name].make(*files[:1])
 
-    def weights_of(self, name: str, file: str | None) -> Path | None:
-        """Where its weights lie, with all that belongs to them; None where it has none.
+    def files_of(self, name: str, file: str | None) -> tuple[Path, ...]:
+        """Where its weights lie, then what else it takes; nothing where it has none.
 
         Arguments and errors are those of `load`, of what can be known before anything is read.
         """
@@ -114,11 +114,9 @@ class Kinds(dict[str, Kind[Made]]):
             raise ValueError(f"{self._what}: there is no '{name}'; choose one of {', '.join(self)}.")
         kind = self[name]
         if kind.weights is None:
-            return None
+            return ()
         path = kind.weights.find(self._user.format(name), file)
-        if kind.beside is not None:
-            kind.beside(path)
-        return path
+        return (path,) if kind.beside is None else (path, kind.beside(path))
 
 
 CLIP_L = Published(

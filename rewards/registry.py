@@ -58,4 +58,4 @@ KINDS: Kinds[Reward] = Kinds(
     },
 )
 
-load, weights_of = KINDS.load, KINDS.weights_of
+load, files_of = KINDS.load, KINDS.files_of

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.sample
 import comfy.samplers
+import comfy.utils
 import torch
 
 if TYPE_CHECKING:
@@ -98,8 +99,10 @@ class KSamplerInputs:
         latent["samples"] = torch.cat(list(runs))
         if "batch_index" in latent:
             latent["batch_index"] = list(latent["batch_index"]) * len(runs)
-        if "noise_mask" in latent and latent["noise_mask"].shape[0] > 1:
-            latent["noise_mask"] = torch.cat([latent["noise_mask"]] * len(runs))
+        mask = latent.get("noise_mask")
+        of_frames = latent["samples"].ndim > 4 and mask is not None and mask.ndim < 5  # as the host reads them
+        if mask is not None and len(mask) > 1 and not of_frames:
+            latent["noise_mask"] = torch.cat([comfy.utils.repeat_to_batch_size(mask, len(runs[0]))] * len(runs))
         return latent
 
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import comfy.model_management
 import comfy.utils
 import torch
-from comfy.patcher_extension import WrappersMP
 
 from ..rewards.combined import CombinedReward
 from ..rewards.protocol import networks_of
-from ..rlg_sampler.guidance.guided_model import LAZY_CACHE, Guidance
+from ..rlg_sampler.guidance.guided_model import POSE_CACHE, Guidance
 from ..rlg_sampler.messages import model_name
 from ..rlg_sampler.stochastic.step import check_noise_process
 from .policy.gradients import frozen, streamed
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
     from ..rewards.protocol import Reward
 
+_CACHES = {"easycache": "EasyCache or LazyCache", POSE_CACHE: "WanAnimate2Cache"}
+"""Of the host's nodes, by the option that they set: a gradient would have to pass through an earlier step."""
 _WITH_GRADIENT = 4
 """A decoder whose activations are kept takes so many times the memory of one whose are not."""
 
@@ -198,8 +199,9 @@ def _check_patches(model: ModelPatcher) -> None:
     """Raises ValueError: the MODEL carries what no gradient passes through, or what training would leave out."""
     if Guidance.on(model) is not None:
         raise ValueError("model: it is a guided MODEL; connect the base model, as it is before RLG Model.")
-    if model.get_wrappers(WrappersMP.PREDICT_NOISE, LAZY_CACHE):
-        raise ValueError("model: LazyCache keeps predictions from step to step, without gradients; take it out.")
+    for option, name in _CACHES.items():
+        if option in model.model_options.get("transformer_options", {}):
+            raise ValueError(f"model: {name} keeps what it has computed from step to step; take it out.")
     if "sampler_calc_cond_batch_function" in model.model_options:
         raise ValueError(
             "model: a patch on it (such as SkipLayerGuidanceDiTSimple) computes both sides of CFG in a way of its own, "

@@ -156,9 +156,10 @@ class Trainer:
                 self._fit()
                 report(0.0)  # where memory runs out it does so before the next one
             while len(self.history) < until:
-                yield self._iteration(report)
+                entry = self._iteration(report)
                 if time.monotonic() > self._next_write:
                     self.write()
+                yield entry
         finally:
             self.write()
 

@@ -6,6 +6,8 @@ import { everyNode, isInSubgraph, sourceOf } from "./server_graph.js";
 const WITH_SCALE = ["RLGKSampler", "RLGModel", "RLGGuider", "RLGBranch"];
 const [SWITCHED, RAMP] = ["RLGCombinedGeneration", "RLGRamp"];
 const [SWEEP, LORA_AXIS] = ["RLGSweep", "RLGLoraAxis"];
+/** Type of a LoRA loader → its widget for the strength, which an axis has at 1. */
+const STRENGTHS = { RLGLoadLora: "strength", RLGLoadModels: "lora_strength" };
 const GAP = 60;
 
 /** Whether a label says a scale. */
@@ -29,7 +31,8 @@ export function useScale(grid, label) {
   const found = samplerFor(sweep, Object.keys(settings));
   const lora = loraOf(axes, label);
   const loader = lora && originOf(found ?? sweep, "tuned");
-  if (lora && !widgetOf(loader, "lora_name")) throw new Error(`The tuned model has no LoRA loader: load ${lora} yourself.`);
+  if (lora && !STRENGTHS[loader?.type])
+    throw new Error(`The tuned model does not come from RLG Load LoRA or RLG Load Models: load ${lora} yourself.`);
   if (!found && !sweep) throw new Error("There is no RLG KSampler or RLG Model to write the scale into: add one.");
   if (!found && sweep.type !== SWEEP)
     throw new Error("The labels do not come from RLG Sweep, and there is no RLG KSampler or RLG Model: add one.");
@@ -37,7 +40,10 @@ export function useScale(grid, label) {
     throw new Error("The sweep is in a subgraph, and no RLG KSampler or RLG Model samples its tuned model: add one.");
   const sampler = found ?? newSampler(sweep);
   for (const [name, value] of Object.entries(settings)) set(sampler, name, value);
-  if (lora) set(loader, "lora_name", lora);
+  if (lora) {
+    set(loader, "lora_name", lora);
+    set(loader, STRENGTHS[loader.type], 1);
+  }
   const target = write(sampler, label);
   sampler.graph.setDirtyCanvas(true, true);
   return target;
@@ -72,7 +78,8 @@ export async function toLoadImage(api, grid, { url, label }, selected) {
 /** The axis nodes of a sweep, from the innermost on. */
 function axesOf(sweep) {
   const axes = [];
-  for (let node = sweep && originOf(sweep, "axis"); node; node = originOf(node, "axis")) axes.push(node);
+  for (let node = sweep && originOf(sweep, "axis"); node; node = originOf(node, "axis"))
+    if (isActive(node)) axes.push(node); // a bypassed one hands on the next
   return axes;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import comfy.samplers
@@ -28,13 +29,19 @@ def give_own_hooks(conds: Conds) -> None:
         cond["hooks"] = groups[id(group)]
 
 
-def pass_keyframes(model: BaseModel, conds: Conds, evaluation: Evaluation) -> None:
+def pass_keyframes(model: BaseModel, conds: Conds, cfg: float, evaluation: Evaluation) -> None:
     """Count an evaluation, also where the model need not be evaluated: at its scale, or as another run has done it.
 
-    One noise level counts once, however often it is told.
+    One noise level counts once, however often it is told. What the host itself leaves out is not counted: the negative
+    prompt at CFG 1, and default conds, which act only where others leave room.
     """
-    for cond in _hooked(conds):
-        if comfy.samplers.get_area_and_mult(cond, evaluation.x, evaluation.sigma) is not None:
+    spared = math.isclose(cfg, 1.0) and not evaluation.options.get("disable_cfg1_optimization", False)
+    counted = {name: of_name for name, of_name in conds.items() if not (spared and name == "negative")}
+    for cond in _hooked(counted):
+        if (
+            not cond.get("default")
+            and comfy.samplers.get_area_and_mult(cond, evaluation.x, evaluation.sigma) is not None
+        ):
             model.current_patcher.prepare_hook_patches_current_keyframe(
                 evaluation.sigma, cond["hooks"], evaluation.options
             )

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _BASE_OPTIONS = "rlg_base_options"
 # The host's keys.
 _COPIES = "multigpu"
-LAZY_CACHE = "lazycache"
-_POSE_CACHE = "animate2_cache"
+_LAZY_CACHE = "lazycache"
+POSE_CACHE = "animate2_cache"
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,13 +211,13 @@ def _check_caches(options: Options, *models: ModelPatcher) -> None:
         options: of the run, with what was put on the guided MODEL.
         models: base and tuned.
     """
-    if any(model.get_wrappers(WrappersMP.PREDICT_NOISE, LAZY_CACHE) for model in models):
+    if any(model.get_wrappers(WrappersMP.PREDICT_NOISE, _LAZY_CACHE) for model in models):
         raise ValueError(
             "model: LazyCache on base or tuned would take the prediction of one for that of the other; take it out, or "
             "put it after RLG Model, where it sees their mix."
         )
     of_all = (options, *(model.model_options for model in models))
-    if any(_POSE_CACHE in each.get("transformer_options", {}) for each in of_all):
+    if any(POSE_CACHE in each.get("transformer_options", {}) for each in of_all):
         raise ValueError(
             "model: WanAnimate2Cache would give the tuned model what it has kept of the base, as it does not tell them "
             "apart; take it out."

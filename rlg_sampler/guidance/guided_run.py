@@ -146,7 +146,7 @@ class GuidedRun:
         options, sampler_hooks = self._without_sampler_hooks(model_options or {})
         evaluation = Evaluation(x, timestep, options, seed, with_cfg_parts=bool(sampler_hooks))
         for branch in (self._base, *self._tuned):
-            pass_keyframes(branch.model, branch.conds, evaluation)
+            pass_keyframes(branch.model, branch.conds, branch.cfg, evaluation)
         number = self._step_at(timestep)
         step = self._steps[number]
         predictions = self._known.at(number, x, timestep) if self._known else {}

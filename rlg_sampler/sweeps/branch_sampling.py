@@ -92,11 +92,14 @@ def branch_samples(
     total = forked + fork.branches * (count - forked)
     logger.info("RLG branches: %d of them, after %d of %d steps in common", fork.branches, forked, count)
     part, progress = as_part_of(model, sigmas.tolist()), Progress(make_callback(total), total)
-    whole = sampler or comfy.samplers.sampler_object(inputs.sampler_name)
+    sampler = sampler or comfy.samplers.sampler_object(inputs.sampler_name)
+    parts = _Parts(sampler, sigmas) if forked else None
+    if parts is not None:
+        parts.check_steps(forked, count - forked)
 
     def run(own: torch.Tensor, noise: torch.Tensor, seed: int, x: torch.Tensor | None = None) -> torch.Tensor:
         """The latents at the end of some sigmas that follow each other, which begin at x."""
-        of_part = _of_part(whole, sigmas, x)
+        of_part = sampler if parts is None else parts.sampler(x)
         return inputs.sample(part, own, noise, start, progress.of_run(len(own) - 1), seed, of_part)
 
     seed, noise, results = inputs.seed, inputs.noise(start), []
@@ -126,26 +129,48 @@ def _mixed(noise: torch.Tensor, fresh: torch.Tensor, level: float) -> torch.Tens
     return math.sqrt(1.0 - level**2) * noise + level * fresh
 
 
-def _of_part(sampler: comfy.samplers.Sampler, sigmas: torch.Tensor, x: torch.Tensor | None) -> comfy.samplers.Sampler:
-    """A sampler of a part of the run over `sigmas`, for which a mask changes over the steps as in the whole run.
+class _Parts:
+    """A sampler for the parts of one run, in which a mask acts as in the whole.
 
     Args:
-        x: latents as the model sees them, from which it goes on; None = those that its inputs make.
+        sampler: of the whole run.
+        sigmas: σ_0 … σ_n of the whole run, by which a mask may change over the steps.
 
     Raises:
-        ValueError: it is of a kind that cannot go on from given latents.
+        ValueError: the sampler is of a kind that cannot go on from given latents.
     """
-    if not isinstance(sampler, comfy.samplers.KSAMPLER):
-        raise ValueError(f"sampler: {type(sampler).__name__} cannot begin in the middle of a run; choose another.")
 
-    @functools.wraps(sampler.sampler_function)
-    def sampled(
-        model: comfy.samplers.KSamplerX0Inpaint, begun: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        model.sigmas = sigmas.to(model.sigmas)
-        return sampler.sampler_function(model, begun if x is None else x.to(begun), *args, **kwargs)
+    def __init__(self, sampler: comfy.samplers.Sampler, sigmas: torch.Tensor) -> None:
+        if not isinstance(sampler, comfy.samplers.KSAMPLER):
+            raise ValueError(f"sampler: {type(sampler).__name__} cannot begin in the middle of a run; choose another.")
+        self._sampler, self._sigmas = sampler, sigmas
+        self._noise: torch.Tensor | None = None
+        """What the first part mixes in where the picture is kept; some samplers draw it by their seed."""
 
-    return comfy.samplers.KSAMPLER(sampled, sampler.extra_options, sampler.inpaint_options)
+    def check_steps(self, *parts: int) -> None:
+        """Raises ValueError: a part has fewer steps than the sampler can make."""
+        name = getattr(self._sampler.sampler_function, "__name__", "").removeprefix("sample_")
+        if name.startswith("unipc") and 1 in parts:
+            raise ValueError(
+                "branch_percent: UniPC takes no single step, and the branches or their beginning would be one; choose "
+                "another value or another sampler."
+            )
+
+    def sampler(self, x: torch.Tensor | None) -> comfy.samplers.KSAMPLER:
+        """For the next part, which goes on from x, latents as the model sees them; None = from what its inputs make."""
+        own = self._sampler.sampler_function
+
+        @functools.wraps(own)
+        def sampled(
+            model: comfy.samplers.KSamplerX0Inpaint, begun: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> torch.Tensor:
+            model.sigmas = self._sigmas.to(model.sigmas)
+            if self._noise is None:
+                self._noise = model.noise
+            model.noise = self._noise
+            return own(model, begun if x is None else x.to(begun), *args, **kwargs)
+
+        return comfy.samplers.KSAMPLER(sampled, self._sampler.extra_options, self._sampler.inpaint_options)
 
 
 def _parted(

@@ -15,7 +15,8 @@ import torch
 
 Scales = tuple[float, ...]
 """Of each step that runs."""
-_MOST_TASKS = 16
+_MOST_TASKS = 256
+"""A list of prompts makes as many tasks. Each holds its prompt, as the host does while the list is there."""
 
 
 @dataclass(eq=False)
@@ -91,6 +92,8 @@ class CellCache:
         while sum(samples.nbytes for task in tasks for samples in task.cells.values()) > self._max_bytes:
             oldest = next(task for task in tasks if task.cells)
             del oldest.cells[next(iter(oldest.cells))]
+            if not oldest.cells and oldest in self._tasks[:-1]:
+                self._tasks.remove(oldest)
 
     def _forget(self, gone: weakref.ref) -> None:
         """The tasks of a model that has gone, with the prompts and the latents that they hold."""

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+import tiny_rewards
 from demo.tiny_encoders import clip_l_state_dict, vae_state_dict
 from demo.tiny_model import TinySD3, mmdit_state_dict, write_checkpoint, write_peft_adapter
 from evaluation.comfy_renderer import ComfyRenderer
@@ -285,13 +286,13 @@ def test_it_says_what_the_pictures_depend_on(
         return ComfyRenderer(plan(), extension).describe()["files"]
 
     before = files()
-    assert before.keys() == {"evaluated.safetensors", "evaluated", "evaluated, adapter_config.json"}
+    assert before.keys() == {"evaluated.safetensors", "loras/evaluated", "loras/evaluated, adapter_config.json"}
     assert files() == before
     monkeypatch.setattr(sys, "argv", ["main.py", "--cpu", "--fast"])
     assert ComfyRenderer(plan(), extension).describe()["arguments of ComfyUI"] == "--cpu --fast"
     for name, changed in (
-        ("adapter_config.json", "evaluated, adapter_config.json"),
-        ("adapter_model.safetensors", "evaluated"),
+        ("adapter_config.json", "loras/evaluated, adapter_config.json"),
+        ("adapter_model.safetensors", "loras/evaluated"),
     ):
         file = models_dir / "loras" / "evaluated" / name
         data = file.read_bytes()
@@ -300,6 +301,14 @@ def test_it_says_what_the_pictures_depend_on(
             assert {key for key, value in files().items() if value != before[key]} == {changed}
         finally:
             file.write_bytes(data)
+
+
+def test_it_says_what_its_scores_depend_on(plan: Callable, extension: Any, reward_models: Path) -> None:
+    """All files of a reward: aesthetic is a head on a CLIP that has a file of its own."""
+    tiny_rewards.write_clip_l(reward_models)
+    torch.save(tiny_rewards.head_state(tiny_rewards.JOINT), reward_models / "sac+logos+ava1-l14-linearMSE.pth")
+    files = ComfyRenderer(plan(rewards=["aesthetic"]), extension).describe()["files"]
+    assert files.keys() >= {"aesthetic", "aesthetic, clip-vit-large-patch14"}
 
 
 def test_loras_that_were_trained_here_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,10 +163,18 @@ def test_nothing_is_above_a_base_of_other_noise(texts: list[str]) -> None:
     assert of_labels(texts, [float(n) for n in range(len(texts))]).points[-1].above_base is None
 
 
-def test_nothing_is_above_the_tuned_model_along_switch_points() -> None:
-    """Which end with any scale: none of them need be the tuned model."""
-    found = of_labels(["switch 0, scale 2", "switch 1, scale 2"], [2.0, 1.0])
-    assert found.axis == "switch" and [point.above_tuned for point in found.points] == [None, None]
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["switch 0, scale 2", "switch 1, scale 2"],
+        ["switch 0.5, scale 1", "switch 0.5, scale 2", "switch 0.2, scale 1", "switch 0.2, scale 2"],
+        ["power 2, scale 1", "power 2, scale 2", "power 3, scale 1", "power 3, scale 2"],
+    ],
+)
+def test_nothing_is_above_the_tuned_model_along_a_schedule(labels: list[str]) -> None:
+    """Which ends with a scale: at 1 it is not the tuned model."""
+    found = of_labels(labels, [float(number) for number in range(len(labels))])
+    assert len(found.points) == len(labels) and not any(point.above_tuned for point in found.points)
 
 
 def test_diversity_has_an_interval_over_prompts_only() -> None:

@@ -175,14 +175,15 @@ MASKS = {
 }
 
 
+@pytest.mark.parametrize("sampler", ["euler", "ddim"])
 @pytest.mark.parametrize("differential", [False, True], ids=["", "DifferentialDiffusion"])
 @pytest.mark.parametrize("mask", MASKS)
-def test_a_mask_acts_as_in_the_run(base, branch, run_node, mask, differential) -> None:
+def test_a_mask_acts_as_in_the_run(base, branch, run_node, mask, differential, sampler) -> None:
     """Whatever lies between 0 and 1 in it, and where it changes over the steps of the run."""
     from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
     latent = {**picture_latent(), "noise_mask": MASKS[mask]()}
-    inputs = task(steps=10, denoise=0.6, latent_image=latent)
+    inputs = task(steps=10, denoise=0.6, latent_image=latent, sampler_name=sampler)
     model = DifferentialDiffusion.execute(base).result[0] if differential else base
     tuned = run_node("RLGLoadLora", model=model, lora_name="branches", strength=1.0)[0]
     pair = {"base": model, "tuned": tuned, "scale": 1.6}
@@ -194,6 +195,13 @@ def test_a_mask_acts_as_in_the_run(base, branch, run_node, mask, differential) -
 def test_a_sampler_that_cannot_begin_at_the_fork_is_refused(branch) -> None:
     with pytest.raises(ValueError, match="^sampler: Sampler cannot begin in the middle of a run; choose another"):
         branch(sampler=comfy.samplers.Sampler(), **task(steps=4))
+
+
+@pytest.mark.parametrize("percent", [0.2, 0.8])
+def test_a_part_of_one_step_is_refused_where_the_sampler_makes_none(branch, percent) -> None:
+    """UniPC would hand back what it was given, with all its noise."""
+    with pytest.raises(ValueError, match="^branch_percent: UniPC takes no single step"):
+        branch(branch_percent=percent, **task(steps=5, sampler_name="uni_pc"))
 
 
 def test_masked_parts_stay(branch) -> None:

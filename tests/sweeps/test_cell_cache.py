@@ -38,6 +38,24 @@ def test_one_more_scale_costs_one_more_cell(base, tune, run_node, counted) -> No
     assert torch.equal(more, torch.stack([first[0], alone[0], first[1]]))
 
 
+def test_a_list_of_prompts_is_remembered_as_a_whole() -> None:
+    """The host runs the node once for each of them, always in the same order."""
+    cache, model, prompts = cell_cache.CellCache(2**20), _Model(), [object() for _ in range(100)]
+    for prompt in prompts:
+        cache.of([model], [prompt], ()).keep((1.0,), torch.zeros(1))
+    assert all(cache.of([model], [prompt], ()).get((1.0,)) is not None for prompt in prompts)
+
+
+def test_of_a_task_without_cells_nothing_is_kept() -> None:
+    cache, model, prompts = cell_cache.CellCache(16), _Model(), [_Model() for _ in range(5)]
+    for prompt in prompts:
+        cache.of([model], [prompt], ()).keep((1.0,), torch.zeros(4))
+    held = [weakref.ref(prompt) for prompt in prompts]
+    del prompts, prompt
+    gc.collect()
+    assert [reference() is not None for reference in held] == [False] * 4 + [True]
+
+
 @pytest.mark.parametrize(
     "change",
     [{"seed": 8}, {"steps": 4}, {"cfg": 3.0}, {"sampler_name": "heun"}, {"scheduler": "simple"}, {"tuned_cfg": 1.0}],

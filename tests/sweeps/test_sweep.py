@@ -188,6 +188,23 @@ def test_masks_and_batch_indices_go_along(base, tune, run_node) -> None:
     assert relative(ours["samples"][:2, ..., SIZE // 2 + 1 :], latent["samples"][..., SIZE // 2 + 1 :]) < CLOSE
 
 
+@pytest.mark.parametrize("masks", [1, 3])
+def test_the_masks_that_go_along_are_those_of_the_pictures(base, tune, run_node, masks) -> None:
+    """Of more masks than pictures the host takes the first, for each of several runs."""
+    latent = picture_latent(1)
+    latent["noise_mask"] = torch.arange(masks).float().view(masks, 1, 1, 1).expand(masks, 1, 8 * SIZE, 8 * SIZE) / 4
+    ours = _sweep(run_node, base, tune(base), [0, 2], **task(steps=1, latent_image=latent))[0]
+    mask = ours["noise_mask"].expand(2, -1, -1, -1)
+    assert torch.equal(mask, torch.zeros_like(mask))
+
+
+def test_masks_of_frames_go_along_as_they_are(rlg) -> None:
+    """The host reads a mask of (frames, 1, height, width) beside latents of a video."""
+    latent = {"samples": torch.zeros(1, 16, 3, SIZE, SIZE), "noise_mask": torch.rand(9, 1, 8 * SIZE, 8 * SIZE)}
+    inputs = rlg.module("rlg_sampler.ksampler_inputs").KSamplerInputs(**task(latent_image=latent))
+    assert torch.equal(inputs.latent_of([latent["samples"]] * 2)["noise_mask"], latent["noise_mask"])
+
+
 @pytest.mark.usefixtures("every_step_reported")
 def test_one_progress_bar_over_all_cells(base, tune, run_node, monkeypatch) -> None:
     seen: list[tuple[int, int]] = []

@@ -49,8 +49,9 @@ def test_a_block_that_is_computed_again_is_told_which_block_it_is(training, run_
     assert not torch.allclose(_gradient(training, family.load(), family), expected, rtol=0.01)
 
 
+@pytest.mark.parametrize("cfg", [1.0, 30.0])
 @pytest.mark.parametrize("patch", [lambda model, _: model, _pag], ids=["no patch", "PAG"])
-def test_gradients_of_small_losses_survive_half_precision(training, run_node, patch) -> None:
+def test_gradients_of_small_losses_survive_half_precision(training, run_node, patch, cfg) -> None:
     """Of all calls of the model, also of those that a patch makes: float16 would round them to 0."""
     family, found = FAMILIES["SDXL"], []
     for dtype in (torch.float32, torch.float16):
@@ -59,7 +60,7 @@ def test_gradients_of_small_losses_survive_half_precision(training, run_node, pa
         model.model.manual_cast_dtype = None
         model.model.diffusion_model.dtype = dtype
         model.model.get_dtype = lambda dtype=dtype: dtype
-        found.append(_gradient(training, patch(model, run_node), family, cfg=1.0, size=1e-9))
+        found.append(_gradient(training, patch(model, run_node), family, cfg, size=1e-9))
     assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.999
     assert found[1].norm() / found[0].norm() == pytest.approx(1, abs=0.01)
 
@@ -87,9 +88,20 @@ def test_patches_are_told_which_side_of_cfg_they_see(training, run_node) -> None
     model.set_model_unet_function_wrapper(noted)
     tasks.x0(training, model, tasks.random_policy(training, model), family)
     assert sorted(seen) == [0, 1]
-    (with_sag,) = run_node("SelfAttentionGuidance", model=family.load(), scale=0.5, blur_sigma=2.0)
-    x0 = tasks.x0(training, with_sag, tasks.random_policy(training, with_sag), family)
-    assert torch.isfinite(x0).all()
+
+
+def test_what_a_patch_keeps_of_one_side_of_cfg_is_that_of_this_prediction(training, run_node) -> None:
+    """SAG's map of attention: an update that knows the negative prompt's prediction computes what the rollout did."""
+    family = FAMILIES["SD1.5"]
+    (model,) = run_node("SelfAttentionGuidance", model=family.load(), scale=0.5, blur_sigma=2.0)
+
+    def predicted(run: Any) -> list[torch.Tensor]:
+        x = torch.randn(2, *family.latent, generator=torch.Generator().manual_seed(6)) * run.sigmas[1]
+        drawn = run.predict(x, 1)
+        run.predict(2 * x, 0)
+        return [drawn.x0, run.predict(x, 1, drawn.negative).x0]
+
+    assert torch.equal(*tasks.x0(training, model, tasks.random_policy(training, model), family, predicted))
 
 
 @pytest.fixture
@@ -122,7 +134,7 @@ def test_a_guided_model_is_refused(task_on, run_node, models_dir) -> None:
         (
             "LazyCache",
             {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False},
-            "model: LazyCache keeps predictions",
+            "model: EasyCache or LazyCache keeps what it has computed",
         ),
         (
             "SkipLayerGuidanceDiTSimple",

@@ -13,14 +13,21 @@ from typing import Any
 import torch
 
 _EXPONENT = -4
-"""The largest gradient at a model's output is below 2 to the power of this: far above what float16 rounds to 0, and as
-far below what is infinite in it, since weights add up the gradients of thousands of tokens."""
+"""The largest gradient at the output of a call is below 2 to the power of this: far above what float16 rounds to 0, and
+as far below what is infinite in it, since weights add up the gradients of thousands of tokens."""
 
 
 class GradientScale:
-    """The scale of one prediction, known once its backward pass begins. It may take several calls of the model."""
+    """The scale of one prediction, known once its backward pass begins. It may take several calls of the model.
+
+    Args:
+        amplified: how many times the gradient of a prediction those of its calls may be, such as CFG.
+    """
 
     factor = 1.0
+
+    def __init__(self, amplified: float = 1.0) -> None:
+        self.exponent = _EXPONENT - math.ceil(math.log2(max(amplified, 1.0)))
 
     def into(self, *outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What the model gives, float32 and all at once; their gradients are scaled from here on."""
@@ -37,14 +44,16 @@ class _Into(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scale: GradientScale, *outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.scale = scale
+        ctx.set_materialize_grads(False)  # zeros for what a loss leaves out would go through the whole model
         return tuple(output.view_as(output) for output in outputs)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        largest = max(float(gradient.abs().max()) for gradient in gradients)
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        scale = ctx.scale
+        largest = max(float(gradient.abs().max()) for gradient in gradients if gradient is not None)
         usable = 0.0 < largest < math.inf
-        ctx.scale.factor = math.ldexp(1.0, _EXPONENT - math.frexp(largest)[1]) if usable else 1.0
-        return None, *(gradient * ctx.scale.factor for gradient in gradients)
+        scale.factor = math.ldexp(1.0, scale.exponent - math.frexp(largest)[1]) if usable else 1.0
+        return None, *(None if gradient is None else gradient * scale.factor for gradient in gradients)
 
 
 class _OutOf(torch.autograd.Function):

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_OF_CFG = ("sampler_pre_cfg_function", "sampler_post_cfg_function", "sampler_cfg_function")
+_OF_BLOCKS = ("patches", "patches_replace")
+"""Options of a MODEL, and of its transformer, under which patches lie that may keep something of one side of CFG."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -66,7 +70,8 @@ class Run:
         """The same with CFG's other side.
 
         Args:
-            negative: what the present policy predicts for the negative prompt, where that is known or not wanted.
+            negative: what the present policy predicts for the negative prompt, where that is known or not wanted; not
+                used where a patch (such as SAG) may want to see how it is computed.
         """
         return self._predict(x, self.sigmas[index].expand(len(x)), negative)
 
@@ -226,10 +231,11 @@ class _Body(comfy.samplers.Sampler):
         options = {**extra_args["model_options"], "sampler_calc_cond_batch_function": self._one_by_one}
         of_model = options.get("transformer_options", {})
         options["transformer_options"] = {**of_model, **attention_options(of_model)}
+        patched = any(options.get(name) for name in _OF_CFG) or any(of_model.get(name) for name in _OF_BLOCKS)
 
         def predict(x: torch.Tensor, sigma: torch.Tensor, negative: torch.Tensor | None) -> Prediction:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            self._negative, scale = negative, GradientScale()
+            self._negative, scale = None if patched else negative, GradientScale(guider.cfg)
             # All calls of it, since a patch such as PAG makes some of its own.
             with self._policy.with_gradients(scale):
                 x0 = guider(scale.out_of(x), sigma, model_options=options, seed=extra_args["seed"])
