@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .policy.prompts import Prompts
 from .weights_digest import networks_digest, weights_digest
 
 if TYPE_CHECKING:
+    from comfy.latent_formats import LatentFormat
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import VAE
 
@@ -164,7 +166,7 @@ class Task:
     def _pictures(self, latents: torch.Tensor) -> torch.Tensor:
         """As `decoded`, by the VAE as it is loaded."""
         vae = self.vae
-        stored = self.model.model.process_latent_out(latents).to(vae.device, vae.vae_dtype)
+        stored = _with_constants(self.model.model.latent_format).process_out(latents).to(vae.device, vae.vae_dtype)
         images = vae.process_output(vae.first_stage_model.decode(stored).float()).movedim(1, -1)
         return images.reshape(-1, *images.shape[-3:])
 
@@ -195,6 +197,13 @@ class Task:
             )
 
 
+def _with_constants(latents: LatentFormat) -> LatentFormat:
+    """The same with tensors that a backward pass can keep: a loader has made them in inference mode."""
+    own = copy.copy(latents)
+    vars(own).update({name: value.clone() for name, value in vars(own).items() if isinstance(value, torch.Tensor)})
+    return own
+
+
 def _check_patches(model: ModelPatcher) -> None:
     """Raises ValueError: the MODEL carries what no gradient passes through, or what training would leave out."""
     if Guidance.on(model) is not None:
@@ -202,6 +211,8 @@ def _check_patches(model: ModelPatcher) -> None:
     for option, name in _CACHES.items():
         if option in model.model_options.get("transformer_options", {}):
             raise ValueError(f"model: {name} keeps what it has computed from step to step; take it out.")
+    if model.get_additional_models_with_key("multigpu"):
+        raise ValueError("model: MultiGPU CFG Split computes without gradients; take it out, and train on one GPU.")
     if "sampler_calc_cond_batch_function" in model.model_options:
         raise ValueError(
             "model: a patch on it (such as SkipLayerGuidanceDiTSimple) computes both sides of CFG in a way of its own, "

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ..schedules.schedule import Schedule, constant, in_range
 from .mixing import BASE, base_coefficient
 from .prediction import Prediction
@@ -87,9 +89,14 @@ class Directions:
         self._known: Mapping[int, Prediction] = {}
         self._step = 0
 
-    def known_at(self, step: int, models: Sequence[int]) -> bool:
-        """Whether one of `models` is enough at that step: how far they are apart is known, and not too old."""
-        return self._known.keys() >= set(models) and 0 <= step - self._step < self._every
+    def known_at(self, step: int, models: Sequence[int], shape: torch.Size) -> bool:
+        """Whether one of `models` is enough at that step: how far they are apart is known, and not too old.
+
+        Args:
+            shape: of the latents, which some samplers make larger on their way.
+        """
+        known = self._known.keys() >= set(models) and 0 <= step - self._step < self._every
+        return known and self._known[models[0]].x0.shape == shape
 
     def learn(self, step: int, predictions: Mapping[int, Prediction]) -> None:
         """Keep what was predicted at a step."""

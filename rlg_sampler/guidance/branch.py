@@ -199,9 +199,12 @@ class TunedBranch:
     @contextmanager
     def _deltas_on(self, device: torch.device) -> Iterator[None]:
         self.make_deltas(device)
-        with self.deltas.attached(self.model):
-            yield
-        warn_of_missed(self.deltas.missed, len(self.deltas.modules), self.tuned.pair.tuned)
+        try:
+            with self.deltas.attached(self.model):
+                yield
+            warn_of_missed(self.deltas.missed, len(self.deltas.modules), self.tuned.pair.tuned)
+        finally:
+            self.deltas = None  # some samplers (dpm_fast) leave a cycle that holds the run until garbage is collected
 
     @contextmanager
     def _own_patches_on(self, device: torch.device) -> Iterator[None]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from comfy.patcher_extension import WrapperExecutor
 
-from ..weights.deltas import RowsNotSeparable
+from ..weights.deltas import ALL_ROWS, RowsNotSeparable
 from .approximation import lead
 from .branch import Branch
 from .branch_options import Options
@@ -97,7 +98,9 @@ class BranchCalls:
     def _alone(self, branch: Branch, evaluation: Evaluation, uncond: torch.Tensor | None) -> Prediction:
         """What the guider predicts when it stands for `branch`; `uncond` in place of its own."""
         prediction = Prediction()
-        with branch.in_guider():
+        # Some control nets compute with parts of the model, before it is called.
+        of_branch = branch.deltas.applied_to(ALL_ROWS) if branch.deltas else nullcontext()
+        with branch.in_guider(), of_branch:
             options = branch.options(evaluation.options)
             if uncond is not None:
                 options = with_uncond(options, uncond)

@@ -32,6 +32,7 @@ _BASE_OPTIONS = "rlg_base_options"
 # The host's keys.
 _COPIES = "multigpu"
 _LAZY_CACHE = "lazycache"
+_EASY_CACHE = "easycache"
 POSE_CACHE = "animate2_cache"
 
 
@@ -62,7 +63,7 @@ class Guidance:
             return executor(noise, *args, **kwargs)
         # Read from the run's options: objects in them keep their identity there when a later node clones the MODEL.
         base_options = sampling_options(self.tuned[0].pair.base, guider.model_options[_BASE_OPTIONS])
-        _check_caches(guider.model_options, self.tuned[0].pair.base, *(each.pair.tuned for each in self.tuned))
+        _check_caches(guider.model_options, self.tuned[0].pair.base, [each.pair.tuned for each in self.tuned])
         _load_as_base(guider)
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
         base, tuned = BaseBranch(guider, base_wrappers), self._tuned_branches(guider, base_options)
@@ -204,20 +205,28 @@ def _load_as_base(guider: CFGGuider) -> None:
         patcher.set_additional_models(KEY, whole)
 
 
-def _check_caches(options: Options, *models: ModelPatcher) -> None:
-    """Raises ValueError: a cache that would take what one of the MODELs computed for the other's.
+def _check_caches(options: Options, base: ModelPatcher, tuned: Sequence[ModelPatcher]) -> None:
+    """Raises ValueError: a cache that would take what one of the MODELs computed for the other's, or never begin.
 
     Args:
         options: of the run, with what was put on the guided MODEL.
-        models: base and tuned.
+        base, tuned: the MODELs.
     """
+    models = (base, *tuned)
     if any(model.get_wrappers(WrappersMP.PREDICT_NOISE, _LAZY_CACHE) for model in models):
         raise ValueError(
             "model: LazyCache on base or tuned would take the prediction of one for that of the other; take it out, or "
             "put it after RLG Model, where it sees their mix."
         )
-    of_all = (options, *(model.model_options for model in models))
-    if any(POSE_CACHE in each.get("transformer_options", {}) for each in of_all):
+    of_run, of_base, *of_tuned = (
+        of.get("transformer_options", {}) for of in (options, *(m.model_options for m in models))
+    )
+    if any(_EASY_CACHE in own for own in of_tuned) and _EASY_CACHE not in of_base:
+        raise ValueError(
+            "tuned: EasyCache on the tuned model alone never begins; put it before the LoRA loader, on both MODELs, or "
+            "after RLG Model."
+        )
+    if any(POSE_CACHE in own for own in (of_run, of_base, *of_tuned)):
         raise ValueError(
             "model: WanAnimate2Cache would give the tuned model what it has kept of the base, as it does not tell them "
             "apart; take it out."

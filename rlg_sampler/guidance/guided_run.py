@@ -181,7 +181,7 @@ class GuidedRun:
         approximation = self._approximation if step.approximate else EXACT
         reuses = approximation.direction_every > 1 and len(models) > 1
         evaluated = list(models)
-        if reuses and self._directions.known_at(number, models):
+        if reuses and self._directions.known_at(number, models, evaluation.x.shape):
             evaluated = [lead(step.scales, models)]
         uncond_of = None
         if approximation.shared_uncond:

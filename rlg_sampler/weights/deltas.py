@@ -90,6 +90,7 @@ class Deltas:
         self.modules = dict(modules)
         self.rows: Rows | None = None
         self._fused: set[str] = set()
+        self._adapted: list[_AdaptedForward] = []
         self._called = False
 
     @classmethod
@@ -144,7 +145,10 @@ class Deltas:
         with ExitStack() as stack:
             self._fused = {name for name in self.modules if may_be_fused(model, name)}
             for name, delta in self.modules.items():
-                stack.enter_context(_AdaptedForward(comfy.utils.get_attr(model, name), delta, self))
+                adapted = _AdaptedForward(comfy.utils.get_attr(model, name), delta, self)
+                stack.enter_context(adapted)
+                self._adapted.append(adapted)
+            stack.callback(self._adapted.clear)
             yield
 
     @contextmanager
@@ -163,6 +167,8 @@ class Deltas:
         Raises:
             ValueError: the host computes some modules past their forward; known after the first call of a run.
         """
+        for adapted in self._adapted:
+            adapted.stay()
         with self.applied_to(rows):
             yield
         if not self._called:
@@ -191,10 +197,32 @@ class ReplacedForward:
         self.module.forward = self.forward
 
     def __exit__(self, *_: object) -> None:
-        if self.replaced is None:
+        chain = self._chain()
+        if self not in chain:  # the host has put its own in place
+            return
+        if place := chain.index(self):
+            above = chain[place - 1]
+            above.replaced, above.original = self.replaced, self.original
+        elif self.replaced is None:
             del self.module.forward
         else:
             self.module.forward = self.replaced
+
+    def stay(self) -> None:
+        """Stand in again where the host has put its own forward in place: injections go and come with a load."""
+        in_place = self.module.__dict__.get("forward")
+        if getattr(in_place, "__self__", None) is not self and self not in self._chain():
+            self.replaced, self.original = self.module.__dict__.get("forward"), self.module.forward
+            self.module.forward = self.forward
+
+    def _chain(self) -> list[ReplacedForward]:
+        """Those that stand in for the module one over the other, the outermost first."""
+        found: list[ReplacedForward] = []
+        forward = self.module.__dict__.get("forward")
+        while isinstance(of := getattr(forward, "__self__", None), ReplacedForward):
+            found.append(of)
+            forward = of.original
+        return found
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What the module computes instead; `original` is its own forward."""

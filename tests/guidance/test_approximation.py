@@ -225,13 +225,15 @@ def test_wrong_inputs_are_named(approximate, inputs, message) -> None:
 def test_each_direction_is_young_enough(rlg: SimpleNamespace, scales: list[float], steps: int, every: int) -> None:
     """Whatever the models: no direction is used `every` steps after it was computed, and none before."""
     approximation = rlg.module("rlg_sampler.guidance.approximation")
-    directions, computed = approximation.Directions(every), None
+    directions, computed, latents = approximation.Directions(every), None, torch.zeros(1, 4, 8, 8)
+    prediction = rlg.module("rlg_sampler.guidance.prediction").Prediction(latents)
     models = [approximation.BASE, *range(len(scales))]
     for step in range(steps):
-        if directions.known_at(step, models):
+        if directions.known_at(step, models, latents.shape):
             assert computed is not None and step - computed < every
         else:
-            directions.learn(step, dict.fromkeys(models))
+            directions.learn(step, dict.fromkeys(models, prediction))
+            assert not directions.known_at(step, models, torch.Size((1, 4, 16, 16)))  # a sampler that makes them larger
             computed = step
         weights = {-1: 1 - sum(scales), **dict(enumerate(scales))}
         assert abs(weights[approximation.lead(scales, models)]) >= max(map(abs, weights.values())) - 1e-9

@@ -433,6 +433,16 @@ def test_a_cache_that_does_not_tell_models_apart_is_refused(base, run_node, afte
         run_node("KSampler", model=cached(guided) if after else guided, **task())
 
 
+def test_easycache_on_the_tuned_model_alone_is_refused(base, run_node) -> None:
+    """It is prepared by a wrapper around the whole run, and that run is the base's."""
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    (tuned, _) = run_node("RLGLoadLora", model=base, lora_name="surroundings", strength=1.0)
+    (cached,) = EasyCacheNode.execute(tuned, 0.2, 0.15, 0.95, False).result
+    with pytest.raises(ValueError, match=r"^tuned: EasyCache on the tuned model alone never begins; put it before"):
+        run_node("RLGKSampler", base=base, tuned=cached, scale=1.6, **task())
+
+
 def test_easycache_spares_calls_of_the_base_and_never_takes_them_for_the_tuned_models(run_node) -> None:
     """It tells conds apart, and those of a tuned model are its own."""
     from comfy_extras.nodes_easycache import EasyCacheNode

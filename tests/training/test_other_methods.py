@@ -142,6 +142,21 @@ def test_vae_and_reward_take_turns_once_whatever_the_number_of_pictures(training
     assert loads == 2 * [[trainer.task.vae.patcher]]
 
 
+@pytest.mark.parametrize("family", ["Qwen-Image", "Wan"])
+def test_gradients_pass_latents_that_are_scaled_by_tensors(training, models, monkeypatch, family) -> None:
+    """A loader makes these in inference mode, and they are no part of the model's weights."""
+    with torch.inference_mode():
+        model = FAMILIES[family].load()
+    _, vae = models["SD3"]
+    decode = vae.first_stage_model.decode
+    monkeypatch.setattr(vae.first_stage_model, "decode", lambda latents: decode(latents[:, :, 0]))
+    task = training.task.Task(model, vae, tasks.texts_of(training, family), tasks.Redness(), SIDE, SIDE)
+    latents = torch.randn(2, *task.latent_shape, generator=torch.Generator().manual_seed(2))
+    with training.gradients.training_mode():
+        _, gradients = task.scored_with_gradient(latents, [("a", 1.0)])
+    assert gradients.shape == latents.shape and torch.isfinite(gradients).all() and gradients.any()
+
+
 class _Evicting(tasks.Redness):
     """Moves the weights of a model whenever it scores, and leaves nothing useful where they were."""
 

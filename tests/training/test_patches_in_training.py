@@ -128,6 +128,16 @@ def test_a_guided_model_is_refused(task_on, run_node, models_dir) -> None:
         task_on(guided)
 
 
+def test_a_model_that_is_split_over_gpus_is_refused(task_on) -> None:
+    def split(model: Any) -> Any:
+        copy = model.clone()
+        copy.set_additional_models("multigpu", [model.clone()])
+        return copy
+
+    with pytest.raises(ValueError, match=r"^model: MultiGPU CFG Split computes without gradients; take it out, and"):
+        task_on(split)
+
+
 @pytest.mark.parametrize(
     ("node", "inputs", "words"),
     [

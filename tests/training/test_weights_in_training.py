@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.ldm.modules.attention as attention
+import comfy.model_management
 import comfy.ops
 import pytest
 import torch
@@ -206,6 +207,35 @@ def test_small_gradients_pass_through_half_precision(training: SimpleNamespace, 
     assert expected and ours.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (ours[name] / small**2 - gradient).norm() < 0.05 * gradient.norm(), name
+
+
+class _Packed(torch.Tensor):
+    """Stands for the tensors of packs that store weights in ways of their own, such as GGUF's."""
+
+
+def test_weights_of_other_packs_keep_their_kind_and_what_they_say(training: SimpleNamespace) -> None:
+    family = FAMILIES["SD1.5"]
+    expected, model, seen = _gradients(training, family.load(), family), family.load(), set()
+    with torch.inference_mode():
+        for module in model.model.diffusion_model.modules():
+            if isinstance(module, torch.nn.Linear):
+                packed = torch.nn.Parameter(module.weight.detach().clone().as_subclass(_Packed), requires_grad=False)
+                packed.stored_as = "Q4"
+                module.weight = packed
+                module.register_forward_pre_hook(lambda m, _: seen.add((type(m.weight.data), m.weight.stored_as)))
+    _same(_gradients(training, model, family), expected)
+    assert seen == {(_Packed, "Q4")}
+
+
+def test_scaled_float8_is_refused_only_where_it_is_computed_in(training, monkeypatch) -> None:
+    if not hasattr(comfy.ops, "scaled_fp8_ops"):
+        pytest.skip("this ComfyUI has other layers for float8 with a scale")
+    model = torch.nn.Sequential(comfy.ops.scaled_fp8_ops().Linear(4, 4))
+    model.model_config = SimpleNamespace(optimizations={"fp8": True})
+    training.gradients.check_differentiable(model)
+    monkeypatch.setattr(comfy.model_management, "supports_fp8_compute", lambda device: True)
+    with pytest.raises(ValueError, match=r"^model: 0 computes in 8 bits"):
+        training.gradients.check_differentiable(model)
 
 
 def test_products_by_cublas_ops_are_refused(training: SimpleNamespace) -> None:

@@ -55,7 +55,7 @@ def check_differentiable(model: torch.nn.Module) -> None:
                 f"model: {name} computes by cublas_ops, through which no gradients pass; start ComfyUI without "
                 "--fast cublas_ops."
             )
-        if "fp8_ops" in type(module).__qualname__ or _has_quantised_input(module):
+        if _multiplies_in_fp8(model, module) or _has_quantised_input(module):
             raise ValueError(
                 f"model: {name} computes in 8 bits, through which this ComfyUI passes no gradients; load the model in "
                 "bf16, or as fp8_e4m3fn without the fast matrix products of fp8."
@@ -66,6 +66,17 @@ def check_differentiable(model: torch.nn.Module) -> None:
                 f"model: {name} is stored as {weight._layout_cls}, which ComfyUI computes without gradients; load the "
                 "model in another precision, such as fp8, nvfp4 or bf16."
             )
+
+
+def _multiplies_in_fp8(model: torch.nn.Module, module: torch.nn.Module) -> bool:
+    kind = type(module).__qualname__
+    if "scaled_fp8_op" not in kind:
+        return "fp8_ops" in kind
+    # Older hosts' way to keep weights in 8 bits with a scale: whether it computes in them is in none of its attributes.
+    config = getattr(model, "model_config", None)
+    wanted = getattr(config, "optimizations", {}).get("fp8", False)
+    device = comfy.model_management.get_torch_device()
+    return wanted and comfy.model_management.supports_fp8_compute(device)
 
 
 def _has_quantised_input(module: torch.nn.Module) -> bool:
@@ -258,10 +269,13 @@ def _forget_casts(module: torch.nn.Module) -> None:
 
 
 def _constant(tensor: torch.Tensor) -> torch.Tensor:
+    of_another_pack = type(tensor.data) is not torch.Tensor and not hasattr(tensor.data, "__tensor_flatten__")
     if not _is_of_inference(tensor):
         alias = tensor.detach()
     elif type(tensor.data) is torch.Tensor:
         alias = _alias(tensor)
+    elif of_another_pack:
+        alias = _alias(tensor).as_subclass(type(tensor.data))
     else:  # quantised: a wrapper of several tensors
         wrapper = tensor.data
         names, about = wrapper.__tensor_flatten__()
@@ -269,6 +283,8 @@ def _constant(tensor: torch.Tensor) -> torch.Tensor:
         alias = type(wrapper).__tensor_unflatten__(parts, about, tensor.size(), tensor.stride())
     is_parameter = isinstance(tensor, torch.nn.Parameter)
     constant = torch.nn.Parameter(alias, requires_grad=False) if is_parameter else alias
+    if of_another_pack:  # such as GGUF's, which note there how it is stored
+        vars(constant).update(vars(tensor))
     if hasattr(tensor, "_model_dtype"):  # newer hosts note there what they cast it to
         constant._model_dtype = tensor._model_dtype
     return constant

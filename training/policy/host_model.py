@@ -185,7 +185,12 @@ class HostModel:
         with torch.enable_grad():
             kept = kept_for_backward(model.diffusion_model, lambda: run.x0(x, 0))
         self._make_room(rows * kept.whole)
-        return kept, comfy.model_management.get_free_memory(run.device) - self._reserve
+        return kept, max(self._free(run.device) - self._reserve, 0)
+
+    def _free(self, device: torch.device) -> int:
+        """Bytes, with those of weights that newer hosts keep on the device only as long as nothing else needs them."""
+        of_patcher = getattr(self._patcher, "get_free_memory", comfy.model_management.get_free_memory)
+        return of_patcher(device)
 
     @property
     def _reserve(self) -> int:
@@ -201,7 +206,7 @@ class HostModel:
         """
         needed, device = size + self._reserve, self._patcher.load_device
         on_cpu = comfy.model_management.is_device_cpu(device)
-        if not on_cpu and comfy.model_management.get_free_memory(device) < needed:
+        if not on_cpu and self._free(device) < needed:
             beside = *self._patcher.get_nested_additional_models(), *self._patcher.model_patches_models()
             needed_here = {id(patcher.model) for patcher in (self._patcher, *beside)}
             loaded = comfy.model_management.current_loaded_models
