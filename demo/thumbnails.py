@@ -166,11 +166,12 @@ def _stacked(above: Image.Image, below: Image.Image) -> Image.Image:
 
 
 CONSTANT = Setting(1.0, ("RLGKeyframes", {"keyframes": "0:1", "interpolation": "step"}), name="s = 1")
-SWITCHES = by_prompt([combined(at, 1.6) for at in (0.2, 0.5, 0.8)], right=1, wrong=2)
 FIGURES: dict[Path, Figure] = {
     WORKFLOWS / "RLG 02 - Scale sweep.jpg": card(by_prompt(scales(0, 1, 2, 3), right=1, wrong=3, lora="text")),
     WORKFLOWS / "RLG 03 - Combined generation.jpg": card(by_noise([*scales(0, 1), combined(0.5, 1)], OPEN_PROMPT, 4)),
-    WORKFLOWS / "RLG 04 - Switch point sweep.jpg": card(SWITCHES),
+    WORKFLOWS / "RLG 04 - Switch point sweep.jpg": card(
+        by_prompt([combined(at, 1.6) for at in (0.2, 0.5, 0.8)], right=1, wrong=2)
+    ),
     WORKFLOWS / "RLG 05 - Annealed guidance.jpg": card(
         by_prompt([CONSTANT, ramp(1, 1), ramp(1, 3)], right=1, wrong=1, curves=True)
     ),

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import folder_paths
 import numpy as np
-import torch
 from comfy_api.v0_0_2 import io
 
 from ..files.captioned import captioned
 from ..rewards.pixels import to_image
 from ..rlg_sampler.messages import shown
+from ..training.policy.room import check_room
 from .host_folders import inside
 from .inputs import answer
 from .search import search_aliases
@@ -74,13 +73,13 @@ class RLGLoadImages(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, width: int, height: int) -> io.NodeOutput:
         found = captioned(_folder(folder))
-        check_room("folder", len(found), width, height)
+        check_pictures("folder", len(found), width, height)
         images = to_image(np.stack([one.pixels(width, height) for one in found]))
         return io.NodeOutput(images, [one.caption for one in found])
 
 
-def check_room(name: str, count: int, width: int, height: int) -> None:
-    """Raises ValueError where so many pictures do not fit: the system would end the host without a word.
+def check_pictures(name: str, count: int, width: int, height: int) -> None:
+    """Raises ValueError where so many pictures do not fit.
 
     Args:
         name: of the user's input.
@@ -88,12 +87,7 @@ def check_room(name: str, count: int, width: int, height: int) -> None:
         width, height: of each.
     """
     size = 3 * width * height * (_BYTE + _FLOAT)
-    free = comfy.model_management.get_free_memory(torch.device("cpu"))
-    if count * size > free:
-        raise ValueError(
-            f"{name}: {count} pictures of {width} × {height} take {count * size / 1e9:.1f} GB of main memory, and "
-            f"{free / 1e9:.1f} GB are free; use at most {int(free / size)}, or make them smaller."
-        )
+    check_room(f"{name}: {count} pictures of {width} × {height}", count, size, otherwise=", or make them smaller")
 
 
 def _folder(name: str) -> Path:

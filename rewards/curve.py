@@ -121,8 +121,10 @@ def curve(
 
     points = []
     for series, x in sorted(rows, key=lambda place: (order[place[0]], place[1])):
-        own = rows[series, x]
+        own, of_own = rows[series, x], by_pair(series, x)
         of_prompts = [texts[row] for row in own]
+        of_base = by_pair(series, _BASE.get(axis))
+        of_tuned = by_pair(series, _TUNED.get(axis) if constant(series) else None)
         points.append(
             Point(
                 series,
@@ -130,10 +132,8 @@ def curve(
                 len(own),
                 estimate([scores[row] for row in own], of_prompts),
                 None if diversity is None else _diversity([diversity[row] for row in own], of_prompts),
-                *(
-                    _above(by_pair(series, x), by_pair(series, place), len(own))
-                    for place in (_BASE.get(axis), _TUNED.get(axis) if constant(series) else None)
-                ),
+                _above(of_own, of_base, len(own)),
+                _above(of_own, of_tuned, len(own)),
             )
         )
     return Curve(axis, tuple(points), any(map(constant, order)))

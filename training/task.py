@@ -14,7 +14,7 @@ import torch
 
 from ..rewards.combined import CombinedReward
 from ..rewards.protocol import networks_of
-from ..rlg_sampler.guidance.guided_model import POSE_CACHE, Guidance
+from ..rlg_sampler.guidance.guided_model import COPIES, EASY_CACHE, POSE_CACHE, Guidance
 from ..rlg_sampler.messages import model_name
 from ..rlg_sampler.stochastic.step import check_noise_process
 from .policy.gradients import frozen, streamed
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ..rewards.protocol import Reward
 
-_CACHES = {"easycache": "EasyCache or LazyCache", POSE_CACHE: "WanAnimate2Cache"}
+_CACHES = {EASY_CACHE: "EasyCache or LazyCache", POSE_CACHE: "WanAnimate2Cache"}
 """Of the host's nodes, by the option that they set: a gradient would have to pass through an earlier step."""
 _WITH_GRADIENT = 4
 """A decoder whose activations are kept takes so many times the memory of one whose are not."""
@@ -211,7 +211,7 @@ def _check_patches(model: ModelPatcher) -> None:
     for option, name in _CACHES.items():
         if option in model.model_options.get("transformer_options", {}):
             raise ValueError(f"model: {name} keeps what it has computed from step to step; take it out.")
-    if model.get_additional_models_with_key("multigpu"):
+    if model.get_additional_models_with_key(COPIES):
         raise ValueError("model: MultiGPU CFG Split computes without gradients; take it out, and train on one GPU.")
     if "sampler_calc_cond_batch_function" in model.model_options:
         raise ValueError(

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 _BASE_OPTIONS = "rlg_base_options"
 # The host's keys.
-_COPIES = "multigpu"
+COPIES = "multigpu"
 _LAZY_CACHE = "lazycache"
-_EASY_CACHE = "easycache"
+EASY_CACHE = "easycache"
 POSE_CACHE = "animate2_cache"
 
 
@@ -188,10 +188,10 @@ def _load_with(model: ModelPatcher, guidance: Guidance) -> None:
 
 def _without_copies(tuned: ModelPatcher) -> ModelPatcher:
     """Without its copies for other GPUs (MultiGPU CFG Split): the host would evaluate them in place of the base's."""
-    if not tuned.get_additional_models_with_key(_COPIES):
+    if not tuned.get_additional_models_with_key(COPIES):
         return tuned
     alone = tuned.clone()
-    alone.remove_additional_models(_COPIES)
+    alone.remove_additional_models(COPIES)
     return alone
 
 
@@ -221,7 +221,7 @@ def _check_caches(options: Options, base: ModelPatcher, tuned: Sequence[ModelPat
     of_run, of_base, *of_tuned = (
         of.get("transformer_options", {}) for of in (options, *(m.model_options for m in models))
     )
-    if any(_EASY_CACHE in own for own in of_tuned) and _EASY_CACHE not in of_base:
+    if any(EASY_CACHE in own for own in of_tuned) and EASY_CACHE not in of_base:
         raise ValueError(
             "tuned: EasyCache on the tuned model alone never begins; put it before the LoRA loader, on both MODELs, or "
             "after RLG Model."

@@ -280,14 +280,7 @@ def test_a_scale_that_another_node_makes_is_not_written_over(front_end: FrontEnd
     front_end.drop(SWEEP)
     front_end.set_widgets(SMALL | {"RLGSweep": SMALL["RLGSweep"] | {"seed": 70 + front_end.vue_nodes}})
     front_end.page.evaluate(ADD_SAMPLER)
-    front_end.page.evaluate(
-        """() => {
-            const sampler = app.graph.nodes.find(({type}) => type === "RLGKSampler");
-            const float = LiteGraph.createNode("PrimitiveFloat");
-            app.graph.add(float);
-            float.connect(0, sampler, sampler.inputs.findIndex(({name}) => name === "scale"));
-        }"""
-    )
+    front_end.page.evaluate(CONNECT_TO_SAMPLER, ["PrimitiveFloat", "scale"])
     before = front_end.page.evaluate(SCALE_OF_SAMPLER)
     viewer = front_end.page.get_by_role("group", name="Cells of the sweep")
     front_end.page.evaluate(
@@ -309,14 +302,7 @@ def test_a_schedule_makes_way_for_a_scale_that_was_at_every_step(front_end: Fron
     front_end.set_widgets(SMALL | {"RLGSweep": SMALL["RLGSweep"] | {"seed": 95 + front_end.vue_nodes}})
     assert front_end.run()["status"]["status_str"] == "success"
     front_end.page.evaluate(ADD_SAMPLER)
-    front_end.page.evaluate(
-        """() => {
-            const sampler = app.graph.nodes.find(({type}) => type === "RLGKSampler");
-            const range = LiteGraph.createNode("RLGScale");
-            app.graph.add(range);
-            range.connect(0, sampler, sampler.inputs.findIndex(({name}) => name === "schedule"));
-        }"""
-    )
+    front_end.page.evaluate(CONNECT_TO_SAMPLER, ["RLGScale", "schedule"])
     assert front_end.page.evaluate(SCHEDULE_OF_SAMPLER) is not None
     viewer = _viewer(front_end)
     viewer.get_by_role("button", name="scale 2").click()
@@ -332,6 +318,12 @@ ADD_SAMPLER = """() => {
     const loader = app.graph.nodes.find(({type}) => type === "RLGLoadModels");
     loader.connect(loader.outputs.findIndex(({name}) => name === "tuned"), sampler, 1);
     return sampler.inputs[1].name;
+}"""
+CONNECT_TO_SAMPLER = """([type, input]) => {
+    const sampler = app.graph.nodes.find(({type}) => type === "RLGKSampler");
+    const made = LiteGraph.createNode(type);
+    app.graph.add(made);
+    made.connect(0, sampler, sampler.inputs.findIndex(({name}) => name === input));
 }"""
 SCALE_OF_SAMPLER = """() => app.graph.nodes.find(({type}) => type === "RLGKSampler")
     ?.widgets.find(({name}) => name === "scale").value"""

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import comfy.model_management
 import torch
 
 from ..streams import stream
 from ..weights_digest import weights_digest
 from .gradients import training_mode
+from .room import check_room
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -79,11 +79,7 @@ def _encoded(clip: CLIP, text: str) -> Conditioning:
 
 
 def _check_room(count: int, one: Conditioning) -> None:
-    """Raises ValueError where so many prompts like `one` do not fit: the system would end the host without a word."""
+    """Raises ValueError where so many prompts like `one` do not fit."""
     tensors = (value for tokens, more in one for value in (tokens, *more.values()) if isinstance(value, torch.Tensor))
-    size, free = sum(tensor.nbytes for tensor in tensors), comfy.model_management.get_free_memory(torch.device("cpu"))
-    if count * size > free:
-        raise ValueError(
-            f"prompts: {count} different ones take {count * size / 1e9:.1f} GB of main memory once they are encoded, "
-            f"and {free / 1e9:.1f} GB are free; use at most {int(free / size)}."
-        )
+    size = sum(tensor.nbytes for tensor in tensors)
+    check_room(f"prompts: {count} different ones", count, size, when=" once they are encoded")

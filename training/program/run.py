@@ -138,7 +138,7 @@ def started(job: Job, place: int = 0, size: int = 1) -> TrainingRun:
 def _batch(pictures: Sequence[Captioned], width: int, height: int, extension: Extension) -> torch.Tensor:
     """IMAGE of that size, as RLG Load Images makes it."""
     with refusing("", ValueError):
-        extension.module("nodes.training_images").check_room("images", len(pictures), width, height)
+        extension.module("nodes.training_images").check_pictures("images", len(pictures), width, height)
     with refusing("images", ValueError):  # a damaged file
         return extension.module("rewards.pixels").to_image(np.stack([one.pixels(width, height) for one in pictures]))
 
