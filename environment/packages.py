@@ -12,7 +12,7 @@ from pathlib import Path
 from environment.cache import MARKER, built_whole
 from environment.installers import run_installer
 from environment.messages import SetupError, say
-from environment.requirements import LOCK, PROJECT, REQUIREMENTS, constraints, project_requirements
+from environment.requirements import LOCK, PROJECT, REQUIREMENTS, constraints, project_packages, project_requirements
 
 # On Linux the package index has PyTorch with CUDA (it runs without a GPU as well), elsewhere for the CPU.
 PACKAGE_SIZES = ("2.9 GB", "5.3 GB") if sys.platform == "linux" else ("0.5 GB", "1.5 GB")
@@ -49,9 +49,9 @@ def install_environment(environment: Path, host: Path, cache: Path, uv: str | No
         create = [uv, "venv", "--python", sys.executable, str(environment)]
         extras = ["-r", str(PROJECT), "--all-extras"]
         install = [uv, "pip", "install", "--python", python, *requirements, *extras]
-    else:  # pip does not read them from there: the tests that need them are skipped
+    else:
         create = [sys.executable, "-m", "venv", str(environment)]
-        install = [python, "-m", "pip", "install", "--no-input", *requirements]
+        install = [python, "-m", "pip", "install", "--no-input", *requirements, *project_packages()]
     with built_whole(environment):
         run_installer(create, "creating the environment", cache)
         locked_versions = environment / "constraints.txt"

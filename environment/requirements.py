@@ -17,6 +17,11 @@ def project_requirements() -> str:
     return found[0] if found else ""
 
 
+def project_packages() -> list[str]:
+    """Each of them, those of the extras too, for an installer that does not read them from there."""
+    return re.findall(r'"([^"\n]+)"', project_requirements())
+
+
 def constraints(host: Path) -> str:
     """The locked versions, without the packages of which the host itself names one version, and without their parts."""
 

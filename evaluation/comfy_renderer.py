@@ -25,7 +25,7 @@ from rewards.pixels import to_bytes, to_image
 from rewards.protocol import Reward, check_prompts
 from rlg_sampler.guidance.guided_model import Guidance, guided_model
 from rlg_sampler.guidance.settings import GuidanceSettings
-from rlg_sampler.ksampler_inputs import KSamplerInputs
+from rlg_sampler.ksampler_inputs import KSamplerInputs, latent_shape
 from rlg_sampler.schedules.schedule import constant
 from rlg_sampler.sweeps.sweep import Cell, Task, sweep
 from rlg_sampler.weights.peft_config import CONFIG_NAME
@@ -85,7 +85,8 @@ class ComfyRenderer:
     def _sampled(self, model: Any, vae: Any, positive: list, negative: list, seed: int) -> np.ndarray:
         """(cells, height, width, 3) uint8"""
         plan = self._plan
-        (latent,) = self._extension.run_node("EmptyLatentImage", width=plan.width, height=plan.height, batch_size=1)
+        # Not by EmptyLatentImage, which takes every VAE for one that makes a pixel an eighth.
+        latent = {"samples": torch.zeros(1, *latent_shape(model, vae, plan.width, plan.height))}
         inputs = KSamplerInputs(
             seed, plan.steps, plan.cfg, plan.sampler, plan.scheduler, positive, negative, latent, 1.0
         )
@@ -123,6 +124,8 @@ class ComfyRenderer:
                 # Any schedule that needs guidance: the cells bring their own.
                 model = guided_model(base, tuned, GuidanceSettings(constant(1.0), self._plan.tuned_cfg))
                 Guidance.on(model).tuned[-1].pair.check_differs()
+            with refusing("", ValueError):
+                latent_shape(base, vae, self._plan.width, self._plan.height)
             (negative,) = run_node("CLIPTextEncode", clip=clip, text=self._plan.negative)
             self._loaded = index, (model, clip, vae, negative)
         return self._loaded[1]

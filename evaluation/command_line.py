@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -20,6 +21,10 @@ def carried_out(work: Callable[[], None], *errors: type[Exception], stopped: str
         errors: what may go wrong without being a bug; they are said in one line.
         stopped: what is said after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # Windows writes files and pipes in the code page of the country, which has neither "→" nor every name.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))

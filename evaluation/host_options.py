@@ -54,8 +54,10 @@ def host_settings(options: argparse.Namespace) -> HostSettings:
     """The ComfyUI that the options name.
 
     Raises:
-        EvaluationError: it or one of the folders of models is not there, or an argument of it would be lost.
+        EvaluationError: it or one of the folders of models is not there, or an option or an argument would be lost.
     """
+    if options.workers is not None and options.ray is None:
+        raise EvaluationError("--workers: they are counted on Ray alone; add --ray local, or leave it out.")
     models = tuple(Path(folder).resolve() for folder in options.models)
     if absent := [folder for folder in models if not folder.is_dir()]:
         raise EvaluationError(

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -16,6 +17,9 @@ from evaluation import worker
 from evaluation.plan import Batch
 from evaluation.worker import Job, Picture
 from evaluation.workers import WorkerLost
+
+_UNHEARD = 0.5
+"""Seconds for which Ctrl-C may go unheard."""
 
 
 class LocalWorker:
@@ -30,7 +34,9 @@ class LocalWorker:
 
     def describe(self) -> dict[str, Any]:
         try:
-            return self._pool.submit(worker.describe, self._job).result()
+            future = self._pool.submit(worker.describe, self._job)
+            _finished([future])
+            return future.result()
         except BrokenProcessPool:
             self._restart()
             raise WorkerLost([]) from None
@@ -45,7 +51,7 @@ class LocalWorker:
         self._out[future] = batch
 
     def wait(self) -> tuple[Batch, list[Picture]]:
-        done, _ = wait(self._out, return_when=FIRST_COMPLETED)
+        done = _finished(self._out)
         # A finished batch counts, also when the process died after it.
         future = min(done, key=lambda future: isinstance(future.exception(), BrokenProcessPool))
         if isinstance(future.exception(), BrokenProcessPool):
@@ -69,6 +75,13 @@ class LocalWorker:
         context = multiprocessing.get_context("spawn")
         theirs, self._alive = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(1, context, initializer=_end_with_the_parent, initargs=(theirs,))
+
+
+def _finished(futures: Iterable[Future]) -> set[Future]:
+    """Wait for the first of them. Windows hears of Ctrl-C only between two waits."""
+    while not (done := wait(futures, _UNHEARD, FIRST_COMPLETED).done):
+        pass
+    return done
 
 
 def _end_with_the_parent(alive: Connection) -> None:

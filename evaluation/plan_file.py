@@ -45,6 +45,9 @@ def read_plan(file: Path, kind: type[Plan]) -> Plan:
         raise EvaluationError(f"{file}: {_sentence(error)}") from None
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML whose later keys do not silently replace earlier ones of the same name, and whose texts can be written."""
 
@@ -57,6 +60,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
+            if key_node.tag == _MERGE:  # whose names the mapping's own come before
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable):  # the others are an error below
                 if key in seen:

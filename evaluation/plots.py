@@ -16,13 +16,14 @@ def plots(plan: Plan, prompts: int, found: Sequence[Point]) -> dict[str, bytes]:
 
     A schedule stands at the scale that it ends with.
     """
+    has_constant = any(cell.scale is not None for cell in plan.cells)
     title = f"{prompts} prompts x {len(plan.seeds)} seeds at every point; bars: 95 % intervals over prompts"
     images = prompts * len(plan.seeds)
     files = {}
     for reward in plan.rewards:
         points = [_drawn(plan, images, point) for point in found if point.reward == reward.name]
         points.sort(key=lambda point: (point.series, point.x))
-        figure = reward_curve(curve.Curve("scale", tuple(points)), "light", title, reward.name)
+        figure = reward_curve(curve.Curve("scale", tuple(points), has_constant), "light", title, reward.name)
         files |= {f"{reward.name}.{kind}": saved(figure, kind) for kind in ("png", "pdf")}
     return files
 

@@ -64,16 +64,30 @@ def room(threads: int, count: int | None) -> tuple[int, dict[str, int]]:
     Raises:
         EvaluationError: the cluster is too small.
     """
-    cluster = ray.cluster_resources()
-    gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 0))
-    available = gpus or cpus // threads
+    nodes = [(int(of.get("GPU", 0)), int(of.get("CPU", 0))) for of in _resources()]
+    with_gpu = [(gpus, cpus) for gpus, cpus in nodes if gpus]
+    available = sum(gpus for gpus, _ in with_gpu) or sum(cpus // threads for _, cpus in nodes)
     if not available:
-        raise EvaluationError(f"threads: no worker with {threads} fits the cluster of {cpus} cores; lower it.")
+        largest = max(cpus for _, cpus in nodes)
+        raise EvaluationError(f"threads: no worker with {threads} fits a machine of {largest} cores; lower it.")
     if count is not None and count > available:
         raise EvaluationError(f"--workers: the cluster has room for {available}, not for {count}; ask for fewer.")
-    # A GPU's host threads share the cores that there are; without one, threads are what computes.
-    needs = {"num_gpus": 1, "num_cpus": min(threads, cpus // gpus)} if gpus else {"num_cpus": threads}
+    # A GPU's host threads share the cores beside it; without one, threads are what computes.
+    beside = [cpus // gpus for gpus, cpus in with_gpu]
+    needs = {"num_gpus": 1, "num_cpus": min(threads, *beside)} if beside else {"num_cpus": threads}
     return count or available, needs
+
+
+def own_node() -> dict[str, float]:
+    """Resources of this machine."""
+    own = ray.get_runtime_context().get_node_id()
+    (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
+    return resources
+
+
+def _resources() -> list[dict[str, float]]:
+    """Of each machine."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def result(reference: ray.ObjectRef) -> Any:

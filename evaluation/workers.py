@@ -18,8 +18,9 @@ GIVE_UP_AFTER = 30
 
 
 _NO_CHANCE = (
-    "{losses} workers died one after another, which is no chance (out of memory?); see their messages, make the "
-    "pictures smaller or the machine larger, and run this again: what is done is kept."
+    "{losses} workers died one after another, which is no chance (out of memory?); see their messages, free "
+    "memory or take a larger machine, and run this again: what is done is kept. Smaller pictures are another plan, "
+    "with an output of its own."
 )
 
 

@@ -13,6 +13,7 @@ import torch
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+    from comfy.sd import VAE
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,26 @@ class Progress:
             self.callback(before + min(step, steps - 1), x0, x, self.total)
 
         return report
+
+
+def latent_shape(model: ModelPatcher, vae: VAE, width: int, height: int) -> torch.Size:
+    """Of one picture's latents: (channels, height, width), with a frame between for models of video.
+
+    Args:
+        model: the MODEL that samples them.
+        vae: that makes them a picture.
+        width, height: of the picture, in pixels.
+
+    Raises:
+        ValueError: the VAE makes no picture of that size.
+    """
+    pixels = vae.spacial_compression_encode()
+    for name, length in (("width", width), ("height", height)):
+        if length <= 0 or length % pixels:
+            raise ValueError(f"{name}: {length} is no multiple of {pixels}, as this VAE needs; change it.")
+    latents = model.get_model_object("latent_format")
+    frames = (1,) if latents.latent_dimensions == 3 else ()
+    return torch.Size((latents.latent_channels, *frames, height // pixels, width // pixels))
 
 
 def check_latent(model: ModelPatcher, latent: torch.Tensor) -> None:

@@ -168,6 +168,20 @@ def test_parts_that_are_not_there_are_one_sentence(
         ComfyRenderer(plan(pairs=[pair]), extension).render(Batch(0, 0, PROMPTS[:1]))
 
 
+def test_pictures_have_the_plans_size_whatever_the_vae_makes_of_a_latent(plan, extension, monkeypatch) -> None:
+    """Older hosts' empty latent is that of a VAE which makes eight pixels of a number."""
+    sampled: list[torch.Size] = []
+    monkeypatch.setattr(comfy.sd.VAE, "spacial_compression_encode", lambda vae: 16)
+    monkeypatch.setattr(
+        comfy.sd.VAE, "decode", lambda vae, latents: sampled.append(latents.shape) or torch.zeros(1, 48, 64, 3)
+    )
+    made = plan(seeds=[3])
+    ComfyRenderer(made, extension).render(Batch(0, 0, PROMPTS[:1]))
+    assert {tuple(shape[-2:]) for shape in sampled} == {(3, 4)}
+    with pytest.raises(EvaluationError, match=r"^height: 40 is no multiple of 16, as this VAE needs; change it\.$"):
+        ComfyRenderer(plan(seeds=[3], height=40), extension).render(Batch(0, 0, PROMPTS[:1]))
+
+
 def test_pictures_do_not_depend_on_the_batch_they_came_in(plan: Callable, extension: Any) -> None:
     """To the last bit: so any number of workers, and any rerun, gives the same files."""
     pairs = [{"checkpoint": "evaluated.safetensors", "lora": "evaluated", "name": name} for name in ("one", "two")]

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ALL_COMPLETED
+from concurrent.futures import wait as futures_wait
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from evaluation import summary, workers
+from evaluation import local, plots, summary, workers
 from evaluation.__main__ import carry_out, parse
 from evaluation.command_line import carried_out
 from evaluation.errors import EvaluationError
@@ -41,6 +44,7 @@ from evaluation.run import evaluate
 from evaluation.store import Store
 from evaluation.worker import Picture
 from evaluation.workers import Workers
+from plots.reward_curve import reward_curve
 
 REPO = Path(__file__).resolve().parents[2]
 HOST = os.environ["COMFYUI_PATH"]
@@ -202,6 +206,17 @@ def test_a_file_that_is_no_plan(tmp_path: Path, text: bytes | None, message: str
     with pytest.raises(EvaluationError) as caught:
         load_plan(file)
     assert str(caught.value).startswith(f"{file} {message}") and str(caught.value).endswith(".")
+
+
+def test_parts_of_a_plan_may_be_merged_from_others(tmp_path: Path) -> None:
+    """As YAML knows it; a mapping's own names go before."""
+    (tmp_path / "plan.yaml").write_text(
+        yaml.safe_dump(_settings(pairs=[])).replace(
+            "pairs: []", "pairs:\n- &one {checkpoint: base, lora: one}\n- {<<: *one, lora: two}"
+        )
+    )
+    pairs = load_plan(tmp_path / "plan.yaml").pairs
+    assert [(pair.checkpoint, pair.lora) for pair in pairs] == [("base", "one"), ("base", "two")]
 
 
 @given(prompts=st.integers(1, 40), size=st.integers(1, 12), pairs=st.integers(1, 3))
@@ -561,6 +576,34 @@ def test_any_number_of_ray_workers_that_die_at_random_give_the_same_files(tmp_pa
 
 
 @needs_ray
+@pytest.mark.parametrize(
+    ("machines", "threads", "wanted", "found"),
+    [
+        # Of a machine with GPUs and one without: cores beside a GPU are what its workers share.
+        ([{"GPU": 8, "CPU": 64}, {"CPU": 16}], 64, None, (8, {"num_gpus": 1, "num_cpus": 8})),
+        ([{"GPU": 1, "CPU": 4}, {"GPU": 4, "CPU": 8}], 3, 2, (2, {"num_gpus": 1, "num_cpus": 2})),
+        # A worker has all of its cores on one machine.
+        ([{"CPU": 3}, {"CPU": 5}], 2, None, (3, {"num_cpus": 2})),
+        ([{"CPU": 3}, {"CPU": 3}], 4, None, "threads: no worker with 4 fits a machine of 3 cores; lower it."),
+        ([{"CPU": 4}], 2, 3, "--workers: the cluster has room for 2, not for 3; ask for fewer."),
+    ],
+)
+def test_a_cluster_has_room_for_workers_machine_by_machine(
+    monkeypatch: pytest.MonkeyPatch, machines: list[dict[str, int]], threads: int, wanted: int | None, found: Any
+) -> None:
+    from evaluation import ray_cluster
+
+    gone = {"Alive": False, "Resources": {"GPU": 8, "CPU": 640}}
+    nodes = [gone, *({"Alive": True, "Resources": resources} for resources in machines)]
+    monkeypatch.setattr(ray_cluster.ray, "nodes", lambda: nodes)
+    if isinstance(found, str):
+        with pytest.raises(EvaluationError, match=f"^{re.escape(found)}$"):
+            ray_cluster.room(threads, wanted)
+    else:
+        assert ray_cluster.room(threads, wanted) == found
+
+
+@needs_ray
 def test_a_driver_of_ray_that_is_killed_goes_on_and_leaves_no_worker(tmp_path: Path) -> None:
     expected = _undisturbed(tmp_path)
     plan = _plan(tmp_path)
@@ -681,6 +724,7 @@ def test_a_plan_without_rewards_measures_diversity(tmp_path: Path) -> None:
         (None, {"output": "/proc/rlg"}, [], "/proc"),
         (None, {"output": "prompts.txt/out"}, [], "prompts.txt"),
         (None, {}, ["--models", "/gone"], "--models: there is no folder /gone"),
+        (None, {}, ["--workers", "4"], "--workers: they are counted on Ray alone; add --ray local, or leave it out."),
         (None, {}, ["--", "--cuda-device", "1"], "--cuda-device: only ComfyUI's main.py"),
         (None, {}, ["--", "--lowvram", "--default-device=1"], "--default-device: only ComfyUI's main.py"),
         (None, {}, ["--", "--cuda-d=1"], "--cuda-d: only ComfyUI's main.py"),
@@ -726,6 +770,47 @@ def test_a_terminal_that_closes_ends_a_program_but_under_nohup() -> None:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def test_words_that_a_pipe_cannot_take_end_nothing() -> None:
+    """A pipe or a file on Windows is written in the code page of the country."""
+    program = (
+        "from evaluation.command_line import carried_out; raise SystemExit(carried_out(lambda: print('3 \u2192 4')))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, cwd=REPO, env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+    )  # fmt: skip
+    assert (run.returncode, run.stdout) == (0, "3 \\u2192 4\n"), run.stderr
+
+
+def test_a_wait_for_a_worker_hears_of_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows a wait without an end hears of nothing."""
+    limits = []
+
+    def wait(futures: Any, timeout: float | None = None, return_when: str = ALL_COMPLETED) -> Any:
+        limits.append(timeout)
+        return futures_wait(futures, timeout, return_when)
+
+    monkeypatch.setattr(local, "wait", wait)
+    plan = _plan(tmp_path, ["one"])
+    evaluate(plan, lambda: LocalWorker(fakes.job(plan)))
+    assert limits and all(limit is not None and limit <= 1.0 for limit in limits)
+
+
+def test_a_plot_names_the_tuned_model_where_a_picture_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the end of a ramp."""
+    drawn = []
+    monkeypatch.setattr(
+        plots, "reward_curve", lambda curve, *rest: drawn.append(curve.has_constant) or reward_curve(curve, *rest)
+    )
+    ramps = [{"ramp": {"end_scale": 1}}, {"ramp": {"end_scale": 2}}]
+    for folder, scales in (("ramps", []), ("both", [1])):
+        (tmp_path / folder).mkdir()
+        _run(_plan(tmp_path / folder, scales=scales, schedules=ramps, rewards=["r"]))
+    assert drawn == [False, True]
 
 
 def test_the_bundled_plan_is_one() -> None:

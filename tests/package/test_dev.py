@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from dev import parse_arguments
-from environment import embedded_host
+from environment import embedded_host, packages
 from environment.cache import MARKER
 from environment.embedded_host import is_intact, unpack_host
 from environment.host import choose_host, host_version
@@ -339,6 +339,22 @@ def test_packages_are_installed_in_the_locked_versions(project: Project, tmp_pat
     project.run("test", "--host", make_host(tmp_path / "host"))
     _, install = project.calls()
     assert "--constraint" in install and "pyproject.toml --all-extras" in install
+
+
+def test_pip_alone_installs_what_uv_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo judges by what an extra brings, and pip reads no extras of a project that it does not install."""
+    environment, calls = tmp_path / "environment", []
+
+    def run(command: list[str], *_: object) -> None:
+        calls.append(command)
+        environment.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(packages, "run_installer", run)
+    packages.install_environment(environment, make_host(tmp_path / "host"), tmp_path, uv=None)
+    _, install = calls
+    assert {"matplotlib", "rapidocr", "onnxruntime", "lpips", "ray"} <= {
+        re.split("[>=<;]", word)[0] for word in install
+    }
 
 
 @scripts

@@ -25,11 +25,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+import training.program.run
 from demo.tiny_model import TinySD3, write_checkpoint
 from evaluation.errors import EvaluationError
 from training.__main__ import parse
 from training.program.plan import load_plan, widgets
 from training.program.run import TrainingRun
+from training.team import Team
 
 REPO = Path(__file__).resolve().parents[2]
 HOST = os.environ["COMFYUI_PATH"]
@@ -225,7 +227,28 @@ def test_a_bad_plan_is_one_sentence_that_names_the_key(write, extension, output,
     assert not output.exists()
 
 
-def test_the_first_worker_alone_asks_whether_the_name_is_free(write, extension, output) -> None:
+@pytest.fixture
+def as_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run is that of a worker to whom the first one tells what it has read: prompts, and no earlier state."""
+    told = [(["a red cat", "a blue dog"], None), (None, "")]
+
+    class Second(Team):
+        def from_first(self, make: Callable[[], Any]) -> Any:
+            assert self.place == 1
+            return told.pop(0)
+
+    monkeypatch.setattr(training.program.run, "Team", Second)
+
+
+def test_the_first_worker_alone_reads_the_prompts(write, extension, output, as_second, tmp_path) -> None:
+    """The others need no disk in common with it."""
+    plan = load_plan(write())
+    (tmp_path / "prompts.txt").unlink()
+    with closing(TrainingRun(plan, extension, place=1, size=2).train()):
+        pass
+
+
+def test_the_first_worker_alone_asks_whether_the_name_is_free(write, extension, output, request) -> None:
     """The files are with it; what lies in another machine's folder does not matter."""
     plan = load_plan(write(rewards=["gone"]))
     other = output / "loras" / "red"
@@ -233,6 +256,7 @@ def test_the_first_worker_alone_asks_whether_the_name_is_free(write, extension, 
     (other / FILES[0]).touch()
     with pytest.raises(EvaluationError, match="^name: "):
         TrainingRun(plan, extension)
+    request.getfixturevalue("as_second")
     with pytest.raises(EvaluationError, match=r"^rewards\[0\]: "):  # what comes after the name
         TrainingRun(plan, extension, place=1, size=2)
 

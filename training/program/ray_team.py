@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from evaluation.errors import EvaluationError
-from evaluation.ray_cluster import LOST, PATIENCE, connect, ray, result, room
+from evaluation.ray_cluster import LOST, PATIENCE, connect, own_node, ray, result, room
 from evaluation.worker import agreed
 from training.program.run import Job, Step, started
 from training.team import WorkerLost
@@ -126,9 +126,11 @@ def train(job: Job, address: str, count: int | None, show: Callable[[Step, int],
     Raises:
         EvaluationError: there is no such cluster, the plan cannot be carried out, or workers die one after another.
     """
-    threads = job.plan.threads or max(1, (os.cpu_count() or 1) // (count or 1))
-    connect(address, threads, count)
+    wanted = job.plan.threads
+    connect(address, wanted or max(1, (os.cpu_count() or 1) // (count or 1)), count)
     try:
+        # By Ray's own count, which knows what a container may use.
+        threads = wanted or max(1, int(own_node().get("CPU", 0)) // (count or 1))
         count, needs = room(threads, count)
         _check_here(needs)
         done, losses = 0, 0
@@ -154,8 +156,7 @@ def train(job: Job, address: str, count: int | None, show: Callable[[Step, int],
 
 def _check_here(needs: dict[str, int]) -> None:
     """Raises EvaluationError: this machine, where the files are kept, has no room for the first worker."""
-    own = ray.get_runtime_context().get_node_id()
-    (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
+    resources = own_node()
     if resources.get("GPU", 0) < needs.get("num_gpus", 0) or resources.get("CPU", 0) < needs["num_cpus"]:
         raise EvaluationError(
             "--ray: the first worker keeps the files, and this machine has no GPU or too few cores for it; start this "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from evaluation.errors import EvaluationError, refusing
 from evaluation.host import Extension, HostSettings, host_version, start_host
 from evaluation.models import load_models
-from files.captioned import Captioned
 from files.pictures import image_name, png, write_bytes
 from training.program.plan import Plan, widgets
 from training.team import Team
@@ -58,19 +57,20 @@ class TrainingRun:
     @torch.inference_mode()  # as the host runs nodes
     def __init__(self, plan: Plan, extension: Extension, place: int = 0, size: int = 1) -> None:
         self._extension = extension
-        node, pictures = extension.module("nodes.training"), plan.read_images()
-        texts = [one.caption for one in pictures] or plan.prompts.read()
+        node = extension.module("nodes.training")
+        team = Team(place, size)  # of this package, so that processes without the extension know what it raises
         inputs = widgets(extension.node("RLGTrainLora"), plan.inputs)
         del inputs["prompts"]
         self._keeps_files = place == 0
         if self._keeps_files and (answer := extension.node("RLGTrainLora").validate_inputs(inputs["name"])) is not True:
             raise EvaluationError(answer)
         self.until, every = inputs.pop("iterations"), inputs.pop("preview_every")
+        size_of = inputs["width"], inputs["height"]
+        texts, pictures = team.from_first(lambda: _material(plan, *size_of, extension))
         shown = node.lines([inputs.pop("preview_prompts")]) or texts[:2]
-        images = _batch(pictures, inputs["width"], inputs["height"], extension) if pictures else None
+        images = None if pictures is None else extension.module("rewards.pixels").to_image(pictures)
         method, self._reward = chosen_method(plan, extension, images), load_reward(plan, extension)
         model, clip, vae = load_models(plan, extension)
-        team = Team(place, size)  # of this package, so that processes without the extension know what it raises
         with refusing("", ValueError, OSError):
             self._trainer, self._folder = node.begin(model, clip, vae, texts, self._reward, method, **inputs, team=team)
             wanted = every if self._keeps_files else 0
@@ -113,8 +113,9 @@ class TrainingRun:
     def report(self) -> str:
         """What came of it."""
         progress = self._extension.module("training.progress")
-        found = progress.outcome(self._trainer.history, self._reward.name)
-        return "\n".join(filter(None, [self._trainer.started_anew, found, f"The LoRA is in {self._folder}"]))
+        history = self._trainer.history
+        found = progress.beyond(history, self.until), progress.outcome(history, self._reward.name)
+        return "\n".join(filter(None, [self._trainer.started_anew, *found, f"The LoRA is in {self._folder}"]))
 
     def _step(self) -> Step:
         history = self._trainer.history
@@ -135,12 +136,15 @@ def started(job: Job, place: int = 0, size: int = 1) -> TrainingRun:
     return TrainingRun(job.plan, start_host(job.host), place, size)
 
 
-def _batch(pictures: Sequence[Captioned], width: int, height: int, extension: Extension) -> torch.Tensor:
-    """IMAGE of that size, as RLG Load Images makes it."""
+def _material(plan: Plan, width: int, height: int, extension: Extension) -> tuple[list[str], np.ndarray | None]:
+    """The prompts, and the real pictures of that size where there are some, (count, height, width, 3) uint8."""
+    pictures = plan.read_images()
+    if not pictures:
+        return plan.prompts.read(), None
     with refusing("", ValueError):
         extension.module("nodes.training_images").check_pictures("images", len(pictures), width, height)
     with refusing("images", ValueError):  # a damaged file
-        return extension.module("rewards.pixels").to_image(np.stack([one.pixels(width, height) for one in pictures]))
+        return [one.caption for one in pictures], np.stack([one.pixels(width, height) for one in pictures])
 
 
 def load_reward(plan: Plan, extension: Extension) -> Any:
