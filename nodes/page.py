@@ -27,10 +27,24 @@ def running_server() -> Any:
 
 
 def send(event: str, data: dict[str, Any]) -> None:
-    """A message to the page that queued the prompt, if there is one."""
+    """A message to the page that queued the prompt, if there is one, with what tells its runs apart.
+
+    Added to the data: `prompt`, the run's id, and `workflow`, that of its graph if the page gave it one. The page may
+    show another workflow by now, whose nodes have the same ids.
+    """
     server = running_server()
     if server is not None and server.client_id is not None:  # without an id it would go to every page
-        server.send_sync(event, data, server.client_id)
+        context = get_executing_context()
+        prompt = None if context is None else context.prompt_id
+        server.send_sync(event, {**data, "prompt": prompt, "workflow": _workflow(server, prompt)}, server.client_id)
+
+
+def _workflow(server: Any, prompt: str | None) -> str | None:
+    """Id of the graph that a running prompt was made of."""
+    queue = getattr(server, "prompt_queue", None)
+    running = [] if queue is None else [item for item in queue.currently_running.values() if item[1] == prompt]
+    graph = (running[0][3].get("extra_pnginfo") or {}).get("workflow") if running else None
+    return graph.get("id") if isinstance(graph, dict) else None
 
 
 class _InTheNode(logging.Handler):

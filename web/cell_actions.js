@@ -5,7 +5,7 @@ import { everyNode, isInSubgraph, sourceOf } from "./server_graph.js";
 
 const WITH_SCALE = ["RLGKSampler", "RLGModel", "RLGGuider", "RLGBranch"];
 const [SWITCHED, RAMP] = ["RLGCombinedGeneration", "RLGRamp"];
-const [SWEEP, LORA_AXIS] = ["RLGSweep", "RLGLoraAxis"];
+const [SWEEP, LORA_AXIS, PICK] = ["RLGSweep", "RLGLoraAxis", "RLGPickBest"];
 /** Type of a LoRA loader → its widget for the strength, which an axis has at 1. */
 const STRENGTHS = { RLGLoadLora: "strength", RLGLoadModels: "lora_strength" };
 const GAP = 60;
@@ -25,7 +25,7 @@ export function hasScale(label) {
  * @throws {Error} there is nothing to write into, or its value comes from another node
  */
 export function useScale(grid, label) {
-  const sweep = originOf(grid, "labels");
+  const sweep = sweepOf(grid);
   const axes = axesOf(sweep);
   const settings = settingsOf(axes, label);
   const found = samplerFor(sweep, Object.keys(settings));
@@ -38,13 +38,20 @@ export function useScale(grid, label) {
     throw new Error("The labels do not come from RLG Sweep, and there is no RLG KSampler or RLG Model: add one.");
   if (!found && isInSubgraph(sweep))
     throw new Error("The sweep is in a subgraph, and no RLG KSampler or RLG Model samples its tuned model: add one.");
-  const sampler = found ?? newSampler(sweep);
+  const schedule = scheduleOf(label);
+  // All before the first change: what is refused leaves nothing behind.
+  checkFree(found, Object.keys(settings));
+  if (lora) checkFree(loader, ["lora_name", STRENGTHS[loader.type]]);
+  const own = found && activeSchedule(found);
+  if (!schedule) checkFree(found, ["scale"]);
+  else if (own?.type === schedule.type) checkFree(own, Object.keys(schedule.values));
+  const sampler = found ?? newSampler(sweep, Object.keys(settings));
   for (const [name, value] of Object.entries(settings)) set(sampler, name, value);
   if (lora) {
     set(loader, "lora_name", lora);
     set(loader, STRENGTHS[loader.type], 1);
   }
-  const target = write(sampler, label);
+  const target = schedule ? writeSchedule(sampler, schedule) : writeScale(sampler, numberIn(label, "scale"));
   sampler.graph.setDirtyCanvas(true, true);
   return target;
 }
@@ -100,21 +107,35 @@ function loraOf(axes, label) {
   });
 }
 
-/** The pack's sampler or model node with the sweep's tuned model and these widgets, if there is one. */
+/** The node that made a grid's cells: labels may come through RLG Pick Best. */
+function sweepOf(grid) {
+  let node = originOf(grid, "labels");
+  while (node?.type === PICK) node = originOf(node, "labels");
+  return node;
+}
+
+/**
+ * The pack's sampler or model node with the sweep's tuned model and these widgets, if there is one.
+ *
+ * @throws {Error} it is not known which of several
+ */
 function samplerFor(sweep, widgets) {
   const tuned = sweep && sourceOf(sweep, "tuned");
-  return everyNode().find((node) => {
+  const fitting = everyNode().filter((node) => {
     const fits = WITH_SCALE.includes(node.type) && isActive(node) && widgets.every((name) => widgetOf(node, name));
     const source = fits && sourceOf(node, "tuned");
     return source && (!tuned || (source.node === tuned.node && source.slot === tuned.slot));
   });
+  if (!tuned && fitting.length > 1)
+    throw new Error("The labels do not come from RLG Sweep, and several nodes have a scale: set it in the right one.");
+  return fitting[0];
 }
 
-/** An RLG KSampler with what the sweep has, decoded and saved like the sweep. */
-function newSampler(sweep) {
+/** An RLG KSampler with what the sweep has, but for the links of widgets to be set, decoded and saved like the sweep. */
+function newSampler(sweep, widgets) {
   const { graph } = sweep;
   const sampler = beside(sweep, "RLGKSampler");
-  for (const { name } of sampler.inputs) copyLink(sweep, sampler, name);
+  for (const { name } of sampler.inputs) if (!widgets.includes(name)) copyLink(sweep, sampler, name);
   for (const { name, value } of sweep.widgets)
     if (widgetOf(sampler, name) && !linkOf(sampler, name)) set(sampler, name, value);
   const decoder = (sweep.outputs[0].links ?? [])
@@ -130,21 +151,30 @@ function newSampler(sweep) {
   return sampler;
 }
 
-function write(sampler, label) {
-  const connected = originOf(sampler, "schedule");
-  const schedule = isActive(connected) ? connected : undefined;
+/** The schedule that a cell was sampled with, as type and values of its node; undefined = one scale at every step. */
+function scheduleOf(label) {
   const [scale, switchAt, power] = ["scale", "switch", "power"].map((name) => numberIn(label, name));
-  if (power !== undefined)
-    return writeSchedule(sampler, schedule, RAMP, { start_scale: 0, end_scale: scale, curve: "power", power });
-  if (switchAt !== undefined) return writeSchedule(sampler, schedule, SWITCHED, { switch_percent: switchAt, scale });
+  if (power !== undefined) return { type: RAMP, values: { start_scale: 0, end_scale: scale, curve: "power", power } };
+  if (switchAt !== undefined) return { type: SWITCHED, values: { switch_percent: switchAt, scale } };
+  return undefined;
+}
+
+/** The schedule that a sampler follows, if there is one. */
+function activeSchedule(sampler) {
+  const connected = originOf(sampler, "schedule");
+  return isActive(connected) ? connected : undefined;
+}
+
+function writeScale(sampler, scale) {
   set(sampler, "scale", scale);
   // The cell had its scale at every step, and a schedule would go before it.
-  if (schedule) sampler.disconnectInput(slotOf(sampler, "schedule"));
+  if (activeSchedule(sampler)) sampler.disconnectInput(slotOf(sampler, "schedule"));
   return sampler;
 }
 
-/** A schedule of this type for a sampler: the one that it has, or a new one. */
-function writeSchedule(sampler, schedule, type, values) {
+/** Into the schedule that a sampler has, or a new one. */
+function writeSchedule(sampler, { type, values }) {
+  const schedule = activeSchedule(sampler);
   const target = schedule?.type === type ? schedule : added(sampler, type, sampler.pos[0]);
   if (target !== schedule) target.connect(0, sampler, slotOf(sampler, "schedule"));
   for (const [name, value] of Object.entries(values)) set(target, name, value);
@@ -193,9 +223,14 @@ function widgetOf(node, name) {
   return node?.widgets?.find((widget) => widget.name === name);
 }
 
+/** @throws {Error} a widget of a node, if there is one, has its value from another node */
+function checkFree(node, names) {
+  const taken = node && names.find((name) => linkOf(node, name));
+  if (taken) throw new Error(`${taken} of ${node.title} (#${node.id}) comes from another node: set it there.`);
+}
+
 function set(node, name, value) {
-  if (linkOf(node, name))
-    throw new Error(`${name} of ${node.title} (#${node.id}) comes from another node: set it there.`);
+  checkFree(node, [name]);
   const widget = widgetOf(node, name);
   widget.value = value;
   widget.callback?.(value);

@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addPart, html } from "./node_parts.js";
-import { nodeAt } from "./server_graph.js";
+import { isOfOpenWorkflow, nodeAt } from "./server_graph.js";
 
 // Of a line of text in a node of usual width: its characters, and its height in pixels.
 const LINE = { length: 44, height: 17 };
@@ -36,7 +36,12 @@ app.registerExtension({
       const node = detail && nodeAt(String(detail));
       if (node) showWarnings(node, []);
     });
-    api.addEventListener(WARNING, ({ detail: { node: id, sentence } }) => {
+    api.addEventListener(WARNING, ({ detail }) => {
+      const { node: id, sentence } = detail;
+      if (!isOfOpenWorkflow(detail)) {
+        tell("warn", sentence);
+        return;
+      }
       const node = nodeAt(String(id));
       const said = warnings.get(node) ?? [];
       if (node && !said.includes(sentence)) showWarnings(node, [...said, sentence]);

@@ -13,6 +13,15 @@ export function nodeAt(path) {
 }
 
 /**
+ * Whether a message of a run is about the workflow that is open, and not about one in another tab.
+ *
+ * @param {{workflow: string | null}} message
+ */
+export function isOfOpenWorkflow({ workflow }) {
+  return !workflow || workflow === app.graph.id;
+}
+
+/**
  * Whether a link leads from a node to an input, also through the borders of subgraphs.
  *
  * @param {string} path id of the first node as the server has it: a subgraph may be there twice
@@ -58,6 +67,7 @@ function originOf(graph, id) {
     return outer && originOf(outer.graph, outer.inputs[slot].link);
   }
   const node = graph.getNodeById(origin);
+  if (node?.type === "Reroute") return originOf(graph, node.inputs[0].link);
   return node?.subgraph ? originOf(node.subgraph, node.subgraph.outputs[slot].linkIds[0]) : node && { node, slot };
 }
 

@@ -6,7 +6,7 @@ import { hasScale, toLoadImage, useScale } from "./cell_actions.js";
 import { CellViewer } from "./cell_viewer.js";
 import { tell } from "./messages.js";
 import { addPart, after, hideHostPreview, html, noteChange, outputOf, pictureUrl } from "./node_parts.js";
-import { everyNode, leadsTo } from "./server_graph.js";
+import { everyNode, isOfOpenWorkflow, leadsTo } from "./server_graph.js";
 
 const EVENT = "rlg_cells"; // as in nodes/live_cells.py
 const EMPTY_HEIGHT = 64;
@@ -27,6 +27,7 @@ app.registerExtension({
   setup() {
     // One for all: the host does not say of every node that it is gone.
     api.addEventListener(EVENT, ({ detail }) => {
+      if (!isOfOpenWorkflow(detail)) return;
       for (const node of everyNode()) {
         const viewer = viewers.get(node);
         if (!viewer || !leadsTo(String(detail.node), node, "labels")) continue;

@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addPart, after, html, outputOf, svg } from "./node_parts.js";
-import { everyNode, nodeAt } from "./server_graph.js";
+import { everyNode, isOfOpenWorkflow, nodeAt } from "./server_graph.js";
 
 const NODE = "RLGTrainLora";
 const EVENT = "rlg_training"; // as in nodes/live_training.py
@@ -18,38 +18,58 @@ const LINES = [
   { name: "clipped share", share: 0.25, of: (entry) => entry.clipped },
 ];
 
-/** Of each node that has one: what the server says of a run that goes on, and how to draw. */
-const courses = new WeakMap();
+/** How to draw that of each node that has one. @type {WeakMap<object, () => void>} */
+const drawings = new WeakMap();
+
+/**
+ * What the server said last of a run that has put out nothing yet, by where it is said: nodes are made anew when another
+ * workflow was looked at, or by Undo, while the run goes on.
+ *
+ * @type {Map<string, {node: string, workflow: string | null, prompt: string, status: string, entries: Entry[]}>}
+ */
+const told = new Map();
 
 app.registerExtension({
   name: "RLG.TrainingCurve",
   setup() {
-    api.addEventListener(EVENT, ({ detail }) => courses.get(nodeAt(String(detail.node)))?.tell(detail));
+    api.addEventListener(EVENT, ({ detail }) => {
+      told.set(`${detail.workflow} ${detail.node}`, detail);
+      if (isOfOpenWorkflow(detail)) drawings.get(nodeAt(detail.node))?.();
+    });
+    api.addEventListener("executed", ({ detail }) =>
+      forget(({ node, prompt }) => node === detail.node && prompt === detail.prompt_id),
+    );
   },
-  onNodeOutputsUpdated() {
-    for (const node of everyNode()) courses.get(node)?.draw();
-  },
+  onNodeOutputsUpdated: drawAll,
+  afterConfigureGraph: drawAll,
   nodeCreated(node) {
     if (node.comfyClass === NODE) addCourse(node);
   },
 });
 
+function drawAll() {
+  everyNode().forEach((node) => drawings.get(node)?.());
+}
+
+function forget(done) {
+  for (const [place, course] of told) if (done(course)) told.delete(place);
+}
+
 function addCourse(node) {
   const element = html("div", { class: "rlg-part rlg-curve rlg-training", role: "status" });
-  let live; // what the server said last of a run that has no output yet
+  const isOwn = (course) => isOfOpenWorkflow(course) && nodeAt(course.node) === node;
   const draw = () => {
-    const course = live ?? outputOf(node)?.[EVENT]?.[0];
+    const course = [...told.values()].find(isOwn) ?? outputOf(node)?.[EVENT]?.[0];
     const { clientWidth: width, clientHeight: height } = element;
     if (width && height) element.replaceChildren(...content(course, width, height));
   };
-  const tell = (course) => {
-    live = course;
-    draw();
-  };
-  courses.set(node, { draw, tell });
+  drawings.set(node, draw);
   addPart(node, "rlg_training", element, () => MIN_HEIGHT);
   new ResizeObserver(draw).observe(element);
-  after(node, "onExecuted", () => tell(undefined));
+  after(node, "onExecuted", () => {
+    forget(isOwn);
+    draw();
+  });
 }
 
 /**
@@ -66,10 +86,13 @@ function content(course, width, height) {
 function drawing({ status, entries }, width, height) {
   const picture = svg("svg", { class: "rlg-curve-drawing", role: "img", "aria-label": spoken(entries) });
   picture.append(svg("text", { class: "rlg-axis", x: MARGIN.left, y: MARGIN.top - 4 }, status));
-  const free = height - LINES.length * MARGIN.gap - MARGIN.top - 4;
+  // Many methods look at neither of the others.
+  const lines = LINES.filter(({ name, of }) => name === "reward" || entries.some((entry) => of(entry)));
+  const free = height - lines.length * MARGIN.gap - MARGIN.top - 4;
+  const shares = lines.reduce((sum, { share }) => sum + share, 0);
   let top = MARGIN.top;
-  for (const line of LINES) {
-    const bottom = top + MARGIN.gap + free * line.share;
+  for (const line of lines) {
+    const bottom = top + MARGIN.gap + (free * line.share) / shares;
     picture.append(...panel(line, entries, { left: MARGIN.left, right: width - MARGIN.right, top, bottom }));
     top = bottom;
   }

@@ -16,8 +16,10 @@ app.registerExtension({
   name: "RLG.WidgetStates",
   setup() {
     // A node says nothing when it is bypassed or muted.
-    api.addEventListener("graphChanged", () => everyNode().forEach((node) => scales.get(node)?.()));
+    api.addEventListener("graphChanged", updateScales);
   },
+  // While a workflow is loaded, a node does not yet know those behind it, or around it.
+  afterConfigureGraph: updateScales,
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("RLG")) return;
     const file = node.widgets?.some(({ name }) => FILES.includes(name));
@@ -29,6 +31,10 @@ app.registerExtension({
     if (node.comfyClass === "RLGRamp") followCurve(node);
   },
 });
+
+function updateScales() {
+  everyNode().forEach((node) => scales.get(node)?.());
+}
 
 /** A new node keeps its seed: one compares scales, not noises. A saved one has its own setting. */
 function keepSeed(node) {

@@ -6,6 +6,7 @@ Without it the host still shows the pictures.
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -37,6 +38,32 @@ ADD_AXES = """() => {
         axis.connect(0, inner, inner.inputs.findIndex(({name}) => name === "axis"));
         inner = axis;
     }
+}"""
+
+
+# Two LoRAs, and between them and the sweep an axis that is bypassed.
+ADD_LORAS = """() => {
+    const sweep = app.graph.nodes.find(({type}) => type === "RLGSweep");
+    const loader = app.graph.nodes.find(({type}) => type === "RLGLoadModels");
+    const added = ["RLGAxis", "RLGLoraAxis"].map((type, index) => {
+        const axis = LiteGraph.createNode(type);
+        axis.pos = [sweep.pos[0] - 400, sweep.pos[1] + 700 + 300 * index];
+        app.graph.add(axis);
+        return axis;
+    });
+    const set = (node, name, value) => { node.widgets.find(widget => widget.name === name).value = value; };
+    const connect = (from, slot, to, name) =>
+        from.connect(slot, to, to.inputs.findIndex(input => input.name === name));
+    const [bypassed, loras] = added;
+    set(bypassed, "vary", "cfg");
+    set(bypassed, "values", "1, 2");
+    bypassed.mode = 4;
+    connect(bypassed, 0, sweep, "axis");
+    connect(loras, 0, bypassed, "axis");
+    connect(loader, 0, loras, "model");
+    const names = loras.widgets.find(({name}) => name === "lora_1").options.values.slice(0, 2);
+    names.forEach((name, index) => set(loras, `lora_${index + 1}`, name));
+    return names;
 }"""
 
 
@@ -242,6 +269,29 @@ def test_a_cell_of_axes_is_used_with_what_they_say(front_end: FrontEnd) -> None:
     assert _largest_difference(front_end.view(file), cell) <= 1
 
 
+def test_a_cell_of_loras_is_used_at_the_strength_of_their_axis(front_end: FrontEnd) -> None:
+    """That is 1, whatever the loader had; and an axis that is bypassed says nothing."""
+    front_end.drop(SWEEP)
+    front_end.set_widgets(SMALL | {"RLGLoadModels": {"lora_strength": 0.5}})
+    loras = front_end.page.evaluate(ADD_LORAS)
+    assert len(loras) == 2
+    front_end.fit_view()
+    assert front_end.run()["status"]["status_str"] == "success" and front_end.problems() == []
+    viewer = _viewer(front_end)
+    label = f"lora {loras[1].removesuffix('.safetensors')}, scale 2, seed 42"
+    viewer.get_by_role("button", name=label).click()
+    cell = front_end.page.context.request.get(_address(front_end, _shown(viewer))).body()
+    viewer.get_by_role("button", name="Use this scale").click()
+    front_end.until(lambda: front_end.page.evaluate(SCALE_OF_SAMPLER) == 2, "there is no sampler")
+    loader = _values(front_end, "RLGLoadModels")
+    assert (loader["lora_name"], loader["lora_strength"]) == (loras[1], 1)
+    assert _values(front_end, "RLGKSampler")["cfg"] == _values(front_end, "RLGSweep")["cfg"]
+    run = front_end.run()
+    assert run["status"]["status_str"] == "success" and front_end.problems() == []
+    (file,) = [file for output in run["outputs"].values() for file in output["images"] if file["type"] == "output"][-1:]
+    assert _largest_difference(front_end.view(file), cell) <= 1
+
+
 def test_what_was_used_is_one_step_of_undo(front_end: FrontEnd) -> None:
     """Ctrl+Z takes back that alone, and not the edit before it."""
     front_end.drop(SWEEP)
@@ -293,6 +343,87 @@ def test_a_scale_that_another_node_makes_is_not_written_over(front_end: FrontEnd
     viewer.get_by_role("button", name="Use this scale").click()
     expect(front_end.page.get_by_text("comes from another node: set it there")).to_be_visible()
     assert front_end.page.evaluate(SCALE_OF_SAMPLER) == before
+    front_end.close_everything()
+
+
+def test_a_cell_that_is_refused_changes_nothing(front_end: FrontEnd) -> None:
+    """Not the seed either, which comes from no other node."""
+    front_end.drop(SWEEP)
+    front_end.set_widgets(SMALL | {"RLGSweep": SMALL["RLGSweep"] | {"steps": 3, "scales": "1, 2"}})
+    front_end.page.evaluate(ADD_AXES)
+    front_end.page.evaluate(ADD_SAMPLER)
+    front_end.page.evaluate(CONNECT_TO_SAMPLER, ["RLGRamp", "schedule"])
+    front_end.page.evaluate(
+        """() => {
+            const ramp = app.graph.nodes.find(({type}) => type === "RLGRamp");
+            const number = LiteGraph.createNode("PrimitiveFloat");
+            app.graph.add(number);
+            number.connect(0, ramp, ramp.inputs.findIndex(({name}) => name === "power"));
+        }"""
+    )
+    before = _values(front_end, "RLGKSampler"), _values(front_end, "RLGRamp")
+    front_end.page.evaluate(
+        "() => { for (const node of app.graph.nodes) if (node.type === 'RLGKSampler') node.mode = 2; }"
+    )
+    assert front_end.run()["status"]["status_str"] == "success"
+    front_end.page.evaluate("() => { for (const node of app.graph.nodes) node.mode = 0; }")
+    front_end.go_to("RLGGrid")
+    viewer = front_end.page.get_by_role("group", name="Cells of the sweep")
+    viewer.get_by_role("button", name="power 3, scale 2, seed 43").click()
+    viewer.get_by_role("button", name="Use this scale").click()
+    expect(front_end.page.get_by_text("power of RLG Ramp")).to_be_visible()
+    assert (_values(front_end, "RLGKSampler"), _values(front_end, "RLGRamp")) == before
+    front_end.close_everything()
+
+
+# The best of a sweep, and two samplers, the first of which is of another tuned model.
+PICK_BEST = """() => {
+    const find = (kind) => app.graph.nodes.find(({type}) => type === kind);
+    const add = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
+    const connect = (from, output, to, input) => from.connect(
+        from.outputs.findIndex(({name}) => name === output), to, to.inputs.findIndex(({name}) => name === input));
+    const [sweep, decode, grid, loader] = ["RLGSweep", "VAEDecode", "RLGGrid", "RLGLoadModels"].map(find);
+    const [reward, score, pick] = ["RLGLoadReward", "RLGScore", "RLGPickBest"].map(add);
+    for (const node of [reward, score, pick]) node.pos = [decode.pos[0], decode.pos[1] + 600];
+    const set = (node, name, value) => { node.widgets.find(widget => widget.name === name).value = value; };
+    set(reward, "name", "jpeg_compressibility");
+    set(pick, "count", 3);
+    connect(reward, "reward", score, "reward");
+    decode.connect(0, score, score.inputs.findIndex(({name}) => name === "images"));
+    set(score, "prompt", "x");
+    connect(score, "scores", pick, "scores");
+    decode.connect(0, pick, pick.inputs.findIndex(({name}) => name === "images"));
+    connect(sweep, "labels", pick, "labels");
+    const reroute = add("Reroute");
+    pick.connect(pick.outputs.findIndex(({name}) => name === "labels"), reroute, 0);
+    reroute.connect(0, grid, grid.inputs.findIndex(({name}) => name === "labels"));
+    pick.connect(0, grid, grid.inputs.findIndex(({name}) => name === "images"));
+    const other = add("RLGLoadLora");
+    connect(loader, "base", other, "model");
+    return [[other, "MODEL"], [loader, "tuned"]].map(([from, output]) => {
+        const sampler = add("RLGKSampler");
+        connect(from, output, sampler, "tuned");
+        sampler.mode = 2;
+        return sampler.id;
+    });
+}"""
+
+
+def test_a_picked_cell_goes_to_the_sampler_of_its_own_tuned_model(front_end: FrontEnd) -> None:
+    """Its labels come by RLG Pick Best, and through a reroute."""
+    front_end.drop(SWEEP)
+    front_end.set_widgets(SMALL | {"RLGSweep": SMALL["RLGSweep"] | {"seed": 110 + front_end.vue_nodes}})
+    samplers = front_end.page.evaluate(PICK_BEST)
+    assert front_end.run()["status"]["status_str"] == "success"
+    scales = """(ids) => ids.map(id => app.graph.getNodeById(id).widgets.find(({name}) => name === "scale").value)"""
+    before = front_end.page.evaluate(scales, samplers)
+    front_end.page.evaluate("() => { for (const node of app.graph.nodes) node.mode = 0; }")
+    viewer = _viewer(front_end)
+    viewer.get_by_role("button", name=re.compile("scale 2, ")).click()
+    viewer.get_by_role("button", name="Use this scale").click()
+    front_end.until(
+        lambda: front_end.page.evaluate(scales, samplers) == [before[0], 2], "the sampler did not get the scale"
+    )
     front_end.close_everything()
 
 

@@ -75,6 +75,36 @@ def test_scale_is_free_while_its_schedule_is_bypassed(front_end: FrontEnd) -> No
             assert _widget(front_end, "RLGKSampler", "scale") == free
 
 
+LOAD_AGAIN = "async () => { await app.loadGraphData(app.graph.serialize()); }"
+
+
+def test_a_loaded_workflow_says_what_its_bypassed_schedule_does(front_end: FrontEnd) -> None:
+    """Nothing. While the sampler is loaded, the schedule behind it in the file is not yet."""
+    front_end.add_alone("RLGKSampler")
+    free = _widget(front_end, "RLGKSampler", "scale")
+    front_end.page.evaluate(CONNECT_SCHEDULE, "RLGKSampler")
+    front_end.page.evaluate("() => { app.graph.nodes.find(({type}) => type === 'RLGRamp').mode = 4; }")
+    front_end.page.evaluate(LOAD_AGAIN)
+    assert _widget(front_end, "RLGKSampler", "scale") == free
+
+
+def test_a_loaded_workflow_says_what_a_schedule_around_a_subgraph_does(front_end: FrontEnd) -> None:
+    front_end.add_alone("RLGKSampler")
+    front_end.page.evaluate(CONNECT_SCHEDULE, "RLGKSampler")
+    holder = front_end.into_a_subgraph("RLGKSampler")
+    front_end.page.evaluate(LOAD_AGAIN)
+    scale = front_end.page.evaluate(
+        """(type) => {
+            const {subgraph} = app.graph.nodes.find(node => node.type === type);
+            const sampler = subgraph.nodes.find(({type}) => type === "RLGKSampler");
+            const {disabled, label} = sampler.widgets.find(({name}) => name === "scale");
+            return {disabled: Boolean(disabled), label};
+        }""",
+        holder,
+    )
+    assert scale == {"disabled": True, "label": "scale: from schedule"}
+
+
 def test_power_is_there_for_the_curve_that_has_one(front_end: FrontEnd) -> None:
     front_end.add_alone("RLGRamp")
     assert _widget(front_end, "RLGRamp", "power")["hidden"]
@@ -277,3 +307,13 @@ def test_all_warnings_of_a_run_are_seen(front_end: FrontEnd) -> None:
         )
     for sentence in ("the first one", "the second one"):
         expect(front_end.page.locator(".rlg-warnings").get_by_text(sentence)).to_be_visible()
+
+
+def test_a_warning_of_another_workflow_is_in_none_of_the_nodes_of_this_one(front_end: FrontEnd) -> None:
+    """They have the same ids. It is a message of the page."""
+    front_end.add_alone("RLGSweep")
+    sent = "{node: String(app.graph.nodes[0].id), sentence: 'of another tab', workflow: 'another'}"
+    front_end.page.evaluate(f"() => app.api.dispatchCustomEvent('rlg_warning', {sent})")
+    expect(front_end.page.locator(".p-toast-message").get_by_text("of another tab")).to_be_visible()
+    expect(front_end.page.locator(".rlg-warnings")).to_have_count(0)
+    front_end.close_everything()

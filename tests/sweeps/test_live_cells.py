@@ -81,3 +81,25 @@ def test_nothing_is_sent_to_pages_that_did_not_queue_the_prompt(rlg, monkeypatch
     monkeypatch.setattr(page, "running_server", lambda: server)
     page.send("rlg_cells", {})
     assert sent == ([("rlg_cells", client)] if client else [])
+
+
+@pytest.mark.parametrize(
+    ("extra", "workflow"),
+    [({"extra_pnginfo": {"workflow": {"id": "the graph"}}}, "the graph"), ({}, None), ({"extra_pnginfo": None}, None)],
+)
+def test_a_message_says_which_workflow_it_is_about(rlg, monkeypatch, extra, workflow) -> None:
+    """The page may show another one by now, whose nodes have the same ids. A script gives the server none."""
+    page, sent = rlg.module("nodes.page"), []
+    running = {
+        3: (0, "another", {}, {"extra_pnginfo": {"workflow": {"id": "wrong"}}}, []),
+        4: (1, "run", {}, extra, []),
+    }
+    server = SimpleNamespace(
+        client_id="page",
+        send_sync=lambda event, data, sid: sent.append(data),
+        prompt_queue=SimpleNamespace(currently_running=running),
+    )
+    monkeypatch.setattr(page, "running_server", lambda: server)
+    with CurrentNodeContext("run", "12:3"):
+        page.send("rlg_cells", {"node": "12:3"})
+    assert sent == [{"node": "12:3", "prompt": "run", "workflow": workflow}]
