@@ -65,6 +65,7 @@ class Guidance:
         base_options = sampling_options(self.tuned[0].pair.base, guider.model_options[_BASE_OPTIONS])
         _check_caches(guider.model_options, self.tuned[0].pair.base, [each.pair.tuned for each in self.tuned])
         _load_as_base(guider)
+        _load_once(guider.model_patcher)
         base_wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, base_options, is_model_options=True)
         base, tuned = BaseBranch(guider, base_wrappers), self._tuned_branches(guider, base_options)
         of_run, shapes = self.tuned[-1].settings, kwargs.get("latent_shapes")
@@ -205,6 +206,17 @@ def _load_as_base(guider: CFGGuider) -> None:
         patcher.set_additional_models(KEY, whole)
 
 
+def _load_once(model: ModelPatcher) -> None:
+    """Have the tuned models of a base that is split over GPUs loaded on the first alone.
+
+    The host would copy them for each of the others, from disk and at each run, for nobody to evaluate.
+    """
+    own = {key: models for key, models in model.additional_models.items() if key.startswith(KEY)}
+    for copy in model.get_additional_models_with_key(COPIES):
+        for key, models in own.items():
+            copy.set_additional_models(key, models)
+
+
 def _check_caches(options: Options, base: ModelPatcher, tuned: Sequence[ModelPatcher]) -> None:
     """Raises ValueError: a cache that would take what one of the MODELs computed for the other's, or never begin.
 
@@ -226,11 +238,24 @@ def _check_caches(options: Options, base: ModelPatcher, tuned: Sequence[ModelPat
             "tuned: EasyCache on the tuned model alone never begins; put it before the LoRA loader, on both MODELs, or "
             "after RLG Model."
         )
+    in_run, *of_each = map(kv_caches, (of_run, of_base, *of_tuned))
+    different = {id(cache) for caches in of_each for cache in caches}
+    if len(in_run) > len(of_each[0]) or len(different) < sum(map(len, of_each)):
+        raise ValueError(
+            "model: one Flux KV Cache for base and tuned would give each the reference pictures of the other; put one "
+            "after the LoRA loader and another on base, or take it out."
+        )
     if any(POSE_CACHE in own for own in (of_run, of_base, *of_tuned)):
         raise ValueError(
             "model: WanAnimate2Cache would give the tuned model what it has kept of the base, as it does not tell them "
             "apart; take it out."
         )
+
+
+def kv_caches(transformer_options: Options) -> list[Any]:
+    """The patches of Flux KV Cache in a model's options: each keeps what one model makes of reference pictures."""
+    patches = transformer_options.get("patches", {}).get("attn1_patch", [])
+    return [patch for patch in patches if type(patch).__name__ == "KV_Attn_Input"]
 
 
 class RLGGuider(CFGGuider):

@@ -149,10 +149,14 @@ class GuidedRun:
             pass_keyframes(branch.model, branch.conds, branch.cfg, evaluation)
         number = self._step_at(timestep)
         step = self._steps[number]
-        predictions = self._known.at(number, x, timestep) if self._known else {}
-        missing = [model for model in step.models if model not in predictions]
-        predictions.update(self._predict(number, missing, evaluation))
-        predictions = {model: predictions[model] for model in step.models}
+        known = self._known.at(number, x, timestep) if self._known else {}
+        missing = [model for model in step.models if model not in known]
+        before = _random_states(x.device) if self._known else []
+        found = self._predict(number, missing, evaluation)
+        # A patch that draws random numbers (Tome, HyperTile) draws others in another run.
+        if self._known and all(map(torch.equal, before, _random_states(x.device))):
+            known.update(found)
+        predictions = {model: (known | found)[model] for model in step.models}
         mixed = _mixed(predictions, step.scales, "x0")
         if self._known:
             mixed = mixed.clone()  # a sampler may work in place on what it gets
@@ -243,6 +247,15 @@ class GuidedRun:
                     "RLG: none of the %d steps takes scale %s of the schedule %s; widen its range or use more steps.",
                     steps, ", ".join(f"{s:g}" for s in unreached), schedule,
                 )  # fmt: skip
+
+
+def _random_states(device: torch.device) -> list[torch.Tensor]:
+    """Of the generators that draw where nobody names one."""
+    states = [torch.get_rng_state()]
+    of_device = getattr(torch, device.type, None)
+    if device.type != "cpu" and hasattr(of_device, "get_rng_state"):
+        states.append(of_device.get_rng_state())
+    return states
 
 
 def _check_sampler(sampler: Any) -> None:

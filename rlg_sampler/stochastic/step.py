@@ -62,7 +62,9 @@ class StochasticStep:
 
 def is_flow(model_sampling: Any) -> bool:
     """Whether a model's noise process is that of flow models (SD3, Flux, ...)."""
-    return isinstance(model_sampling, CONST)
+    # One of newer hosts' kinds starts from a picture without noise.
+    adds_noise = all(kind.__name__ != "IMG_TO_IMG_FLOW" for kind in type(model_sampling).__mro__)
+    return isinstance(model_sampling, CONST) and adds_noise
 
 
 def stochastic_step(

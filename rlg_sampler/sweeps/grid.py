@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
 from .labels import join, split
+
+FontFor = Callable[[str], "str | None"]
 
 _BACKGROUND, _TEXT, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 _LARGEST_SIDE = 8192
@@ -84,7 +86,13 @@ def layout(labels: Sequence[str], columns: int = 0) -> Layout:
     )
 
 
-def labelled_grid(pictures: Sequence[Image.Image], labels: Sequence[str], columns: int, title: str) -> Image.Image:
+def labelled_grid(
+    pictures: Sequence[Image.Image],
+    labels: Sequence[str],
+    columns: int,
+    title: str,
+    font_for: FontFor = lambda text: None,
+) -> Image.Image:
     """One picture of many, whose labels say where each belongs.
 
     Args:
@@ -92,6 +100,7 @@ def labelled_grid(pictures: Sequence[Image.Image], labels: Sequence[str], column
         labels: one per picture; parts separated by ", ".
         columns: pictures per row; 0 = by the labels.
         title: a line on top; may be empty.
+        font_for: text → a font's file where Pillow's own one does not have its letters.
 
     Returns:
         An RGB picture with no side above 8192 pixels.
@@ -106,10 +115,12 @@ def labelled_grid(pictures: Sequence[Image.Image], labels: Sequence[str], column
         )
     if len({picture.size for picture in pictures}) > 1:
         raise ValueError("images: they have different sizes; make them equal before (Upscale Image).")
-    return grid(pictures, layout(labels, columns), title)
+    return grid(pictures, layout(labels, columns), title, font_for)
 
 
-def grid(pictures: Sequence[Image.Image], plan: Layout, title: str = "") -> Image.Image:
+def grid(
+    pictures: Sequence[Image.Image], plan: Layout, title: str = "", font_for: FontFor = lambda text: None
+) -> Image.Image:
     """Equally large RGB pictures, row by row, with the headers and captions of a layout; shrunk as `labelled_grid`."""
     width, height = pictures[0].size
     shrink = min(1.0, _LARGEST_SIDE / (1.2 * max(plan.columns * width, plan.rows * height)))
@@ -117,11 +128,13 @@ def grid(pictures: Sequence[Image.Image], plan: Layout, title: str = "") -> Imag
     gap = max(4, width // 64)
     size = min(max(_SMALLEST_TEXT, width // 14), 64)
     # Pictures smaller than their headers stand apart, so that no text runs into the next.
-    cell = max(width, _longest([*plan.column_headers, *plan.captions], _font(_SMALLEST_TEXT)))
-    font = _fitting(size, [*plan.column_headers, *plan.captions], cell)
+    of_cells = [*plan.column_headers, *plan.captions]
+    cell = max(width, _longest(of_cells, _font(_SMALLEST_TEXT, of_cells, font_for)))
+    font = _fitting(size, of_cells, cell, font_for)
     row_headers = [folded(header) for header in plan.row_headers]
-    row_font = _fitting(size, row_headers, max(width // 2, 60))
-    title_font, common_font = _fitting(round(size * 1.3), [title], 3 * cell), _fitting(size, [plan.common], 3 * cell)
+    row_font = _fitting(size, row_headers, max(width // 2, 60), font_for)
+    title_font = _fitting(round(size * 1.3), [title], 3 * cell, font_for)
+    common_font = _fitting(size, [plan.common], 3 * cell, font_for)
 
     def line(texts: Sequence[str], of: ImageFont.FreeTypeFont) -> int:
         return round(of.size * 1.5) if any(texts) else 0
@@ -151,11 +164,11 @@ def grid(pictures: Sequence[Image.Image], plan: Layout, title: str = "") -> Imag
     return canvas
 
 
-def _fitting(size: int, texts: Sequence[str], width: int) -> ImageFont.FreeTypeFont:
+def _fitting(size: int, texts: Sequence[str], width: int, font_for: FontFor) -> ImageFont.FreeTypeFont:
     """The largest font up to `size` pixels in which every text fits into `width`, but never an unreadable one."""
-    while size > _SMALLEST_TEXT and _longest(texts, _font(size)) > width:
+    while size > _SMALLEST_TEXT and _longest(texts, _font(size, texts, font_for)) > width:
         size -= 1
-    return _font(size)
+    return _font(size, texts, font_for)
 
 
 def _longest(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
@@ -163,7 +176,13 @@ def _longest(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
     return math.ceil(max(map(font.getlength, lines), default=0.0))
 
 
-_font = functools.cache(ImageFont.load_default)
+def _font(size: int, texts: Sequence[str], font_for: FontFor) -> ImageFont.FreeTypeFont:
+    return _font_of(font_for("".join(texts)), size)
+
+
+@functools.cache
+def _font_of(file: str | None, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
 
 
 def _chosen_columns(parts: Sequence[Sequence[str]]) -> int:

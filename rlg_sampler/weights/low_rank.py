@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 # On Apple GPUs torch's addmm into a strided view fails or writes nothing (its issues 187255 and 193385).
-_WRITE_INTO_A_VIEW = ("cpu", "cuda")
+WRITE_INTO_A_VIEW = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LowRank:
                 out[:, start:stop] += torch.einsum("or,br...->bo...", up.to(out.dtype), own)
             return
         hidden = F.linear(x, down).to(out.dtype)
-        fused = out.is_contiguous() and out.device.type in _WRITE_INTO_A_VIEW
+        fused = out.is_contiguous() and out.device.type in WRITE_INTO_A_VIEW
         for ((start, stop), up), own in zip(self.ups, hidden.split(ranks, dim=-1), strict=True):
             if fused:
                 # One fused multiply-add instead of a product and a second pass over the output.

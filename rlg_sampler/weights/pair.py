@@ -32,8 +32,9 @@ _OF_BASE_ALONE = (
     "RLG: base carries patches of its own on %d weights (such as %s), which a higher scale takes away again; a LoRA "
     "that is meant for both MODELs goes before the loader of the RL LoRA."
 )
-# What else a sampling says: how a model is told the noise level (ModelSamplingAuraFlow), how large its noise is.
-_NOT_IN_SIGMAS = ("multiplier", "noise_scale")
+# What else a sampling says: how a model is told the noise level (ModelSamplingAuraFlow), how large its noise is, and
+# the steps of the sound beside a picture.
+_NOT_IN_SIGMAS = ("multiplier", "noise_scale", "audio_shift")
 
 
 @dataclass(frozen=True)

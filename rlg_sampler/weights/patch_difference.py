@@ -13,6 +13,7 @@ from typing import Any
 
 import comfy.lora
 import torch
+from comfy.weight_adapter.base import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 
 from .low_rank import LowRank
@@ -124,7 +125,22 @@ def _without(patches: tuple[Patch, ...], others: tuple[Patch, ...]) -> tuple[Pat
 
 
 def _same_patch(a: Patch, b: Patch) -> bool:
-    return a is b or (a[1] is b[1] and a[4] is b[4] and (a[0], a[2], a[3]) == (b[0], b[2], b[3]))
+    return a is b or ((a[0], a[2], a[3]) == (b[0], b[2], b[3]) and a[4] is b[4] and _equal(a[1], b[1]))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two patches are of the same numbers: each loader reads a file anew."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b.to(a.device))
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, WeightAdapterBase):
+        return _equal(a.weights, b.weights)
+    return isinstance(a, bool | int | float | str) and a == b
 
 
 def _that_change(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:

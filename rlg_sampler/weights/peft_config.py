@@ -22,6 +22,10 @@ CONFIG_NAME = "adapter_config.json"
 _LARGEST = 3.4e38  # of float32
 
 
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+"""Ways to begin a LoRA that take its beginning off the base weights."""
+
+
 @dataclass(frozen=True)
 class PeftConfig:
     """The part of a PEFT LoraConfig that decides the scale of each module."""
@@ -50,6 +54,13 @@ class PeftConfig:
             raise ValueError(
                 f"{source}: this adapter uses DoRA, which cannot be loaded exactly yet; "
                 "merge it into the checkpoint and use the two checkpoints as a pair."
+            )
+        start = str(config.get("init_lora_weights")).lower()
+        if start.startswith(_CHANGE_THE_BASE):
+            raise ValueError(
+                f"{source}: this adapter was trained with {shown(start)} on base weights that it changed itself; "
+                "convert it to a plain LoRA (PEFT's path_initial_model_for_weight_conversion), or merge it into the "
+                "checkpoint."
             )
         try:
             parsed = cls(

@@ -87,6 +87,20 @@ def test_branches_of_a_split_model(checkpoint, tune, run_node, split) -> None:
         assert relative(ours, expected) < CLOSE
 
 
+def test_a_tuned_checkpoint_is_not_copied_for_devices_that_do_not_evaluate_it(
+    checkpoint, tune, run_node, split, monkeypatch
+) -> None:
+    """The host would read it from the disk anew for each of them, at each run."""
+    base, tuned = split(load_checkpoint(checkpoint)), tune(load_checkpoint(checkpoint))
+    copied, kind = [], type(base)
+    own = kind.deepclone_multigpu
+    monkeypatch.setattr(kind, "deepclone_multigpu", lambda *args, **more: copied.append(1) or own(*args, **more))
+    run_node("RLGSweep", base=base, tuned=tuned, scales="0.5, 1.6, 3", switch_percents="", **task())
+    (guided,) = run_node("RLGModel", base=base, tuned=tuned, scale=1.6)
+    run_node("KSampler", model=guided, **task())
+    assert copied == []
+
+
 def test_the_copy_of_a_split_tuned_model_is_none_of_the_base(checkpoint, tune, run_node, split) -> None:
     base, other = load_checkpoint(checkpoint), load_checkpoint(checkpoint)
     expected = two_models(base, tune(other), 1.6, **task())

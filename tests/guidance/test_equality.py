@@ -149,14 +149,37 @@ def test_lora_common_to_both_stays_merged(base, other, tune, sample, run_node, f
     assert {len(change.terms) for change in pair.changes.values()} <= {1, 3}  # out-projections 1, fused qkv 3
 
 
-def test_common_lora_loaded_twice_cancels(base, other, tune, sample, run_node, files):
-    """Two loader nodes read the same style file: other tensors, the same weights."""
+@pytest.mark.parametrize("after", [False, True], ids=["before the RL LoRA", "after it"])
+def test_common_lora_loaded_twice_cancels(base, other, tune, sample, run_node, files, rlg, caplog, after):
+    """Two loader nodes read the same style file: other tensors, the same weights. So nothing is to be warned of."""
 
     def style(model: Any) -> Any:
         return run_node("LoraLoaderModelOnly", model=model, lora_name=files.style, strength_model=1.0)[0]
 
+    def both(model: Any) -> Any:
+        return style(tune(model)) if after else tune(style(model))
+
+    ours = sample(base=style(base), tuned=both(base), scale=1.6, **task())
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert relative(ours, two_models(style(base), both(other), 1.6, **task())) < CLOSE
+    pair = rlg.module("rlg_sampler.weights.pair").ModelPair.from_models(style(base), both(base))
+    assert {len(change.terms) for change in pair.changes.values()} <= {1, 3}  # the RL LoRA's alone
+
+
+def test_a_patch_of_a_weight_that_cannot_be_changed_may_be_on_both(base, other, tune, sample):
+    """As norms in LoRAs that make a model faster."""
+    weights = base.model.state_dict()
+    name = next(n for n in weights if n.startswith("diffusion_model.") and n.endswith("ln_q.weight"))
+
+    def style(model: Any, by: float = 0.5) -> Any:
+        styled = model.clone()
+        styled.add_patches({name: (torch.full_like(weights[name], by),)}, 1.0)
+        return styled
+
     ours = sample(base=style(base), tuned=tune(style(base)), scale=1.6, **task())
     assert relative(ours, two_models(style(base), tune(style(other)), 1.6, **task())) < CLOSE
+    with pytest.raises(ValueError, match=r"ln_q\.weight, which cannot be changed on the fly"):
+        sample(base=style(base), tuned=tune(style(base, 0.25)), scale=1.6, **task())
 
 
 def test_equal_full_differences_from_two_loader_nodes_cancel(base, other, tune, sample):

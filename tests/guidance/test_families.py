@@ -322,8 +322,8 @@ def test_parts_of_a_fused_weight_on_devices_that_cannot_write_into_a_view(rlg, m
     change = module.LowRank.of(terms)
     x = _randn(9, 2, 3, 8)
     expected = torch.nn.functional.linear(x, layer.weight + torch.cat([up @ down for _, up, down in terms]), layer.bias)
-    for devices in (module._WRITE_INTO_A_VIEW, ()):
-        monkeypatch.setattr(module, "_WRITE_INTO_A_VIEW", devices)
+    for devices in (module.WRITE_INTO_A_VIEW, ()):
+        monkeypatch.setattr(module, "WRITE_INTO_A_VIEW", devices)
         out = layer(x).detach()
         change.add(layer, x, out)
         torch.testing.assert_close(out, expected)

@@ -302,3 +302,14 @@ def test_latents_of_picture_and_sound_are_refused(base, tune, run_node, node) ->
            "RLGBranch": {"scale": 1.0, "branches": 2, "branch_percent": 0.5, "noise_level": 0.7}}[node]  # fmt: skip
     with pytest.raises(ValueError, match=r"^latent_image: picture and sound together cannot be compared; .*\.$"):
         run_node(node, base=base, tuned=tune(base), **task(steps=2) | {"latent_image": nested}, **own)
+
+
+def test_cells_of_a_model_that_draws_random_numbers_are_separate_runs(base, tune, run_node) -> None:
+    """As Tome's and HyperTile's patches do: in another run a cell gets others, so nothing is computed once for two."""
+    model = base.clone()
+    model.set_model_unet_function_wrapper(
+        lambda apply, args: apply(args["input"] + 0.1 * torch.randn_like(args["input"]), args["timestep"], **args["c"])
+    )
+    scales = [0.0, 1.6, 3.0]
+    cells = _sweep(run_node, model, tune(model), scales, **task())[0]["samples"]
+    assert torch.equal(cells, _separate(run_node, model, tune(model), scales, [], **task()))

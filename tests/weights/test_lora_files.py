@@ -339,11 +339,21 @@ def test_pickled_file_is_not_executed(load, loras, tmp_path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("start", [True, "gaussian", "eva", None])
+def test_beginnings_that_leave_the_base_alone_are_loaded(load, loras, start) -> None:
+    folder = write_lora(loras.parent, "begun")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": start}))
+    assert "nothing left out" in load("begun")[1]
+
+
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
         (lambda c: c.update(peft_type="LOHA"), "peft_type is LOHA"),
         (lambda c: c.update(use_dora=True), "DoRA"),
+        (lambda c: c.update(init_lora_weights="pissa_niter_4"), "on base weights that it changed itself"),
+        (lambda c: c.update(init_lora_weights="olora"), "trained with olora on base weights"),
         (lambda c: c.pop("lora_alpha"), "lora_alpha"),
         (lambda c: c.update(r=0), "r=0"),
         (lambda c: c.update(r=5), "rank 5, but the file's matrices have rank 8"),
