@@ -18,7 +18,7 @@ from ..rlg_sampler.messages import shown as one_line
 from ..rlg_sampler.weights.lora_file import load_lora
 from ..training.policy.prompts import Prompts
 from ..training.previews import Previews
-from ..training.progress import outcome
+from ..training.progress import beyond, outcome
 from ..training.task import Task
 from ..training.team import ALONE, Team
 from ..training.trainer import Settings, Trainer
@@ -189,8 +189,9 @@ class RLGTrainLora(io.ComfyNode):
             if trainer.history:
                 path = trainer.save(folder)
         tuned, loaded = load_lora(model[0], path, name[0], 1.0)
-        report = "\n".join(filter(None, [trainer.started_anew, outcome(trainer.history, reward[0].name), loaded]))
-        drawn = picture(training_curve(trainer.history, reward[0].name, reward[0].unit))
+        about = trainer.started_anew, beyond(trainer.history, until), outcome(trainer.history, reward[0].name), loaded
+        report = "\n".join(filter(None, about))
+        drawn = picture(training_curve(trainer.history, reward[0].name, trainer.task.sum.unit_of_weighed))
         curve = to_image(np.array(drawn)[None])
         return io.NodeOutput(tuned, name[0], curve, report, ui={EVENT: [live.course()]})
 

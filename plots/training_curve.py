@@ -18,7 +18,7 @@ _WIDTH, _HEIGHT = 768, 640
 
 
 def training_curve(history: Sequence[Iteration], reward: str, unit: str) -> Figure:
-    """Reward with its spread over the pictures, distance to the base model and clipped share, over the iterations.
+    """Reward with its spread over the pictures; distance to the base and clipped share below, where they are known.
 
     Args:
         history: finished iterations, at least one.
@@ -26,20 +26,25 @@ def training_curve(history: Sequence[Iteration], reward: str, unit: str) -> Figu
     """
     theme = THEMES["light"]
     figure = new_figure(_WIDTH, _HEIGHT, theme)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    style(above, theme, "mean over the pictures of an iteration, ± their standard deviation", "")
-    style(below, theme, "", "iteration")
     numbers = [entry.number for entry in history]
-    mean, spread = (np.array([getattr(entry, name) for entry in history]) for name in ("reward", "spread"))
+    mean, spread, kl, clipped = (
+        np.array([getattr(entry, name) for entry in history]) for name in ("reward", "spread", "kl", "clipped")
+    )
     of_reward, of_kl, of_clipped = theme.series[:3]
     alone = "o" if len(history) == 1 else None
+    rows = 2 if kl.any() or clipped.any() else 1  # many methods look at neither
+    above, *others = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=[2, 1][:rows])[:, 0]
+    spread_of = "mean over the pictures of an iteration, ± their standard deviation"
+    style(above, theme, spread_of, "" if others else "iteration")
     above.fill_between(numbers, mean - spread, mean + spread, color=of_reward, alpha=0.15, linewidth=0)
     above.plot(numbers, mean, color=of_reward, marker=alone)
     above.set_ylabel(f"{reward} ({unit})" if unit else reward)
-    below.plot(numbers, [entry.kl for entry in history], color=of_kl, marker=alone)
-    below.set_ylabel("KL to base", color=of_kl)
-    share = below.twinx()
-    share.plot(numbers, [entry.clipped for entry in history], color=of_clipped, linestyle="--", marker=alone)
-    share.set_ylabel("clipped share", color=of_clipped)
-    share.set_ylim(0.0, 1.0)
+    for below in others:
+        style(below, theme, "", "iteration")
+        below.plot(numbers, kl, color=of_kl, marker=alone)
+        below.set_ylabel("KL to base", color=of_kl)
+        share = below.twinx()
+        share.plot(numbers, clipped, color=of_clipped, linestyle="--", marker=alone)
+        share.set_ylabel("clipped share", color=of_clipped)
+        share.set_ylim(0.0, 1.0)
     return figure

@@ -49,6 +49,9 @@ class CombinedReward:
         self._normalise, self._leaves_out = normalise, unreadable == "leave out"
         self.name = " + ".join(f"{weight:g} {reward.name}" for reward, weight in self._rewards)
         self.unit = "weighted sum" if normalise == "none" else "weighted standard deviations"
+        alone = self._rewards[0][0] if [weight for _, weight in self._rewards] == [1.0] else None
+        self.unit_of_weighed = "weighted sum" if alone is None else alone.unit
+        """Of the sums that `weighed` gives."""
         self.source = "; ".join(dict.fromkeys(reward.source for reward, _ in self._rewards))
 
     @property

@@ -38,7 +38,7 @@ def status(history: Sequence[Iteration], until: int, memory: str = "") -> str:
         return f"drawing the first pictures; {memory}" if memory else "drawing the first pictures"
     last = history[-1]
     left = seconds_left(history, until)
-    return f"iteration {last.number} of {until}, reward {last.reward:.4g}, {in_words(left)} left"
+    return f"iteration {last.number} of {max(until, last.number)}, reward {last.reward:.4g}, {in_words(left)} left"
 
 
 def outcome(history: Sequence[Iteration], reward: str) -> str:
@@ -46,7 +46,24 @@ def outcome(history: Sequence[Iteration], reward: str) -> str:
     share = max(len(history) // 10, 1)
     first, last = (statistics.fmean(e.reward for e in part) for part in (history[:share], history[-share:]))
     whole = in_words(sum(entry.seconds for entry in history))
+    kl = f"KL to the base {history[-1].kl:.3g}; " if any(entry.kl for entry in history) else ""
     return (
         f"{reward}: {first:.4g} in the first {share} of {len(history)} iterations, {last:.4g} in the last; "
-        f"KL to the base {history[-1].kl:.3g}; {whole} of training."
+        f"{kl}{whole} of training."
+    )
+
+
+def beyond(history: Sequence[Iteration], until: int) -> str:
+    """A sentence where a run has more iterations than are asked for now; else "".
+
+    Args:
+        history: of the run.
+        until: number of iterations that are asked for.
+    """
+    done = len(history)
+    if done <= until:
+        return ""
+    return (
+        f"iterations: this run has made {done} already, and its LoRA is that of {done}; for one of {until}, choose "
+        "another name."
     )

@@ -14,7 +14,8 @@ import torch
 
 from ..rewards.combined import CombinedReward
 from ..rewards.protocol import networks_of
-from ..rlg_sampler.guidance.guided_model import COPIES, EASY_CACHE, POSE_CACHE, Guidance
+from ..rlg_sampler.guidance.guided_model import COPIES, EASY_CACHE, POSE_CACHE, Guidance, kv_caches
+from ..rlg_sampler.ksampler_inputs import latent_shape
 from ..rlg_sampler.messages import model_name
 from ..rlg_sampler.stochastic.step import check_noise_process
 from .policy.gradients import frozen, streamed
@@ -58,10 +59,7 @@ class Task:
 
     def __post_init__(self) -> None:
         """Raises ValueError where the parts do not make a task."""
-        pixels = self.vae.spacial_compression_encode()
-        for name, length in (("width", self.width), ("height", self.height)):
-            if length <= 0 or length % pixels:
-                raise ValueError(f"{name}: {length} is no multiple of {pixels}, as this VAE needs; change it.")
+        latent_shape(self.model, self.vae, self.width, self.height)
         if self.images is not None and len(self.images) != len(self.prompts.texts):
             raise ValueError(
                 f"images: there are {len(self.images)} for {len(self.prompts.texts)} prompts; give each image its own."
@@ -86,11 +84,8 @@ class Task:
 
     @property
     def latent_shape(self) -> torch.Size:
-        """Of one picture's latents: (channels, height, width), with a frame between for models of video."""
-        latents = self.model.get_model_object("latent_format")
-        pixels = self.vae.spacial_compression_encode()
-        frames = (1,) if latents.latent_dimensions == 3 else ()
-        return torch.Size((latents.latent_channels, *frames, self.height // pixels, self.width // pixels))
+        """Of one picture's latents; see `ksampler_inputs.latent_shape`."""
+        return latent_shape(self.model, self.vae, self.width, self.height)
 
     def decoded(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures, IMAGE (rows, height, width, 3), of latents as the model sees them."""
@@ -211,6 +206,8 @@ def _check_patches(model: ModelPatcher) -> None:
     for option, name in _CACHES.items():
         if option in model.model_options.get("transformer_options", {}):
             raise ValueError(f"model: {name} keeps what it has computed from step to step; take it out.")
+    if kv_caches(model.model_options.get("transformer_options", {})):
+        raise ValueError("model: Flux KV Cache keeps what it has computed from step to step; take it out.")
     if model.get_additional_models_with_key(COPIES):
         raise ValueError("model: MultiGPU CFG Split computes without gradients; take it out, and train on one GPU.")
     if "sampler_calc_cond_batch_function" in model.model_options:

@@ -26,6 +26,7 @@ from .policy.host_model import HostModel, Run
 from .policy.prompts import Prompts
 from .policy.targets import attention_projections
 from .policy.trainable_lora import Policy
+from .progress import beyond
 from .streams import noise, stream
 from .task import Task
 from .team import ALONE, Team
@@ -150,6 +151,8 @@ class Trainer:
         """
         if self.checkpoint is not None and self._team.place == 0:
             keep_other(self.checkpoint, self.fingerprint)
+        if too_many := beyond(self.history, until):
+            logger.warning("RLG training: %s", too_many)
         try:
             if len(self.history) < until:
                 self.write()  # a disk that is full is found before hours of work, not after

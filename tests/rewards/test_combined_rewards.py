@@ -176,3 +176,11 @@ def test_files_are_asked_for_before_the_run(rlg: SimpleNamespace, reward_models:
     assert node.validate_inputs(name=None, file="auto") is True  # linked: known when it runs
     # So has the host it for nodes that take lists.
     assert rlg.nodes["RLGDiversity"].validate_inputs(measure=(None,), file=(None,)) is True
+
+
+def test_what_a_training_run_shows_has_a_unit_of_its_own(run_node: Callable) -> None:
+    """Sums of scores as they are, also where it learns from them in standard deviations."""
+    assert _combine(run_node, "standard deviation").unit_of_weighed == RED.unit
+    for normalise in ("standard deviation", "none"):
+        assert _combine(run_node, normalise, weight_1=2.0).unit_of_weighed == "weighted sum"
+        assert _combine(run_node, normalise, reward_2=GREEN, weight_2=1.0).unit_of_weighed == "weighted sum"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,12 +37,14 @@ def make(training, loaded):
         prompts: int = 2,
         settings: dict[str, Any] | None = None,
         reward: Any = None,
+        model: Any = None,
         **method: Any,
     ):
-        model, vae = loaded
+        own_model, vae = loaded
         small = {"steps": 4, "groups": 2, "group_size": 4, "cfg": 2.0, **method}
         of = training.task.Task(
-            model, vae, tasks.prompts_of(training, prompts), reward or tasks.Redness(), tasks.SIDE, tasks.SIDE
+            *(model or own_model, vae, tasks.prompts_of(training, prompts), reward or tasks.Redness()),
+            *(tasks.SIDE, tasks.SIDE),
         )
         own = training.trainer.Settings(**{"rank": 4, "learning_rate": 1e-2, "batch_size": 4, **(settings or {})})
         return training.trainer.Trainer(of, replace(training.presets.FLOW_GRPO, **small), own, checkpoint)
@@ -175,9 +178,50 @@ def test_nothing_is_evaluated_twice(make, loaded, monkeypatch, updates, again) -
     own = model.apply_model
     monkeypatch.setattr(model, "apply_model", lambda *a, **k: calls.append(torch.is_grad_enabled()) or own(*a, **k))
     next(trainer.iterate(1))
-    measured, chunks, steps, trained = 2, 2, 4, 3
-    assert calls.count(True) == chunks * trained + 1
-    assert calls.count(False) == chunks * 2 * (steps + trained) + again + measured - 1
+    before, chunks, steps, trained = 2, 2, 4, 3  # what a backward pass keeps, and whether there is one
+    assert calls.count(True) == chunks * trained + before
+    assert calls.count(False) == chunks * 2 * (steps + trained) + again + before
+
+
+def _in_two_passes(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[type(trainer.policy).__module__]
+    monkeypatch.setattr(module, "WRITE_INTO_A_VIEW", ())
+
+
+def test_what_a_lora_adds_has_the_same_gradient_where_nothing_is_written_into_a_view(
+    make, drawn_iteration, monkeypatch
+) -> None:
+    """As on Apple's GPUs, and in compiled models."""
+    found = []
+    for prepare in (lambda trainer: None, lambda trainer: _in_two_passes(trainer, monkeypatch)):
+        trainer = make(settings={"checkpointing": False})
+        prepare(trainer)
+        _random_up(trainer)
+        found.append(drawn_iteration(trainer).gradients)
+    for fused, in_two in zip(*found, strict=True):
+        for name in fused:
+            torch.testing.assert_close(fused[name], in_two[name], rtol=1e-3, atol=1e-3 * float(fused[name].abs().max()))
+
+
+_without_gradient = torch.library.custom_op(
+    "rlg_test::without_gradient", torch.clone, mutates_args=(), schema="(Tensor x) -> Tensor"
+)
+
+
+@pytest.mark.parametrize("checkpointing", [None, False, True])
+def test_a_model_without_a_backward_pass_is_known_before_the_first_picture(make, loaded, checkpointing) -> None:
+    """As newer hosts compute some families."""
+    model = loaded[0].clone()
+    model.set_model_unet_function_wrapper(
+        lambda apply, args: _without_gradient(apply(args["input"], args["timestep"], **args["c"]))
+    )
+    trainer = make(model=model, settings={"checkpointing": checkpointing})
+    reported: list[float] = []
+    with pytest.raises(
+        ValueError, match=r"^model: no gradient passes through SD3 in this ComfyUI \(.*\); train another"
+    ):
+        next(trainer.iterate(1, reported.append))
+    assert reported == [] and trainer.history == []
 
 
 def test_what_a_backward_pass_keeps_is_known_before(make, training, loaded, caplog, monkeypatch) -> None:

@@ -156,3 +156,22 @@ def test_a_model_that_is_split_over_gpus_is_refused(task_on) -> None:
 def test_patches_that_training_would_leave_out_are_refused(task_on, run_node, node, inputs, words) -> None:
     with pytest.raises(ValueError, match=rf"^{words}.*; take it out\.$"):
         task_on(lambda model: run_node(node, model=model, **inputs)[0])
+
+
+class KV_Attn_Input:
+    """Called as newer hosts call theirs."""
+
+    def __call__(self, q: Any, k: Any, v: Any, extra_options: Any, **_: Any) -> Any:
+        return {"q": q, "k": k, "v": v}
+
+
+def test_a_cache_of_reference_pictures_is_refused(task_on) -> None:
+    def cached(model: Any) -> Any:
+        copy = model.clone()
+        copy.set_model_attn1_patch(KV_Attn_Input())
+        return copy
+
+    with pytest.raises(
+        ValueError, match=r"^model: Flux KV Cache keeps what it has computed from step to step; take it"
+    ):
+        task_on(cached)

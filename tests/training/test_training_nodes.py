@@ -140,6 +140,48 @@ def test_changed_settings_start_anew_and_say_so(train) -> None:
     assert "starts anew, since settings changed: rank 4 → 2" in report
 
 
+def test_fewer_iterations_than_were_made_are_spoken_of(train, output, caplog) -> None:
+    """The LoRA stays that of all of them; one of so few has another name."""
+    train(iterations=3)
+    before = _weights(output)
+    *_, report = train(iterations=1)
+    assert all(torch.equal(weight, before[name]) for name, weight in _weights(output).items())
+    told = "iterations: this run has made 3 already, and its LoRA is that of 3; for one of 1, choose another name."
+    assert told in report and told in caplog.text
+    assert "already" not in train(iterations=4)[-1]
+
+
+@pytest.mark.parametrize(("method", "inputs", "measured"), [("RLGFlowGRPO", METHOD, True), ("RLGReFL", REFL, False)])
+def test_a_distance_that_nobody_measured_is_not_0(train, run_node, monkeypatch, rlg, method, inputs, measured) -> None:
+    """In the report, and in the curve."""
+    drawn, module = [], rlg.module("nodes.training")
+    own = module.training_curve
+    monkeypatch.setattr(module, "training_curve", lambda *args: drawn.append(own(*args)) or drawn[-1])
+    *_, report = train(method=run_node(method, **inputs)[0])
+    assert ("KL to the base" in report) == measured
+    labels = [axes.get_ylabel() for axes in drawn[0].axes]
+    assert ("KL to base" in labels) == measured and labels[0].startswith("redness")
+    assert drawn[0].axes[1 if measured else 0].get_xlabel() == "iteration"
+
+
+def test_the_curve_of_rewards_that_are_measured_by_their_spread_says_what_it_shows(
+    train, run_node, monkeypatch, rlg
+) -> None:
+    """Measured so they would never rise: what is drawn is the sum of the scores as they are."""
+    drawn, module = [], rlg.module("nodes.training")
+    own = module.training_curve
+    monkeypatch.setattr(module, "training_curve", lambda *args: drawn.append(args) or own(*args))
+    for normalise, weight, unit in (
+        ("standard deviation", 2.0, "weighted sum"),
+        ("none", 2.0, "weighted sum"),
+        ("standard deviation", 1.0, Redness.unit),
+    ):
+        (reward,) = run_node("RLGCombineRewards", reward_1=Redness(), weight_1=weight, normalise=normalise)
+        train(reward=reward, name=f"{normalise} {weight}", iterations=1)
+        (history, name, shown) = drawn.pop()
+        assert (name, shown) == (reward.name, unit) and history[0].reward > 0.01
+
+
 def test_a_lora_that_was_not_trained_here_is_not_replaced(train, output, rlg) -> None:
     theirs = output / "loras" / "theirs" / "adapter_model.safetensors"
     theirs.parent.mkdir(parents=True)

@@ -16,6 +16,7 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
+from ...rlg_sampler.messages import model_name
 from .activations import Kept, in_sentence, kept_for_backward
 from .gradient_scale import GradientScale
 from .gradients import attention_options, differentiable_blocks, frozen, streamed
@@ -132,21 +133,27 @@ class HostModel:
     def fit(self, shape: torch.Size, predictions: int) -> str:
         """Decide on checkpointing, if that was left open, by what a backward pass would keep and what is free.
 
+        Then make a small one, so that a model that has none is known before the first picture.
+
         Args:
             shape: of the latents, with all rows that a call will have.
             predictions: so many have a gradient at once.
 
         Returns:
             What was found, as a sentence; "" where nothing was left open.
+
+        Raises:
+            ValueError: no gradient passes through the model.
         """
-        if self._wanted is not None:
-            return ""
-        self._checkpointing = False
-        one, rows = torch.Size((1, *shape[1:])), predictions * shape[0]
-        kept, free = self.run(0, one, lambda run: self._kept(run, one, rows))
-        self._checkpointing = rows * kept.whole > free
-        self._room = rows * (kept.checkpointed if self._checkpointing else kept.whole)
-        return in_sentence(kept, rows, free)
+        one, rows, found = torch.Size((1, *shape[1:])), predictions * shape[0], ""
+        if self._wanted is None:
+            self._checkpointing = False
+            kept, free = self.run(0, one, lambda run: self._kept(run, one, rows))
+            self._checkpointing = rows * kept.whole > free
+            self._room = rows * (kept.checkpointed if self._checkpointing else kept.whole)
+            found = in_sentence(kept, rows, free)
+        self.run(0, one, lambda run: self._try_backward(run, one))
+        return found
 
     def run(
         self, prompt: int, shape: torch.Size, body: Callable[[Run], Result], sigmas: torch.Tensor | None = None
@@ -186,6 +193,30 @@ class HostModel:
             kept = kept_for_backward(model.diffusion_model, lambda: run.x0(x, 0))
         self._make_room(rows * kept.whole)
         return kept, max(self._free(run.device) - self._reserve, 0)
+
+    def _try_backward(self, run: Run, shape: torch.Size) -> None:
+        """Raises ValueError: the model's parts have no gradient, or none that comes to the LoRA."""
+        parameters = self.policy.parameters.values()
+        try:
+            with torch.enable_grad():
+                run.x0(run.start(torch.zeros(shape, device=run.device)), 0).sum().backward()
+            arrived = any(parameter.grad is not None for parameter in parameters)
+        except RuntimeError as error:
+            if "memory" in str(error):  # it has run out
+                raise
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise ValueError(
+                f"model: no gradient passes through {model_name(self._patcher)} in this ComfyUI ({reason}); train "
+                "another model, or with another version of ComfyUI."
+            ) from error
+        finally:
+            for parameter in parameters:
+                parameter.grad = None
+        if not arrived:
+            raise ValueError(
+                f"model: the LoRA's layers have no part in what {model_name(self._patcher)} computes; train another "
+                "model."
+            )
 
     def _free(self, device: torch.device) -> int:
         """Bytes, with those of weights that newer hosts keep on the device only as long as nothing else needs them."""

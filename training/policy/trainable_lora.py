@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.nn import Parameter
 
 from ...rlg_sampler.weights.deltas import ReplacedForward
+from ...rlg_sampler.weights.low_rank import WRITE_INTO_A_VIEW
 from ..streams import stream
 from .gradient_scale import GradientScale
 from .targets import Target
@@ -95,25 +96,63 @@ class Policy:
             for name, parameter in self.parameters.items():
                 parameter.data = own[name]
 
-    def change(self, parts: Sequence[Matrices], x: torch.Tensor, outputs: int) -> torch.Tensor | None:
-        """What the LoRA adds to a module's output, (..., outputs); None while it is switched off.
+    def added(self, parts: Sequence[Matrices], x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """A module's output with what the LoRA adds to it, or the output itself while it is switched off.
 
         Args:
             parts: the matrices of this module, in the order of their rows.
             x: the module's input.
+            out: its output, which may be written into.
         """
         if not self._enabled:
-            return None
+            return out
         own_range = self._of_gradients.out_of
-        hidden = F.linear(x, own_range(torch.cat([part.down for part in parts])).to(x.dtype))
+        hidden = F.linear(x, own_range(torch.cat([part.down for part in parts])).to(x.dtype)).to(out.dtype)
+        ups = [(self.scale * own_range(part.up)).to(out.dtype) for part in parts]
+        rows = [part.target.rows for part in parts]
+        if out.is_contiguous() and out.device.type in WRITE_INTO_A_VIEW and not torch.compiler.is_compiling():
+            if (
+                out.requires_grad and out._is_view()
+            ):  # of a function of ours or another's, which torch refuses to change
+                out = out.clone()
+            return _Added.apply(out, hidden, rows, *ups)
         columns, end = [], 0
-        for part, own in zip(parts, hidden.split(self.rank, dim=-1), strict=True):
-            start, stop = part.target.rows
+        for (start, stop), own, up in zip(rows, hidden.split(self.rank, dim=-1), ups, strict=True):
             columns += [] if start == end else [own.new_zeros(*own.shape[:-1], start - end)]
-            columns.append(F.linear(own, (self.scale * own_range(part.up)).to(x.dtype)))
+            columns.append(F.linear(own, up))
             end = stop
-        columns += [] if end == outputs else [hidden.new_zeros(*hidden.shape[:-1], outputs - end)]
-        return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)
+        columns += [] if end == out.shape[-1] else [hidden.new_zeros(*hidden.shape[:-1], out.shape[-1] - end)]
+        return out + (columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1))
+
+
+class _Added(torch.autograd.Function):
+    """`out[..., rows] += hidden @ upᵀ` for each up, in place: no module of a host needs its output for its gradient.
+
+    One fused multiply-add instead of a product and a second pass over the output.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: torch.Tensor, hidden: torch.Tensor, rows: Sequence[tuple[int, int]], *ups: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.rows, ctx.shape = rows, hidden.shape
+        owns = hidden.reshape(-1, hidden.shape[-1]).chunk(len(ups), dim=1)
+        flat = out.view(-1, out.shape[-1])
+        for (start, stop), own, up in zip(rows, owns, ups, strict=True):
+            flat[:, start:stop].addmm_(own, up.t())
+        ctx.save_for_backward(hidden, *ups)
+        ctx.mark_dirty(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, *ups = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        owns = hidden.reshape(-1, hidden.shape[-1]).chunk(len(ups), dim=1)
+        of_rows = [flat[:, start:stop] for start, stop in ctx.rows]
+        of_hidden = torch.cat([of @ up for of, up in zip(of_rows, ups, strict=True)], dim=1)
+        of_ups = [of.t() @ own for of, own in zip(of_rows, owns, strict=True)]
+        return gradient, of_hidden.view(ctx.shape), None, *of_ups
 
 
 class _Adapted(ReplacedForward):
@@ -122,9 +161,7 @@ class _Adapted(ReplacedForward):
         self.parts, self.policy = parts, policy
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        out = self.original(x, *args, **kwargs)
-        change = self.policy.change(self.parts, x, out.shape[-1])
-        return out if change is None else out + change.to(out.dtype)
+        return self.policy.added(self.parts, x, self.original(x, *args, **kwargs))
 
 
 def _start(target: Target, rank: int, seed: int, device: torch.device) -> Matrices:
