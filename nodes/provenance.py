@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-_MODELS = ("ckpt_name", "unet_name", "model_name")
-_LORAS = ("lora_name",)
+# Widgets that name a file, and the type of node where they do; None = any.
+_MODELS = {"ckpt_name": None, "unet_name": None, "model_name": None}
+_LORAS = {"lora_name": None, "name": "RLGTrainLora"}
+_OF_SCORES = {"RLGScore": ("reward",), "RLGPickBest": ("scores",)}
+"""Type of a node → its inputs that scores are made with; what made the pictures may have had a reward of its own."""
 _SUFFIXES = (".safetensors", ".ckpt", ".sft", ".pt", ".gguf")
 
 REWARD = "reward"
@@ -39,21 +43,29 @@ def reward_of(node: type[io.ComfyNode], reward: str) -> str:
     """The reward's name that was written, or where none was, of what has made the node's scores."""
     if reward not in ("", REWARD):
         return reward
-    above = _nodes_above(node, ("scores",))
+    above = _nodes_above(node, ("scores",), _OF_SCORES)
     names = [values["name"] for kind, values in above if kind == "RLGLoadReward" and isinstance(values["name"], str)]
     return " + ".join(dict.fromkeys(names)) or REWARD
 
 
-def _nodes_above(node: type[io.ComfyNode], inputs: tuple[str, ...]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Type and values of all that `inputs` of a node depend on; empty outside a server's run."""
+def _nodes_above(
+    node: type[io.ComfyNode], inputs: tuple[str, ...], only: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Type and values of all that `inputs` of a node depend on; empty outside a server's run.
+
+    Args:
+        only: type of a node → the inputs of it to look behind; all of the others.
+    """
     if node.hidden is None or not node.hidden.prompt:
         return []
     prompt = node.hidden.prompt
     own = prompt.get(str(node.hidden.unique_id), {}).get("inputs", {})
-    return list(_above(prompt, [own.get(name) for name in inputs]))
+    return list(_above(prompt, [own.get(name) for name in inputs], only))
 
 
-def _above(prompt: Mapping[str, Any], links: list[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _above(
+    prompt: Mapping[str, Any], links: list[Any], only: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The nodes that lead to these links, each once, the farthest first: a checkpoint before its LoRA."""
     seen: set[str] = set()
 
@@ -63,7 +75,8 @@ def _above(prompt: Mapping[str, Any], links: list[Any]) -> Iterator[tuple[str, M
         seen.add(str(link[0]))
         entry = prompt[str(link[0])]
         for name, value in entry["inputs"].items():
-            if not (name == "tuned" and _compares_loras(prompt, entry["inputs"].get("axis"))):
+            replaced = name == "tuned" and _compares_loras(prompt, entry["inputs"].get("axis"))
+            if not replaced and name in only.get(entry["class_type"], (name,)):
                 yield from visit(value)
         yield entry["class_type"], entry["inputs"]
 
@@ -76,12 +89,12 @@ def _compares_loras(prompt: Mapping[str, Any], axis: Any) -> bool:
     return any(kind == "RLGLoraAxis" for kind, _ in _above(prompt, [axis]))
 
 
-def _names(nodes: list[tuple[str, Mapping[str, Any]]], widgets: tuple[str, ...]) -> list[str]:
+def _names(nodes: list[tuple[str, Mapping[str, Any]]], widgets: Mapping[str, str | None]) -> list[str]:
     """File names without folder and suffix; a folder of an adapter by its own name."""
     found = []
-    for _, values in nodes:
-        for name in widgets:
-            if isinstance(value := values.get(name), str):
+    for kind, values in nodes:
+        for name, of_kind in widgets.items():
+            if of_kind in (None, kind) and isinstance(value := values.get(name), str):
                 path = PurePosixPath(value.replace("\\", "/"))
                 found.append(path.stem if path.suffix in _SUFFIXES else path.name)
     return found

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from comfy_api.v0_0_2 import io, ui
 
+from ..plots.fonts import file_for
 from ..rewards.pixels import pictures as rgb
 from ..rewards.pixels import to_image
 from ..rlg_sampler.guidance.guided_model import guided_model
@@ -159,6 +160,6 @@ class RLGGrid(io.ComfyNode):
     ) -> io.NodeOutput:
         pictures = [picture for batch in as_list(images) for picture in batch]
         heading = title_of(cls, only(title), ("images", "labels"))
-        grid = to_image(np.array(labelled_grid(list(rgb(pictures)), labels, only(columns), heading))[None])
+        grid = to_image(np.array(labelled_grid(list(rgb(pictures)), labels, only(columns), heading, file_for))[None])
         # Without the viewer in `web/` the host shows the cells as it does those of Preview Image.
         return io.NodeOutput(grid, ui={**ui.PreviewImage(pictures).as_dict(), "labels": labels})

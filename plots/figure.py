@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image
 
+from .fonts import families, is_far_eastern
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -82,10 +84,25 @@ def style(axes: Axes, theme: Theme, title: str, x_name: str) -> None:
     axes.set_xlabel(x_name, color=theme.text, fontsize=TEXT, parse_math=False)
 
 
+def on_one_line(text: str, width: int) -> str:
+    """A line that fits into `width` pixels; what it cannot hold is left out in the middle: names end unlike."""
+    characters = _characters(width, text)
+    if len(text) <= characters:
+        return text
+    kept = characters - 1
+    return f"{text[: kept // 2]}…{text[-(kept - kept // 2) :]}"
+
+
 def wrapped(text: str, width: int) -> str:
     """Lines that fit into `width` pixels; what three of them cannot hold ends in an ellipsis."""
-    characters = max(10, round(width / (0.62 * TEXT * _DPI / 72)))
+    characters = _characters(width, text)
     return "\n".join(textwrap.wrap(text, characters, max_lines=_TITLE_LINES, placeholder=" …"))
+
+
+def _characters(width: int, text: str) -> int:
+    """How many of the letters of a text fit into `width` pixels."""
+    share = 1.24 if is_far_eastern(text) else 0.62
+    return max(10, round(width / (share * TEXT * _DPI / 72)))
 
 
 def picture(figure: Figure) -> Image.Image:
@@ -105,6 +122,11 @@ def saved(figure: Figure, kind: Literal["png", "pdf"]) -> bytes:
 
 def _lay_out(figure: Figure) -> None:
     """Find the places of everything once: that takes longer than to draw, and would be done again for each file."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if is_far_eastern(text.get_text()):
+            text.set_fontfamily([*text.get_fontfamily(), *families()])
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")

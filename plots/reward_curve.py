@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .figure import TEXT, THEMES, new_figure, style, wrapped
+from .figure import TEXT, THEMES, new_figure, on_one_line, style, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def reward_curve(curve: Curve, theme: str, title: str, reward: str) -> Figure:
         shown = figure.axes[0].get_legend_handles_labels()
         legend = figure.legend(*shown, loc="outside lower left", fontsize=TEXT, frameon=False, labelcolor=colours.text)
         for text in legend.get_texts():
-            text.set(text=wrapped(text.get_text(), width).split("\n")[0], parse_math=False)
+            text.set(text=on_one_line(text.get_text(), width - _LEGEND_LINE), parse_math=False)
     return figure
 
 

@@ -81,8 +81,11 @@ def tokens(texts: Sequence[str]) -> torch.Tensor:
 
 @functools.cache
 def _tokenizer() -> CLIPTokenizer:
-    from transformers import CLIPTokenizer
+    import transformers
 
+    # The published scores are of the fast one. In transformers 5 it has the plain name; before, the plain one reads
+    # Chinese and typographic quotes otherwise, and again otherwise where ftfy is installed.
+    CLIPTokenizer = getattr(transformers, "CLIPTokenizerFast", transformers.CLIPTokenizer)
     return CLIPTokenizer.from_pretrained(host.clip_vocabulary(), local_files_only=True)
 
 

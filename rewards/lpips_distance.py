@@ -10,6 +10,8 @@ from . import host
 from .weights import check, read
 
 _FEATURES = "features."
+_BYTES_PER_PIXEL = 300
+"""Of a pair: both pictures, both scaled, and for all five layers the features of both and their differences."""
 
 
 class LpipsDistance:
@@ -46,7 +48,8 @@ class LpipsDistance:
         pixels = images[..., :3].movedim(-1, 1).float() * 2 - 1
         first, second = torch.triu_indices(len(images), len(images), offset=1)
         found = [torch.zeros(0)]
-        for part in self._managed.batches(len(first)):
+        of_pair = _BYTES_PER_PIXEL * pixels.shape[-2] * pixels.shape[-1]
+        for part in self._managed.batches(len(first), of_pair):
             one, two = (pixels[rows[part]].to(self._managed.device) for rows in (first, second))
             found.append(self._model(one, two).flatten().cpu())
         distances = torch.zeros(len(images), len(images))

@@ -10,7 +10,7 @@ import torch
 from .pixels import pictures
 from .protocol import WithoutGradient, check_inputs
 
-_QUOTED = re.compile('["\u201c\u201d]([^"\u201c\u201d]+)["\u201c\u201d]')
+_QUOTED = re.compile('["\u201c\u201d\u201e]([^"\u201c\u201d\u201e]+)["\u201c\u201d]')
 
 _SETTINGS = {
     "Global.log_level": "error", "Global.use_cls": False, "Det.limit_type": "max", "Det.limit_side_len": 960,

@@ -25,6 +25,7 @@ svd = importlib.import_module("hostless_rlg_sampler.weights.svd")
 schedule = importlib.import_module("hostless_rlg_sampler.schedules.schedule")
 
 figure = importlib.import_module("hostless_plots.figure")
+fonts = importlib.import_module("hostless_plots.fonts")
 reward_curve = importlib.import_module("hostless_plots.reward_curve")
 schedule_curve = importlib.import_module("hostless_plots.schedule_curve")
 

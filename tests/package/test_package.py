@@ -150,6 +150,7 @@ def test_runtime_needs_nothing_that_the_host_does_not_install() -> None:
     allowed = {*host, *brought, *sys.stdlib_module_names}
     optional = {
         "figure.py": {"matplotlib"},
+        "fonts.py": {"matplotlib"},
         "reward_curve.py": {"matplotlib"},
         "schedule_curve.py": {"matplotlib"},
         "lpips_distance.py": {"lpips"},

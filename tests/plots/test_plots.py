@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import font_manager, rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from without_host import curve as curves
-from without_host import figure, intervals, labels, reward_curve, schedule, schedule_curve
+from without_host import figure, fonts, grid, intervals, labels, reward_curve, schedule, schedule_curve
 
 VALUES = st.floats(-1e3, 1e3)
 OKABE_ITO = {"#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#000000"}
@@ -127,6 +131,57 @@ def test_every_curve_can_be_drawn_and_every_word_is_inside(
         if text is not None and text.get_text():
             box = text.get_window_extent()
             assert box.x0 >= -1 and box.x1 <= image.width + 1 and box.y0 >= -1 and box.y1 <= image.height + 1
+
+
+def test_long_names_that_end_unlike_are_told_apart() -> None:
+    """As those of the LoRAs of one training, with what else an axis says."""
+    names = [
+        f"lora flowgrpo_pickscore_sd35m_rank32_lr3e4_step_003000{other}"
+        for other in ("", ", cfg 3", ", cfg 4.5", ", cfg 6")
+    ]
+    texts = [f"{name}, scale {n}" for name in names for n in (1, 2)]
+    plot = drawn(curves.curve(*labels.places(texts), [1.0] * len(texts), None))
+    (legend,) = plot.legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert len(set(shown)) == len(names)
+    figure.picture(plot)
+    assert legend.get_window_extent().x1 <= plot.bbox.width
+
+
+@pytest.fixture
+def with_a_far_eastern_font(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """DejaVu Sans in the name of one: which machine has one is not known."""
+    file = font_manager.findfont("DejaVu Sans")
+    entry = replace(next(f for f in font_manager.fontManager.ttflist if f.fname == file), name="Noto Sans KR")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist, entry])
+    fonts._files.cache_clear()
+    yield file
+    fonts._files.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_in_other_scripts_are_drawn_by_a_font_that_has_them(with_a_far_eastern_font: str) -> None:
+    plot = drawn(of_scales([0, 1], [1.0, 2.0, 4.0, 6.0]), "水墨 + 한국어 " * 20)
+    figure.picture(plot)
+    assert plot._suptitle.get_fontfamily()[-1] == "Noto Sans KR"
+    assert plot.axes[0]._left_title.get_fontfamily() == rcParams["font.family"]
+    assert plot._suptitle.get_text().endswith("…")
+
+
+def test_a_grid_asks_for_the_font_of_its_letters(with_a_far_eastern_font: str) -> None:
+    assert fonts.file_for("水墨") == with_a_far_eastern_font
+    assert fonts.file_for("ink, cafe\u0301 – Ж") is None
+    asked: list[str] = []
+    pictures = [Image.new("RGB", (64, 64))] * 2
+    grid.labelled_grid(pictures, ["lora 水墨", "lora ink"], 2, "", lambda text: asked.append(text) or None)
+    assert any("水墨" in text for text in asked)
+
+
+def test_without_such_a_font_names_are_drawn_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    fonts._files.cache_clear()
+    assert fonts.file_for("水墨") is None and fonts.families() == []
+    fonts._files.cache_clear()
 
 
 def test_words_can_be_read_at_half_the_size() -> None:

@@ -392,6 +392,19 @@ def test_text_rendering_reads_what_is_written(registry: Any) -> None:
             ask(["a sign"])
 
 
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("ein Schild \u201eOPEN\u201c neben einem Schild \u201eSHOP\u201c", "OPEN"),
+        ("znak \u201eSTOP\u201d", "STOP"),
+        ("a sign \u201cstop\u201d", "stop"),
+        ('a sign "now" and "then"', "now"),
+    ],
+)
+def test_the_text_asked_for_is_the_first_in_double_quotes_of_any_language(rlg, prompt: str, asked: str) -> None:
+    assert rlg.module("rewards.text_rendering")._quoted(prompt) == asked
+
+
 def test_a_reward_gives_its_memory_back_when_the_host_asks(registry: Any, filled: Path) -> None:
     """The host knows the model as one of its own: it unloads it, and loads it again for the next score."""
     import comfy.model_management

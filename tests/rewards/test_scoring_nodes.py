@@ -253,6 +253,36 @@ def test_lpips_is_that_of_its_package(run_node: Callable, reward_models: Path, m
     assert mean == pytest.approx(expected, rel=1e-4) and expected > 0
 
 
+@pytest.mark.parametrize(("side", "pairs"), [(512, 6), (1024, 3)])
+def test_lpips_asks_for_the_memory_of_pictures_of_their_size(
+    rlg, reward_models: Path, monkeypatch: pytest.MonkeyPatch, side: int, pairs: int
+) -> None:
+    """It sees whole pictures; so many pairs of them as a GB holds at once."""
+    pytest.importorskip("lpips")
+    import comfy.model_management
+    import torchvision
+
+    path = reward_models / "alexnet-owt-7be5be79.pth"
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), path)
+    measure = rlg.module("rewards.lpips_distance").LpipsDistance(path)
+    asked, together = [], []
+    own = comfy.model_management.load_models_gpu
+    monkeypatch.setattr(
+        comfy.model_management,
+        "load_models_gpu",
+        lambda models, memory_required=0, **more: (
+            asked.append(memory_required) or own(models, memory_required=0, **more)
+        ),
+    )
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: 10**9)
+    monkeypatch.setattr(
+        type(measure._model), "forward", lambda self, one, two: together.append(len(one)) or torch.zeros(len(one))
+    )
+    measure.pairwise(torch.zeros(4, side, side, 3))
+    assert max(together) == pairs and sum(together) == 6
+    assert asked[0] >= 6 * 250 * side**2
+
+
 def test_the_best_come_first_with_their_labels_and_places(run_node: Callable) -> None:
     images = pictures(4)
     best, labels, indices = run_node(

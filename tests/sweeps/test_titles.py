@@ -62,6 +62,22 @@ def test_the_reward_is_called_by_its_name_unless_the_user_calls_it_otherwise(pro
     assert provenance.reward_of(_node("9"), "PickScore v1") == "PickScore v1"
 
 
+def test_a_reward_that_the_model_was_trained_on_is_not_the_one_of_its_scores(provenance: Any) -> None:
+    """Nor one that has picked the pictures; and the LoRA that was trained is one of those that made them."""
+    prompt = PROMPT | {
+        "11": {"class_type": "RLGLoadReward", "inputs": {"name": "aesthetic", "file": "auto"}},
+        "12": {"class_type": "RLGTrainLora", "inputs": {"model": ["1", 0], "reward": ["11", 0], "name": "mine"}},
+        "4": {"class_type": "RLGSweep", "inputs": PROMPT["4"]["inputs"] | {"tuned": ["12", 0]}},
+        "13": {"class_type": "RLGScore", "inputs": {"images": ["5", 0], "reward": ["11", 0], "prompt": "cat"}},
+        "14": {"class_type": "RLGPickBest", "inputs": {"images": ["5", 0], "scores": ["13", 0], "labels": ["4", 1]}},
+        "7": {"class_type": "RLGScore", "inputs": PROMPT["7"]["inputs"] | {"images": ["14", 0]}},
+        "15": {"class_type": "RLGPlot", "inputs": {"scores": ["14", 1], "labels": ["14", 2]}},
+    }
+    assert provenance.reward_of(_node("9", prompt), "reward") == "pickscore"
+    assert provenance.reward_of(_node("15", prompt), "reward") == "aesthetic"
+    assert provenance.title_of(_node("8", prompt), "", ("images", "labels")) == "medium + mine"
+
+
 def test_without_a_prompt_there_is_nothing_to_say(provenance: Any) -> None:
     """As in a script that calls the node itself, or with scores from elsewhere."""
     for node in (SimpleNamespace(hidden=None), _node("8", None), _node("unknown")):
@@ -84,7 +100,7 @@ def test_what_shows_pictures_is_an_output_of_its_own(rlg: SimpleNamespace, node:
 def test_the_grid_has_that_title(rlg: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, title: str, shown: str) -> None:
     module, drawn = rlg.module("nodes.sweep"), []
     own = module.labelled_grid
-    monkeypatch.setattr(module, "labelled_grid", lambda *args: drawn.append(args[-1]) or own(*args))
+    monkeypatch.setattr(module, "labelled_grid", lambda *args: drawn.append(args[3]) or own(*args))
     node = type("Running", (module.RLGGrid,), {"hidden": _node("8").hidden})
     node.execute(torch.zeros(1, 8, 8, 3), ["scale 1"], 0, title)
     assert drawn == [shown]
