@@ -79,7 +79,7 @@ _POLICY = {"steps": STEPS, "cfg": 1.0, "noise_level": 0.7, "groups": 4, "group_s
 _POLICY |= {"trained_steps": 4, "clip_range": 1e-3}
 _REWARD = {"steps": STEPS, "first_step": 5, "last_step": 7, "groups": 8, "reward_weight": 1.0}
 TRIALS = {
-    "Flow-GRPO": Trial("compressibility", 3, lambda m: replace(m.FLOW_GRPO, **_POLICY), learning_rate=3e-3),
+    "Flow-GRPO": Trial("compressibility", 12, lambda m: replace(m.FLOW_GRPO, **_POLICY), learning_rate=3e-3),
     "DDPO": Trial("compressibility", 3, lambda m: replace(m.DDPO, **_POLICY), learning_rate=3e-3),
     "B²-DiffuRL": Trial("compressibility", 3, lambda m: replace(
         m.B2_DIFFU_RL, **{**_POLICY, "trained_steps": 0}, tail=(4, 6), stages=20), learning_rate=3e-3),

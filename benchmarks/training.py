@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from tqdm import tqdm
 
 from evaluation.host import Extension, device
@@ -49,6 +50,8 @@ class Cost:
 
 class _ThreeChannels:
     """In the place of a VAE."""
+
+    patcher = ModelPatcher(torch.nn.Identity(), torch.device("cpu"), torch.device("cpu"))
 
     def spacial_compression_encode(self) -> int:
         return 8
