@@ -144,8 +144,8 @@ def test_imports_go_one_way() -> None:
 def test_runtime_needs_nothing_that_the_host_does_not_install() -> None:
     host = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes"}
     brought = {
-        "PIL", "matplotlib", "numpy", "pydantic_core", "safetensors", "scipy", "tokenizers", "torch", "tqdm",
-        "transformers",
+        "PIL", "comfy_kitchen", "matplotlib", "numpy", "pydantic_core", "safetensors", "scipy", "tokenizers", "torch",
+        "tqdm", "transformers",
     }  # fmt: skip
     allowed = {*host, *brought, *sys.stdlib_module_names}
     optional = {

@@ -67,7 +67,6 @@ def test_gradients_of_small_losses_survive_half_precision(training, run_node, pa
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_has_the_gradients_of_the_model(training, backend) -> None:
-    tasks.skip_without_gradients("Flux")
     torch._dynamo.reset()
     family = FAMILIES["Flux"]
     compiled = family.load().clone()

@@ -49,7 +49,6 @@ def _same(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> N
 @pytest.mark.parametrize("name", ["Flux", "SD1.5"])
 def test_weights_that_were_moved_to_a_device_after_they_were_made(training: SimpleNamespace, name: str) -> None:
     """By the host, outside of inference mode: no inference tensors any more, and autograd refuses them all the same."""
-    tasks.skip_without_gradients(name)
     family = FAMILIES[name]
     expected, model = _gradients(training, family.load(), family), family.load()
     with training.gradients.training_mode():
@@ -64,7 +63,6 @@ def test_weights_that_were_moved_to_a_device_after_they_were_made(training: Simp
 def test_weights_that_are_on_the_device_only_while_they_are_used(
     training: SimpleNamespace, name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks.skip_without_gradients(name)
     family = FAMILIES[name]
     model, expected = family.load(), _gradients(training, family.load(), family, checkpointing)
     monkeypatch.setattr(training.gradients, "is_streamed", lambda patcher: True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import comfy.model_management
 import comfy.samplers
 import comfy.sd
-import pytest
 import torch
 
 from demo.tiny_encoders import vae_state_dict
@@ -21,13 +19,6 @@ from pairs import FAMILIES, conds
 SIDE = 64
 """Of pictures, in pixels: latents of 8 × 8."""
 RANK = 4
-ROTARY = ("Flux", "Qwen-Image", "Wan")
-
-
-def skip_without_gradients(name: str) -> None:
-    """Hosts between 0.3.75 and 0.14 rotate queries and keys by comfy_kitchen's operators, in training too."""
-    if name in ROTARY and find_spec("comfy_kitchen") and not hasattr(comfy.model_management, "in_training"):
-        pytest.skip(f"gradients do not pass the rotary embeddings of {name} in this ComfyUI")
 
 
 class Redness:

@@ -18,6 +18,7 @@ import torch.utils.checkpoint
 from comfy.ops import CastWeightBiasOp
 
 from ...rlg_sampler.weights.deltas import ReplacedForward
+from .rotary import give_rotary_gradients
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -35,6 +36,7 @@ def training_mode() -> Iterator[None]:
 
     Newer hosts have fused kernels without one, and a flag to do without; rollouts must be computed as updates are.
     """
+    give_rotary_gradients()
     flag = getattr(comfy.model_management, "in_training", None)
     with torch.inference_mode(False), torch.no_grad():
         if flag is None:
