@@ -64,7 +64,8 @@ def room(threads: int, count: int | None) -> tuple[int, dict[str, int]]:
     Raises:
         EvaluationError: the cluster is too small.
     """
-    nodes = [(int(of.get("GPU", 0)), int(of.get("CPU", 0))) for of in _resources()]
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [(int(of.get("GPU", 0)), int(of.get("CPU", 0))) for of in machines]
     with_gpu = [(gpus, cpus) for gpus, cpus in nodes if gpus]
     available = sum(gpus for gpus, _ in with_gpu) or sum(cpus // threads for _, cpus in nodes)
     if not available:
@@ -83,11 +84,6 @@ def own_node() -> dict[str, float]:
     own = ray.get_runtime_context().get_node_id()
     (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
     return resources
-
-
-def _resources() -> list[dict[str, float]]:
-    """Of each machine."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def result(reference: ray.ObjectRef) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 
@@ -43,8 +44,13 @@ def _files() -> dict[str, str]:
         from matplotlib import font_manager
     except ImportError:  # only plots ask for it
         return {}
-    known = {font.name: font.fname for font in font_manager.fontManager.ttflist}
-    return {family: known[family] for family in _FAMILIES if family in known}
+    known = {font.name for font in font_manager.fontManager.ttflist}
+    found = {}
+    for family in _FAMILIES:
+        if family in known:
+            with contextlib.suppress(ValueError):  # it has gone since matplotlib looked
+                found[family] = font_manager.findfont(family, fallback_to_default=False)
+    return found
 
 
 @functools.cache

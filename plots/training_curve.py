@@ -41,10 +41,12 @@ def training_curve(history: Sequence[Iteration], reward: str, unit: str) -> Figu
     above.set_ylabel(f"{reward} ({unit})" if unit else reward)
     for below in others:
         style(below, theme, "", "iteration")
-        below.plot(numbers, kl, color=of_kl, marker=alone)
-        below.set_ylabel("KL to base", color=of_kl)
-        share = below.twinx()
-        share.plot(numbers, clipped, color=of_clipped, linestyle="--", marker=alone)
-        share.set_ylabel("clipped share", color=of_clipped)
-        share.set_ylim(0.0, 1.0)
+        if kl.any():
+            below.plot(numbers, kl, color=of_kl, marker=alone)
+            below.set_ylabel("KL to base", color=of_kl)
+        if clipped.any():
+            share = below.twinx() if kl.any() else below
+            share.plot(numbers, clipped, color=of_clipped, linestyle="--", marker=alone)
+            share.set_ylabel("clipped share", color=of_clipped)
+            share.set_ylim(0.0, 1.0)
     return figure

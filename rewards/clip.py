@@ -85,8 +85,8 @@ def _tokenizer() -> CLIPTokenizer:
 
     # The published scores are of the fast one. In transformers 5 it has the plain name; before, the plain one reads
     # Chinese and typographic quotes otherwise, and again otherwise where ftfy is installed.
-    CLIPTokenizer = getattr(transformers, "CLIPTokenizerFast", transformers.CLIPTokenizer)
-    return CLIPTokenizer.from_pretrained(host.clip_vocabulary(), local_files_only=True)
+    kind = getattr(transformers, "CLIPTokenizerFast", transformers.CLIPTokenizer)
+    return kind.from_pretrained(host.clip_vocabulary(), local_files_only=True)
 
 
 def from_open_clip(state: StateDict) -> StateDict:

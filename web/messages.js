@@ -15,6 +15,8 @@ const LIFE = { success: 5000, warn: 10000, error: undefined };
 const warnings = new WeakMap();
 /** Where that is shown: one for a node, since nodes that are HTML do not take another one of the same name. */
 const elements = new WeakMap();
+/** What was said of runs of other workflows. */
+const elsewhere = new Set();
 
 /**
  * @param {"success" | "warn" | "error"} severity
@@ -39,7 +41,7 @@ app.registerExtension({
     api.addEventListener(WARNING, ({ detail }) => {
       const { node: id, sentence } = detail;
       if (!isOfOpenWorkflow(detail)) {
-        tell("warn", sentence);
+        tellOnce(detail);
         return;
       }
       const node = nodeAt(String(id));
@@ -48,6 +50,13 @@ app.registerExtension({
     });
   },
 });
+
+/** Of a run of another workflow, whose nodes are not here. */
+function tellOnce({ prompt, sentence }) {
+  const key = `${prompt} ${sentence}`;
+  if (!elsewhere.has(key)) tell("warn", sentence);
+  elsewhere.add(key);
+}
 
 function heightOf(sentences) {
   const lines = sentences.map(({ length }) => Math.ceil(length / LINE.length));

@@ -12,8 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .labels import join, split
 
-FontFor = Callable[[str], "str | None"]
-
 _BACKGROUND, _TEXT, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 _LARGEST_SIDE = 8192
 """Pixels; larger grids are shrunk, since viewers and uploads give up on them."""
@@ -91,7 +89,7 @@ def labelled_grid(
     labels: Sequence[str],
     columns: int,
     title: str,
-    font_for: FontFor = lambda text: None,
+    font_for: Callable[[str], str | None] | None = None,
 ) -> Image.Image:
     """One picture of many, whose labels say where each belongs.
 
@@ -115,13 +113,16 @@ def labelled_grid(
         )
     if len({picture.size for picture in pictures}) > 1:
         raise ValueError("images: they have different sizes; make them equal before (Upscale Image).")
-    return grid(pictures, layout(labels, columns), title, font_for)
+    font_file = font_for and font_for("".join([title, *labels]))
+    return grid(pictures, layout(labels, columns), title, font_file)
 
 
-def grid(
-    pictures: Sequence[Image.Image], plan: Layout, title: str = "", font_for: FontFor = lambda text: None
-) -> Image.Image:
-    """Equally large RGB pictures, row by row, with the headers and captions of a layout; shrunk as `labelled_grid`."""
+def grid(pictures: Sequence[Image.Image], plan: Layout, title: str = "", font_file: str | None = None) -> Image.Image:
+    """Equally large RGB pictures, row by row, with the headers and captions of a layout; shrunk as `labelled_grid`.
+
+    Args:
+        font_file: None = Pillow's own font.
+    """
     width, height = pictures[0].size
     shrink = min(1.0, _LARGEST_SIDE / (1.2 * max(plan.columns * width, plan.rows * height)))
     width, height = max(1, round(width * shrink)), max(1, round(height * shrink))
@@ -129,12 +130,12 @@ def grid(
     size = min(max(_SMALLEST_TEXT, width // 14), 64)
     # Pictures smaller than their headers stand apart, so that no text runs into the next.
     of_cells = [*plan.column_headers, *plan.captions]
-    cell = max(width, _longest(of_cells, _font(_SMALLEST_TEXT, of_cells, font_for)))
-    font = _fitting(size, of_cells, cell, font_for)
+    cell = max(width, _longest(of_cells, _font(font_file, _SMALLEST_TEXT)))
+    font = _fitting(size, of_cells, cell, font_file)
     row_headers = [folded(header) for header in plan.row_headers]
-    row_font = _fitting(size, row_headers, max(width // 2, 60), font_for)
-    title_font = _fitting(round(size * 1.3), [title], 3 * cell, font_for)
-    common_font = _fitting(size, [plan.common], 3 * cell, font_for)
+    row_font = _fitting(size, row_headers, max(width // 2, 60), font_file)
+    title_font = _fitting(round(size * 1.3), [title], 3 * cell, font_file)
+    common_font = _fitting(size, [plan.common], 3 * cell, font_file)
 
     def line(texts: Sequence[str], of: ImageFont.FreeTypeFont) -> int:
         return round(of.size * 1.5) if any(texts) else 0
@@ -164,11 +165,11 @@ def grid(
     return canvas
 
 
-def _fitting(size: int, texts: Sequence[str], width: int, font_for: FontFor) -> ImageFont.FreeTypeFont:
+def _fitting(size: int, texts: Sequence[str], width: int, file: str | None) -> ImageFont.FreeTypeFont:
     """The largest font up to `size` pixels in which every text fits into `width`, but never an unreadable one."""
-    while size > _SMALLEST_TEXT and _longest(texts, _font(size, texts, font_for)) > width:
+    while size > _SMALLEST_TEXT and _longest(texts, _font(file, size)) > width:
         size -= 1
-    return _font(size, texts, font_for)
+    return _font(file, size)
 
 
 def _longest(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
@@ -176,12 +177,8 @@ def _longest(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
     return math.ceil(max(map(font.getlength, lines), default=0.0))
 
 
-def _font(size: int, texts: Sequence[str], font_for: FontFor) -> ImageFont.FreeTypeFont:
-    return _font_of(font_for("".join(texts)), size)
-
-
 @functools.cache
-def _font_of(file: str | None, size: int) -> ImageFont.FreeTypeFont:
+def _font(file: str | None, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
 
 

@@ -135,7 +135,11 @@ def _equal(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, torch.Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b.to(a.device))
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if a.dtype.itemsize == 1:  # older versions of PyTorch do not compare float8
+            a, b = a.view(torch.uint8), b.view(torch.uint8)
+        return torch.equal(a, b.to(a.device))
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, WeightAdapterBase):

@@ -22,7 +22,7 @@ CONFIG_NAME = "adapter_config.json"
 _LARGEST = 3.4e38  # of float32
 
 
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to begin a LoRA that take its beginning off the base weights."""
 
 
@@ -59,8 +59,8 @@ class PeftConfig:
         if start.startswith(_CHANGE_THE_BASE):
             raise ValueError(
                 f"{source}: this adapter was trained with {shown(start)} on base weights that it changed itself; "
-                "convert it to a plain LoRA (PEFT's path_initial_model_for_weight_conversion), or merge it into the "
-                "checkpoint."
+                "merge it into the checkpoint and use the two checkpoints as a pair, or save it as a plain LoRA (in PEFT "
+                "by path_initial_model_for_weight_conversion)."
             )
         try:
             parsed = cls(

@@ -152,8 +152,9 @@ def test_long_names_that_end_unlike_are_told_apart() -> None:
 def with_a_far_eastern_font(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """DejaVu Sans in the name of one: which machine has one is not known."""
     file = font_manager.findfont("DejaVu Sans")
-    entry = replace(next(f for f in font_manager.fontManager.ttflist if f.fname == file), name="Noto Sans KR")
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist, entry])
+    own = [font for font in font_manager.fontManager.ttflist if "DejaVu" in font.name]
+    entry = replace(next(font for font in own if font.fname == file), name="Noto Sans KR")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*own, entry])
     fonts._files.cache_clear()
     yield file
     fonts._files.cache_clear()

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -162,6 +163,18 @@ def test_a_distance_that_nobody_measured_is_not_0(train, run_node, monkeypatch, 
     labels = [axes.get_ylabel() for axes in drawn[0].axes]
     assert ("KL to base" in labels) == measured and labels[0].startswith("redness")
     assert drawn[0].axes[1 if measured else 0].get_xlabel() == "iteration"
+
+
+def test_a_curve_shows_what_was_looked_at_and_no_more(rlg) -> None:
+    """Clipping without the base model, as with DDPO; and the other way round."""
+    module = rlg.module("plots.training_curve")
+    for kl, clipped, labels in ((0.0, 0.25, {"clipped share"}), (0.1, 0.0, {"KL to base"}), (0.0, 0.0, set())):
+        history = [
+            SimpleNamespace(number=n, reward=1.0, spread=0.1, kl=kl, clipped=clipped, seconds=1.0) for n in (1, 2)
+        ]
+        axes = module.training_curve(history, "reward", "").axes
+        assert {one.get_ylabel() for one in axes} - {"reward", ""} == labels
+        assert [one.get_xlabel() for one in axes if one.get_xlabel()] == ["iteration"]
 
 
 def test_the_curve_of_rewards_that_are_measured_by_their_spread_says_what_it_shows(

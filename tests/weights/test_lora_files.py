@@ -354,6 +354,7 @@ def test_beginnings_that_leave_the_base_alone_are_loaded(load, loras, start) -> 
         (lambda c: c.update(use_dora=True), "DoRA"),
         (lambda c: c.update(init_lora_weights="pissa_niter_4"), "on base weights that it changed itself"),
         (lambda c: c.update(init_lora_weights="olora"), "trained with olora on base weights"),
+        (lambda c: c.update(init_lora_weights="lora_ga"), "trained with lora_ga on base weights"),
         (lambda c: c.pop("lora_alpha"), "lora_alpha"),
         (lambda c: c.update(r=0), "r=0"),
         (lambda c: c.update(r=5), "rank 5, but the file's matrices have rank 8"),

@@ -33,6 +33,10 @@ _OF_BLOCKS = ("patches", "patches_replace")
 """Options of a MODEL, and of its transformer, under which patches lie that may keep something of one side of CFG."""
 
 
+_OF_THE_MACHINE = ("memory", "ALLOC_FAILED", "CUDA error")
+"""In errors that say nothing about a model."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Of the model for some latents; all (rows, channels, ...) float32.
@@ -197,12 +201,13 @@ class HostModel:
     def _try_backward(self, run: Run, shape: torch.Size) -> None:
         """Raises ValueError: the model's parts have no gradient, or none that comes to the LoRA."""
         parameters = self.policy.parameters.values()
+        with torch.enable_grad():
+            end = run.x0(run.start(torch.zeros(shape, device=run.device)), 0).sum()
         try:
-            with torch.enable_grad():
-                run.x0(run.start(torch.zeros(shape, device=run.device)), 0).sum().backward()
+            end.backward()
             arrived = any(parameter.grad is not None for parameter in parameters)
         except RuntimeError as error:
-            if "memory" in str(error):  # it has run out
+            if any(word in str(error) for word in _OF_THE_MACHINE):
                 raise
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise ValueError(

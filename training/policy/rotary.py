@@ -1,8 +1,8 @@
 """Gradients of the fused rotary embeddings that hosts since 0.8 compute some families by (Flux, Qwen-Image, Anima, …).
 
-They are operators of the package comfy_kitchen, which has no formula for their gradients, but the same in plain PyTorch.
-A backward pass computes that once more. Newer hosts leave the operators out while they train, though not in all
-families.
+They are operators of the package comfy_kitchen, which has no formula for their gradients, but has the same in plain
+PyTorch: a backward pass computes that once more. Newer hosts leave the operators out while they train, though not in
+all families.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The trainable LoRA on a loaded model: base weights as they are, small matrices in float32 that have gradients.
 
-Each adapted module adds `scale · (x @ downᵀ) @ upᵀ` to its output, as guidance does (weights/deltas.py), but out of
-place, so that nothing is overwritten that a backward pass needs. Switched off, the same model is the base, which is the
-reference that the policy is held near.
+Each adapted module adds `scale · (x @ downᵀ) @ upᵀ` to its output, as guidance does (weights/deltas.py), here with a
+gradient. Switched off, the same model is the base, which is the reference that the policy is held near.
 """
 
 from __future__ import annotations
@@ -111,9 +110,8 @@ class Policy:
         ups = [(self.scale * own_range(part.up)).to(out.dtype) for part in parts]
         rows = [part.target.rows for part in parts]
         if out.is_contiguous() and out.device.type in WRITE_INTO_A_VIEW and not torch.compiler.is_compiling():
-            if (
-                out.requires_grad and out._is_view()
-            ):  # of a function of ours or another's, which torch refuses to change
+            # Torch does not let all views be written into, and does not say which; a copy gives the same bits.
+            if out.requires_grad and out._is_view():
                 out = out.clone()
             return _Added.apply(out, hidden, rows, *ups)
         columns, end = [], 0

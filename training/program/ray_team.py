@@ -129,7 +129,7 @@ def train(job: Job, address: str, count: int | None, show: Callable[[Step, int],
     wanted = job.plan.threads
     connect(address, wanted or max(1, (os.cpu_count() or 1) // (count or 1)), count)
     try:
-        # By Ray's own count, which knows what a container may use.
+        # Where Ray has counted the cores itself it knows what a container may use.
         threads = wanted or max(1, int(own_node().get("CPU", 0)) // (count or 1))
         count, needs = room(threads, count)
         _check_here(needs)
