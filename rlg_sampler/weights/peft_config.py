@@ -59,8 +59,8 @@ class PeftConfig:
         if start.startswith(_CHANGE_THE_BASE):
             raise ValueError(
                 f"{source}: this adapter was trained with {shown(start)} on base weights that it changed itself; "
-                "merge it into the checkpoint and use the two checkpoints as a pair, or save it as a plain LoRA (in PEFT "
-                "by path_initial_model_for_weight_conversion)."
+                "merge it into the checkpoint and use the two checkpoints as a pair, or save it as a plain LoRA (in "
+                "PEFT by path_initial_model_for_weight_conversion)."
             )
         try:
             parsed = cls(
