@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import training_reference
+from benchmarks import training, training_reference
 from benchmarks.learning import Smoothness
-from benchmarks.machine import RESULTS
+from benchmarks.machine import RESULTS, in_own_process
+from benchmarks.models import Files
 from benchmarks.session import result_name
 from benchmarks.task import CFG, make_task
+from demo.tiny_model import TinySD3, write_checkpoint, write_peft_adapter
 
 META = torch.device("meta")
 """Stands for a GPU: it refuses tensors of the processor as one does."""
@@ -48,6 +51,16 @@ def test_an_iteration_of_the_training_reference_is_where_the_model_is(
     monkeypatch.setattr(training_reference, "device", lambda: META)
     reference = training_reference.Reference(_Model(), make_task(latent=8, batch=2, steps=3), CFG, learning_rate=1e-3)
     reference.iterate(2, 2, lambda latents: latents[:, 0].mean(dim=(1, 2)))
+
+
+@pytest.mark.slow
+def test_the_trainer_can_be_measured(tmp_path: Path) -> None:
+    """In a process of its own, as beside diffusers and PEFT; of a model that takes no time."""
+    config = TinySD3(depth=2, dual_attention_blocks=1)
+    base = write_checkpoint(tmp_path / "base.safetensors", config, with_clip=False, with_vae=False, dtype=torch.float32)
+    files = Files(base, write_peft_adapter(tmp_path / "adapter", config, rank=4, alpha=8), tmp_path / "merged")
+    cost = in_own_process(Path(os.environ["COMFYUI_PATH"]), True, training._measured, training.OURS, files, False, 1)
+    assert len(cost.seconds) == 2 and min(cost.seconds) > 0 and cost.peak > 0
 
 
 def test_smoothness_is_where_the_pictures_are() -> None:
