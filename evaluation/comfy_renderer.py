@@ -69,11 +69,14 @@ class ComfyRenderer:
     @torch.inference_mode()
     def render(self, batch: Batch) -> list[Picture]:
         model, clip, vae, negative = self._models(batch.pair)
+        with refusing("", ValueError):
+            # Not by EmptyLatentImage, which takes every VAE for one that makes a pixel an eighth.
+            empty = torch.zeros(1, *latent_shape(model, vae, self._plan.width, self._plan.height))
         pictures: list[Picture] = []
         for number, prompt in enumerate(batch.prompts, start=batch.first):
             (positive,) = self._extension.run_node("CLIPTextEncode", clip=clip, text=prompt)
             # (seeds, cells, height, width, 3) uint8
-            images = np.stack([self._sampled(model, vae, positive, negative, seed) for seed in self._plan.seeds])
+            images = np.stack([self._sampled(model, vae, positive, negative, empty, seed) for seed in self._plan.seeds])
             scores = np.stack([self._scores(of_seed, prompt) for of_seed in images])
             for cell in range(len(self._cells)):
                 apart = float(self._measure(to_image(images[:, cell])).mean()) if len(images) > 1 else None
@@ -82,13 +85,13 @@ class ComfyRenderer:
                     pictures.append(Picture(number, seed, cell, png(images[seed, cell]), values, apart))
         return pictures
 
-    def _sampled(self, model: Any, vae: Any, positive: list, negative: list, seed: int) -> np.ndarray:
+    def _sampled(
+        self, model: Any, vae: Any, positive: list, negative: list, empty: torch.Tensor, seed: int
+    ) -> np.ndarray:
         """(cells, height, width, 3) uint8"""
         plan = self._plan
-        # Not by EmptyLatentImage, which takes every VAE for one that makes a pixel an eighth.
-        latent = {"samples": torch.zeros(1, *latent_shape(model, vae, plan.width, plan.height))}
         inputs = KSamplerInputs(
-            seed, plan.steps, plan.cfg, plan.sampler, plan.scheduler, positive, negative, latent, 1.0
+            seed, plan.steps, plan.cfg, plan.sampler, plan.scheduler, positive, negative, {"samples": empty}, 1.0
         )
         latent = sweep([Task(model, inputs)], self._cells, lambda total: lambda *progress: None)
         # One by one: how many the VAE takes at a time depends on the free memory.
@@ -124,8 +127,6 @@ class ComfyRenderer:
                 # Any schedule that needs guidance: the cells bring their own.
                 model = guided_model(base, tuned, GuidanceSettings(constant(1.0), self._plan.tuned_cfg))
                 Guidance.on(model).tuned[-1].pair.check_differs()
-            with refusing("", ValueError):
-                latent_shape(base, vae, self._plan.width, self._plan.height)
             (negative,) = run_node("CLIPTextEncode", clip=clip, text=self._plan.negative)
             self._loaded = index, (model, clip, vae, negative)
         return self._loaded[1]

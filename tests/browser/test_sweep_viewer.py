@@ -328,6 +328,15 @@ def test_the_choice_outlasts_a_run_with_another_seed(front_end: FrontEnd) -> Non
         _says(viewer, f"scale 1, seed {seed} | scale 2, seed {seed}")
 
 
+def _run_without_samplers(front_end: FrontEnd) -> None:
+    """The sweep alone: an RLG KSampler is muted meanwhile."""
+    front_end.page.evaluate(
+        "() => { for (const node of app.graph.nodes) if (node.type === 'RLGKSampler') node.mode = 2; }"
+    )
+    assert front_end.run()["status"]["status_str"] == "success"
+    front_end.page.evaluate("() => { for (const node of app.graph.nodes) node.mode = 0; }")
+
+
 def test_a_scale_that_another_node_makes_is_not_written_over(front_end: FrontEnd) -> None:
     front_end.drop(SWEEP)
     front_end.set_widgets(SMALL | {"RLGSweep": SMALL["RLGSweep"] | {"seed": 70 + front_end.vue_nodes}})
@@ -335,11 +344,7 @@ def test_a_scale_that_another_node_makes_is_not_written_over(front_end: FrontEnd
     front_end.page.evaluate(CONNECT_TO_SAMPLER, ["PrimitiveFloat", "scale"])
     before = front_end.page.evaluate(SCALE_OF_SAMPLER)
     viewer = front_end.page.get_by_role("group", name="Cells of the sweep")
-    front_end.page.evaluate(
-        "() => { for (const node of app.graph.nodes) if (node.type === 'RLGKSampler') node.mode = 2; }"
-    )
-    assert front_end.run()["status"]["status_str"] == "success"
-    front_end.page.evaluate("() => { for (const node of app.graph.nodes) node.mode = 0; }")
+    _run_without_samplers(front_end)
     front_end.go_to("RLGGrid")
     viewer.get_by_role("button", name="scale 2").click()
     viewer.get_by_role("button", name="Use this scale").click()
@@ -364,11 +369,7 @@ def test_a_cell_that_is_refused_changes_nothing(front_end: FrontEnd) -> None:
         }"""
     )
     before = _values(front_end, "RLGKSampler"), _values(front_end, "RLGRamp")
-    front_end.page.evaluate(
-        "() => { for (const node of app.graph.nodes) if (node.type === 'RLGKSampler') node.mode = 2; }"
-    )
-    assert front_end.run()["status"]["status_str"] == "success"
-    front_end.page.evaluate("() => { for (const node of app.graph.nodes) node.mode = 0; }")
+    _run_without_samplers(front_end)
     front_end.go_to("RLGGrid")
     viewer = front_end.page.get_by_role("group", name="Cells of the sweep")
     viewer.get_by_role("button", name="power 3, scale 2, seed 43").click()

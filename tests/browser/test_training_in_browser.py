@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 
 from browser.front_end import FrontEnd
 from browser.server import WORKFLOWS
@@ -39,40 +39,40 @@ def test_the_course_of_a_training_run_is_in_its_node(front_end: FrontEnd, inside
     front_end.enter(None)
 
 
-def test_a_cancelled_run_says_that_it_stopped(front_end: FrontEnd) -> None:
+def _begun(front_end: FrontEnd, name: str) -> tuple[Locator, set[str]]:
+    """The course of a run of 200 iterations after the first of them, and what `FrontEnd.ended` needs."""
     front_end.drop(TRAIN)
-    own = {**SMALL["RLGTrainLora"], "name": f"cancelled {front_end.vue_nodes}", "iterations": 200}
+    own = {**SMALL["RLGTrainLora"], "name": f"{name} {front_end.vue_nodes}", "iterations": 200}
     front_end.set_widgets({**SMALL, "RLGTrainLora": own})
     front_end.go_to("RLGTrainLora")
     course = front_end.page.locator(".rlg-training")
     before = front_end.start()
     expect(course).to_contain_text("iteration 1 of 200", timeout=120_000)
+    return course, before
+
+
+def test_a_cancelled_run_says_that_it_stopped(front_end: FrontEnd) -> None:
+    course, before = _begun(front_end, "cancelled")
     front_end.cancel()
     front_end.ended(before)
     stopped = re.compile(r"stopped after iteration \d+ of 200")
     expect(course).to_contain_text(stopped)
     # Also in a node that is made anew, as by Undo.
-    front_end.page.evaluate("async () => { await app.loadGraphData(app.graph.serialize()); }")
+    front_end.load(front_end.graph())
     front_end.go_to("RLGTrainLora")
     expect(course).to_contain_text(stopped)
 
 
 def test_a_run_is_seen_in_its_own_workflow(front_end: FrontEnd) -> None:
     """Another one has nodes of the same ids."""
-    front_end.drop(TRAIN)
-    own = {**SMALL["RLGTrainLora"], "name": f"of its own {front_end.vue_nodes}", "iterations": 200}
-    front_end.set_widgets({**SMALL, "RLGTrainLora": own})
-    front_end.go_to("RLGTrainLora")
-    course = front_end.page.locator(".rlg-training")
-    before = front_end.start()
-    expect(course).to_contain_text("iteration 1 of 200", timeout=120_000)
+    course, before = _begun(front_end, "of its own")
     workflow = front_end.graph()
     front_end.drop(ANOTHER)
     front_end.go_to("RLGTrainLora")
     told = "() => new Promise(heard => app.api.addEventListener('rlg_training', () => heard(true), {once: true}))"
     assert front_end.page.evaluate(told)
     expect(course).to_contain_text("Run to train")
-    front_end.page.evaluate("async (graph) => { await app.loadGraphData(graph); }", workflow)
+    front_end.load(workflow)
     front_end.go_to("RLGTrainLora")
     expect(course).to_contain_text(re.compile(r"iteration \d+ of 200"))
     front_end.cancel()

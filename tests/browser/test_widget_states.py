@@ -48,7 +48,7 @@ def test_scale_is_idle_while_a_schedule_is_connected(front_end: FrontEnd, kind: 
     if front_end.vue_nodes:
         expect(front_end.page.get_by_text("scale: from schedule")).to_be_visible()
     saved = front_end.graph()
-    front_end.page.evaluate("async (graph) => app.loadGraphData(graph)", saved)
+    front_end.load(saved)
     assert _widget(front_end, kind, "scale") == taken
     front_end.page.evaluate(
         "(type) => { const node = app.graph.nodes.find(node => node.type === type);"
@@ -75,16 +75,13 @@ def test_scale_is_free_while_its_schedule_is_bypassed(front_end: FrontEnd) -> No
             assert _widget(front_end, "RLGKSampler", "scale") == free
 
 
-LOAD_AGAIN = "async () => { await app.loadGraphData(app.graph.serialize()); }"
-
-
 def test_a_loaded_workflow_says_what_its_bypassed_schedule_does(front_end: FrontEnd) -> None:
     """Nothing. While the sampler is loaded, the schedule behind it in the file is not yet."""
     front_end.add_alone("RLGKSampler")
     free = _widget(front_end, "RLGKSampler", "scale")
     front_end.page.evaluate(CONNECT_SCHEDULE, "RLGKSampler")
     front_end.page.evaluate("() => { app.graph.nodes.find(({type}) => type === 'RLGRamp').mode = 4; }")
-    front_end.page.evaluate(LOAD_AGAIN)
+    front_end.load(front_end.graph())
     assert _widget(front_end, "RLGKSampler", "scale") == free
 
 
@@ -92,7 +89,7 @@ def test_a_loaded_workflow_says_what_a_schedule_around_a_subgraph_does(front_end
     front_end.add_alone("RLGKSampler")
     front_end.page.evaluate(CONNECT_SCHEDULE, "RLGKSampler")
     holder = front_end.into_a_subgraph("RLGKSampler")
-    front_end.page.evaluate(LOAD_AGAIN)
+    front_end.load(front_end.graph())
     scale = front_end.page.evaluate(
         """(type) => {
             const {subgraph} = app.graph.nodes.find(node => node.type === type);
@@ -112,7 +109,7 @@ def test_power_is_there_for_the_curve_that_has_one(front_end: FrontEnd) -> None:
     assert not _widget(front_end, "RLGRamp", "power")["hidden"]
     saved = front_end.graph()
     assert saved["nodes"][0]["widgets_values"] == [0, 1, "power", 2]
-    front_end.page.evaluate("async (graph) => app.loadGraphData(graph)", saved)
+    front_end.load(saved)
     assert not _widget(front_end, "RLGRamp", "power")["hidden"]
 
 
@@ -121,7 +118,7 @@ def test_a_new_node_keeps_its_seed_and_a_saved_one_its_setting(front_end: FrontE
     front_end.add_alone(kind)
     assert _widget(front_end, kind, "control_after_generate")["value"] == "fixed"
     front_end.set_widgets({kind: {"control_after_generate": "increment"}})
-    front_end.page.evaluate("async (graph) => app.loadGraphData(graph)", front_end.graph())
+    front_end.load(front_end.graph())
     assert _widget(front_end, kind, "control_after_generate")["value"] == "increment"
 
 
@@ -200,7 +197,7 @@ def test_the_scale_stands_below_cfg_and_saved_values_keep_their_places(
         graph["nodes"][0]["widgets_values"] = saved
         graph["nodes"][0]["id"] += 100  # the newer front end keeps values of widgets by the node's id
         graph["last_node_id"] = graph["nodes"][0]["id"]
-        front_end.page.evaluate("async (graph) => app.loadGraphData(graph)", graph)
+        front_end.load(graph)
     assert _widget(front_end, kind, "cfg")["value"] == 7.5
 
 
@@ -210,7 +207,7 @@ def test_a_workflow_of_the_first_release_with_a_linked_tuned_cfg(front_end: Fron
         json.loads((FROZEN / name).read_text(encoding="utf-8"), object_hook=_without_nulls)
         for name in ("annealed_guidance.json", "annealed_guidance.prompt.json")
     )
-    front_end.page.evaluate("async (graph) => app.loadGraphData(graph)", workflow)
+    front_end.load(workflow)
     prompt = front_end.page.evaluate("async () => (await app.graphToPrompt()).output")
     samplers = [node for node, entry in frozen.items() if entry["class_type"] == "RLGKSampler"]
     assert samplers
@@ -232,9 +229,9 @@ def test_an_adapter_has_one_name_and_its_old_one_still_works(front_end: FrontEnd
         "() => app.graph.nodes[0].widgets.find(({name}) => name === 'lora_name').options.values"
     )
     assert values and not [value for value in values if value.endswith("adapter_model.safetensors")]
-    graph = json.loads(json.dumps(front_end.graph()), object_hook=_without_nulls)
+    graph = front_end.graph()
     graph["nodes"][0]["widgets_values"][0] = f"{values[-1]}/adapter_model.safetensors"
-    front_end.page.evaluate("async (graph) => app.loadGraphData(graph)", graph)
+    front_end.load(graph)
     assert _widget(front_end, "RLGLoadLora", "lora_name")["value"] == values[-1]
     assert front_end.problems() == []
 

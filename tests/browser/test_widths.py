@@ -40,6 +40,6 @@ def test_no_title_and_no_label_is_cut_off(front_end: FrontEnd) -> None:
     cut_off = {}
     for path in WORKFLOWS:
         workflow = json.loads(path.read_text(encoding="utf-8"))
-        front_end.page.evaluate("async (graph) => app.loadGraphData(graph)", workflow)
+        front_end.load(workflow)
         cut_off[path.stem] = front_end.page.evaluate(CUT_OFF)
     assert not any(cut_off.values()), cut_off

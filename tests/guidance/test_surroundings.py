@@ -24,6 +24,7 @@ from pairs import (
     picture_latent,
     relative,
     task,
+    with_kv_cache,
     write_lora,
 )
 from stock_guiders import two_models
@@ -433,31 +434,16 @@ def test_a_cache_that_does_not_tell_models_apart_is_refused(base, run_node, afte
         run_node("KSampler", model=cached(guided) if after else guided, **task())
 
 
-class KV_Attn_Input:
-    """Called as newer hosts call the one of Flux KV Cache; as there, it is the same on a clone of its MODEL."""
-
-    def __deepcopy__(self, _: Any) -> KV_Attn_Input:
-        return self
-
-    def __call__(self, q: Any, k: Any, v: Any, extra_options: Any, **_: Any) -> Any:
-        return {"q": q, "k": k, "v": v}
-
-
 @pytest.mark.parametrize("where", ["before the loader", "after RLG Model", "one on each"])
 def test_one_cache_of_reference_pictures_for_both_models_is_refused(base, run_node, where) -> None:
-    def cached(model: Any) -> Any:
-        copy = model.clone()
-        copy.set_model_attn1_patch(KV_Attn_Input())
-        return copy
-
-    first = cached(base) if where == "before the loader" else base
+    first = with_kv_cache(base) if where == "before the loader" else base
     (tuned, _) = run_node("RLGLoadLora", model=first, lora_name="surroundings", strength=1.0)
     if where == "one on each":
-        run_node("RLGKSampler", base=cached(base), tuned=cached(tuned), scale=1.6, **task())
+        run_node("RLGKSampler", base=with_kv_cache(base), tuned=with_kv_cache(tuned), scale=1.6, **task())
         return
     (guided,) = run_node("RLGModel", base=first, tuned=tuned, scale=1.6)
     with pytest.raises(ValueError, match=r"^model: one Flux KV Cache for base and tuned .* or take it out\.$"):
-        run_node("KSampler", model=cached(guided) if where == "after RLG Model" else guided, **task())
+        run_node("KSampler", model=with_kv_cache(guided) if where == "after RLG Model" else guided, **task())
 
 
 def test_easycache_on_the_tuned_model_alone_is_refused(base, run_node) -> None:

@@ -11,7 +11,7 @@ import torch
 import training_tasks as tasks
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-from pairs import FAMILIES, load_checkpoint, write_lora
+from pairs import FAMILIES, load_checkpoint, with_kv_cache, write_lora
 
 
 def _gradient(
@@ -157,20 +157,8 @@ def test_patches_that_training_would_leave_out_are_refused(task_on, run_node, no
         task_on(lambda model: run_node(node, model=model, **inputs)[0])
 
 
-class KV_Attn_Input:
-    """Called as newer hosts call theirs."""
-
-    def __call__(self, q: Any, k: Any, v: Any, extra_options: Any, **_: Any) -> Any:
-        return {"q": q, "k": k, "v": v}
-
-
 def test_a_cache_of_reference_pictures_is_refused(task_on) -> None:
-    def cached(model: Any) -> Any:
-        copy = model.clone()
-        copy.set_model_attn1_patch(KV_Attn_Input())
-        return copy
-
     with pytest.raises(
         ValueError, match=r"^model: Flux KV Cache keeps what it has computed from step to step; take it"
     ):
-        task_on(cached)
+        task_on(with_kv_cache)
