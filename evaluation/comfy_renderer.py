@@ -19,6 +19,7 @@ from evaluation.host import Extension, device, host_arguments, host_version
 from evaluation.models import load_diffusion_model, load_models, model_paths
 from evaluation.plan import Batch, Pair, Plan
 from evaluation.worker import Picture
+from files.names import is_of_the_system
 from files.pictures import png
 from rewards import diversity, registry
 from rewards.pixels import to_bytes, to_image
@@ -193,7 +194,7 @@ def _fingerprint(path: Path) -> str:
     """Of a file, or of all in a folder: sizes and samples of the contents. All of them would take minutes."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
+        if file.is_file() and not is_of_the_system(file.name):
             size = file.stat().st_size
             digest.update(f"{file.name} {size}".encode())
             with file.open("rb") as content:

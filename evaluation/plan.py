@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from evaluation.errors import EvaluationError
 from evaluation.plan_file import Part, read_plan
+from files.names import can_be_a_folder
 from files.pictures import folder_name
 from files.prompts import read_prompts
 from rlg_sampler.schedules import schedule as schedules
@@ -37,7 +38,6 @@ def _absolute(path: Path, info: ValidationInfo) -> Path:
 AnyPath = Annotated[Path, AfterValidator(_absolute)]
 """Absolute; a relative one starts at the plan's folder."""
 
-_FORBIDDEN_IN_NAMES = set('/\\:*?"<>|')
 _TUNED = ("lora", "tuned_checkpoint", "tuned_diffusion_model")
 
 
@@ -87,13 +87,7 @@ class Pair(ModelFiles):
         if sum(getattr(self, name) is not None for name in _TUNED) != 1:
             raise ValueError("give either lora or tuned_checkpoint, or tuned_diffusion_model")
         name = self.name
-        if (
-            not name
-            or set(name) & _FORBIDDEN_IN_NAMES
-            or name.strip(". ") != name
-            or not name.isprintable()
-            or len(name) > 100
-        ):
+        if not can_be_a_folder(name) or len(name) > 100:
             raise ValueError(f"its name {name!r} cannot be that of a folder; give it another with name:")
         return self
 

@@ -15,6 +15,7 @@ from evaluation.progress import Progress
 from evaluation.store import Store
 from evaluation.workers import Workers, described, rendered
 from files.pictures import write_bytes
+from files.replacing import advice
 from plots.figure import check_available
 
 
@@ -77,7 +78,9 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # Of a file that is replaced, the second name is that which it should get.
+        of = f": {Path(error.filename2).name}" if error.filename2 else ""
         raise EvaluationError(
-            f"output: {folder} cannot be written ({error.strerror or error}); make room or give the right to write, "
-            "and run this again: what is done is kept."
+            f"output: {folder} cannot be written ({error.strerror or error}{of}); {advice(error)}, and run this again: "
+            "what is done is kept."
         ) from None

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from evaluation.errors import EvaluationError
 from evaluation.plan import Batch, Plan
 from evaluation.worker import Picture, difference
+from files.names import is_of_the_system
 from files.pictures import COLUMNS, METADATA, Entry, image_name, write_bytes, write_csv
 from files.replacing import replacing
 
@@ -153,7 +154,9 @@ class Store:
         path = self._root / MANIFEST
         if not path.exists():
             others = (entry.name for entry in self._root.iterdir()) if self._root.exists() else ()
-            if any(name != _LOCK and not _HALF_WRITTEN.fullmatch(name) for name in others):
+            if any(
+                name != _LOCK and not _HALF_WRITTEN.fullmatch(name) and not is_of_the_system(name) for name in others
+            ):
                 raise EvaluationError(f"output: {self._root} holds other files; choose an empty or a new folder.")
             return
         try:

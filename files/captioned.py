@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from .names import is_of_the_system
 from .pictures import METADATA
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -58,7 +60,9 @@ def captioned(folder: Path) -> list[Captioned]:
         ValueError: there is none, or one without a caption; the message is one sentence.
     """
     root = folder.resolve()
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not is_of_the_system(path.name)
+    )
     # Links are followed to their file, but not out of the folder.
     files = [path for path in files if path.resolve().is_relative_to(root)]
     if not files:
@@ -75,7 +79,7 @@ def captioned(folder: Path) -> list[Captioned]:
 
 def _caption(picture: Path, table: dict[str, str] | None) -> str:
     if table is not None:
-        return table.get(picture.name, "")
+        return table.get(_composed(picture.name), "")
     text = picture.with_suffix(".txt")
     return _read(text) if text.is_file() else ""
 
@@ -88,9 +92,14 @@ def _table(path: Path) -> dict[str, str]:
             raise ValueError(
                 f"folder: {path} has no columns image_path and prompt; correct it, or delete it for .txt files."
             )
-        return {row["image_path"]: row["prompt"] or "" for row in rows}
+        return {_composed(row["image_path"] or ""): row["prompt"] or "" for row in rows}
     except csv.Error as error:
         raise ValueError(f"folder: {path} is no CSV ({error}); correct it, or delete it for .txt files.") from None
+
+
+def _composed(name: str) -> str:
+    """Disks of macOS may keep an accent apart from its letter."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _read(path: Path) -> str:

@@ -23,6 +23,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def advice(error: Exception) -> str:
+    """What to do about a file that could not be written, to be read after the reason."""
+    if isinstance(error, PermissionError):
+        return "close it in the program that has it open, or check the folder's rights"
+    return "make room on the disk, or check its rights"
+
+
 def _replace(temporary: Path, path: Path) -> None:
     """On Windows a scanner that looks at a new file, or an indexer, keeps it for a moment."""
     for wait in _WAITS:

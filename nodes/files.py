@@ -15,6 +15,7 @@ from comfy_api.v0_0_2 import io
 from PIL.PngImagePlugin import PngInfo
 
 from ..files.captioned import captions_among
+from ..files.names import is_of_the_system
 from ..files.pictures import Entry, PictureSet
 from ..files.prompts import SUFFIXES, read_prompts
 from ..rewards.pixels import to_bytes
@@ -190,7 +191,12 @@ class RLGSaveSet(io.ComfyNode):
 def _prompt_files() -> list[str]:
     root = Path(folder_paths.get_input_directory())
     # Links are followed to their file, as the host does, but not out of the folder.
-    found = (Path(folder, name) for folder, _, names in os.walk(root) for name in set(names) - captions_among(names))
+    found = (
+        Path(folder, name)
+        for folder, _, names in os.walk(root)
+        for name in set(names) - captions_among(names)
+        if not is_of_the_system(name)
+    )
     return sorted(
         file.relative_to(root).as_posix()
         for file in found

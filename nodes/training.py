@@ -10,6 +10,7 @@ import folder_paths
 import numpy as np
 from comfy_api.v0_0_2 import io
 
+from ..files.names import can_be_a_folder
 from ..plots.figure import check_available, picture
 from ..plots.training_curve import training_curve
 from ..rewards.pixels import to_image
@@ -246,7 +247,7 @@ def _places(name: str) -> tuple[Path, Path]:
     Raises:
         ValueError: it is no name for a folder.
     """
-    if not _NAME.fullmatch(name) or len(name) > 100 or len(name.encode()) > _LONGEST_NAME:
+    if not _NAME.fullmatch(name) or not can_be_a_folder(name) or len(name) > 100 or len(name.encode()) > _LONGEST_NAME:
         raise ValueError(
             f"name: '{one_line(name)}' cannot be a folder's name; use up to 50 letters, digits, spaces and _ - + ."
         )

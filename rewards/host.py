@@ -26,7 +26,8 @@ folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir,
 
 def weights() -> list[str]:
     """Weights under the host's `reward_models` folders: files, and Hugging Face folders (with config.json) by name."""
-    files = [Path(name) for name in folder_paths.get_filename_list(FOLDER)]
+    listed = (Path(name) for name in folder_paths.get_filename_list(FOLDER))
+    files = [name for name in listed if not name.name.startswith("._")]  # macOS's notes, on other systems' disks
     folders = {name.parent for name in files if name.name == _CONFIG and name.parent.name}
     inside = {name for name in files if not folders.isdisjoint(name.parents)}
     return sorted(str(n) for n in [*folders, *(n for n in files if n.suffix.lower() in _SUFFIXES and n not in inside)])

@@ -104,10 +104,18 @@ def padded_floats(pixels: torch.Tensor, size: int) -> torch.Tensor:
     scale = size / max(pixels.shape[-2:])
     height, width = (max(1, round(length * scale)) for length in pixels.shape[-2:])
     if scale != 1.0:
-        pixels = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+        pixels = resized(pixels, (height, width))
     left, top = (size - width) // 2, (size - height) // 2
     pixels = torch.nn.functional.pad(pixels, (left, size - width - left, top, size - height - top))
     return normalised(pixels, CLIP_MEAN, CLIP_STD)
+
+
+def resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(batch, channels, height, width) at another size, bicubic, as Pillow does it but for its rounding."""
+    # Torch has no backward pass of it on Apple's devices.
+    own = pixels.device
+    on = torch.device("cpu") if own.type == "mps" else own
+    return torch.nn.functional.interpolate(pixels.to(on), size, mode="bicubic", antialias=True).to(own)
 
 
 def shorter_side(height: int, width: int, length: int) -> tuple[int, int]:

@@ -6,7 +6,6 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import interpolate
 
 from . import pixels
 from .pixels import CLIP_MEAN, CLIP_STD, CropRounding, Prepare
@@ -48,7 +47,7 @@ def _cropped(images: torch.Tensor, size: int, rounding: CropRounding) -> torch.T
     height, width = pixels.shorter_side(*found.shape[-2:], size)
     # As Pillow: first across, then down, with what overshoots cut off after each.
     for shape in ((found.shape[-2], width), (height, width)):
-        found = interpolate(found, shape, mode="bicubic", antialias=True).clamp(0.0, 1.0)
+        found = pixels.resized(found, shape).clamp(0.0, 1.0)
     top, left = (pixels.offset(length - size, rounding) for length in (height, width))
     return pixels.normalised(found[..., top : top + size, left : left + size], CLIP_MEAN, CLIP_STD)
 

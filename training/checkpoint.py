@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from ..files.replacing import replacing
+from ..files.replacing import advice, replacing
 
 _KEY = "rlg_training"
 _HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
@@ -126,9 +126,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _not_written(path: Path, error: Exception) -> OSError:
-    return OSError(
-        f"name: the checkpoint {path} cannot be written ({error}); make room on the disk, or check its rights."
-    )
+    return OSError(f"name: the checkpoint {path} cannot be written ({error}); {advice(error)}.")
 
 
 def _place_of_earlier(path: Path, settings: Mapping[str, str]) -> Path:

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..files.replacing import replacing
+from ..files.replacing import advice, replacing
 from ..rlg_sampler.weights.peft_config import CONFIG_NAME, WEIGHTS_NAME
 from .policy.trainable_lora import Policy
 
@@ -62,9 +62,7 @@ def save_lora(
         with replacing(folder / CONFIG_NAME) as temporary:
             temporary.write_text(json.dumps(_peft_config(policy.rank, names), indent=2), encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"name: the LoRA cannot be written to {folder} ({error}); make room on the disk, or check its rights."
-        ) from error
+        raise OSError(f"name: the LoRA cannot be written to {folder} ({error}); {advice(error)}.") from error
     return folder / WEIGHTS_NAME
 
 

@@ -59,7 +59,8 @@ class LowRank:
                 rows = out.view(-1, out.shape[-1])[:, start:stop]
                 rows.addmm_(own.reshape(-1, own.shape[-1]), up.to(out.dtype).t())
             else:
-                out[..., start:stop] += F.linear(own, up.to(out.dtype))
+                # Before torch 2.8 Apple's products were unsafe with a part of a tensor.
+                out[..., start:stop] += F.linear(own.contiguous(), up.to(out.dtype))
 
 
 def _joined(matrices: Sequence[torch.Tensor], dim: int) -> torch.Tensor:

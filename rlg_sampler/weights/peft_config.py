@@ -92,7 +92,7 @@ class PeftConfig:
         """
         source = f"lora_name: {path.parent.name}/{path.name}"
         try:
-            config = decoded(path.read_text(encoding="utf-8"))
+            config = decoded(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{source}: cannot be read as JSON ({shown(error, 200)}); download it again.") from None
         if not isinstance(config, dict):

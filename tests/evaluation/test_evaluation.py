@@ -388,6 +388,35 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, name: 
     assert _files(plan.output) == {name: b"mine"}
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "._x", "desktop.ini", "Thumbs.db"])
+def test_what_a_file_manager_writes_into_a_folder_is_no_reason_to_refuse_it(tmp_path: Path, name: str) -> None:
+    plan = _plan(tmp_path)
+    plan.output.mkdir()
+    (plan.output / name).write_bytes(b"\0")
+    _run(plan)
+    assert (plan.output / "summary.csv").exists()
+
+
+def test_a_file_that_another_program_holds_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Excel does on Windows."""
+    plan, replace = _plan(tmp_path), os.replace
+
+    def held(new: Path, path: Path) -> None:
+        if path.name == "summary.csv":
+            raise PermissionError(13, "Access is denied", str(new), None, str(path))
+        replace(new, path)
+
+    monkeypatch.setattr("files.replacing.os.replace", held)
+    monkeypatch.setattr("files.replacing.time.sleep", lambda _: None)
+    with pytest.raises(
+        EvaluationError, match=r"^output: .*\(Access is denied: summary\.csv\); close it in the program"
+    ):
+        _run(plan)
+    monkeypatch.undo()
+    _run(plan)
+    assert (plan.output / "summary.csv").exists()
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}'])
 def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, text: str) -> None:
     plan = _plan(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,25 @@ def test_captions_are_not_offered_as_files_of_prompts(pictures, rlg) -> None:
     (pictures / "list.txt").write_text("a cat\na dog\n", encoding="utf-8")
     (file,) = [one for one in rlg.nodes["RLGLoadPrompts"].define_schema().inputs if one.id == "file"]
     assert file.options == ["pictures/list.txt"]
+
+
+def test_what_macos_writes_beside_files_is_none_of_ours(pictures, run_node, rlg) -> None:
+    """On memory cards and network drives it notes what it knows of a file in another of nearly the same name."""
+    (pictures / "list.txt").write_text("a cat\n", encoding="utf-8")
+    for name in ("._b.png", "._b.txt", "._list.txt"):
+        (pictures / name).write_bytes(b"\0\5\x16\7\xff")
+    assert run_node("RLGLoadImages", folder="pictures", width=32, height=16)[1] == ["a blue door", "a red rug"]
+    (file,) = [one for one in rlg.nodes["RLGLoadPrompts"].define_schema().inputs if one.id == "file"]
+    assert file.options == ["pictures/list.txt"]
+
+
+def test_an_accent_that_a_disk_keeps_apart_from_its_letter(pictures, run_node) -> None:
+    """As macOS's older file systems do; people type the other form."""
+    for name in ("a.JPG", "b.png"):
+        (pictures / name).rename(pictures / unicodedata.normalize("NFD", f"caf\u00e9 {name}"))
+    table = "image_path,prompt\ncaf\u00e9 a.JPG,door\ncaf\u00e9 b.png,rug\n"
+    (pictures / "metadata.csv").write_text(table, encoding="utf-8")
+    assert run_node("RLGLoadImages", folder="pictures", width=32, height=16)[1] == ["door", "rug"]
 
 
 def test_the_middle_is_kept_and_a_turned_picture_is_upright(pictures, rlg) -> None:

@@ -276,6 +276,13 @@ def test_second_files_that_a_reward_needs_are_named_as_well(registry: Any, rewar
         registry.load("aesthetic", None)
 
 
+def test_notes_of_macos_are_no_second_file(registry: Any, reward_models: Path) -> None:
+    """It writes them beside files on disks of other systems."""
+    tiny.write_hps(reward_models)
+    (reward_models / "._HPS_v2.1_compressed.pt").write_bytes(b"\0\5\x16\7")
+    registry.load("hps_v2.1", None)
+
+
 def test_two_files_of_the_published_name_are_not_guessed_between(registry: Any, reward_models: Path) -> None:
     tiny.write_hps(reward_models)
     (reward_models / "old").mkdir()

@@ -287,6 +287,28 @@ def test_a_lora_is_there_as_soon_as_a_state_is(write, extension, output) -> None
         assert _lora(output)
 
 
+def test_a_lora_that_another_program_holds_is_written_at_the_end(write, extension, output, caplog, monkeypatch) -> None:
+    """On Windows a loader of ComfyUI's keeps a file; that is no reason to end a training of hours."""
+    run, replace = TrainingRun(load_plan(write(iterations=3)), extension), os.replace
+
+    def held(new: Path, path: Path) -> None:
+        if path.name == FILES[1]:
+            raise PermissionError(13, "Access is denied", str(new), None, str(path))
+        replace(new, path)
+
+    monkeypatch.setattr(extension.module("files.replacing").os, "replace", held)
+    monkeypatch.setattr(extension.module("files.replacing").time, "sleep", lambda _: None)
+    with closing(run.train()) as steps:
+        next(steps)
+        next(steps)
+        run._trainer._next_write = 0.0
+        assert next(steps).number == 2
+        assert "close it in the program that has it open" in caplog.text and "Training goes on" in caplog.text
+        monkeypatch.undo()
+        assert next(steps).number == 3
+    assert _lora(output)
+
+
 def test_methods_go_by_several_names_and_by_their_defaults(write, extension) -> None:
     from training.program.run import chosen_method
 

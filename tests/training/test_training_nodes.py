@@ -336,7 +336,7 @@ def test_fewer_steps_can_start_from_images(run_node, last_steps) -> None:
 def test_names_are_checked_before_anything_runs(rlg) -> None:
     node = rlg.nodes["RLGTrainLora"]
     assert node.validate_inputs(name="my lora 2") is True
-    for name in ("a/b", "..", "C:\\x", "x\0", "x" * 101, ".hidden"):
+    for name in ("a/b", "..", "C:\\x", "x\0", "x" * 101, ".hidden", "my lora ", "lora.", "aux", "Con.v1", "lpt1"):
         assert "cannot be a folder's name" in node.validate_inputs(name=name)
     assert node.validate_inputs(name=(None,)) is True  # as the host has it where it is linked
 

@@ -181,6 +181,17 @@ def test_attention_without_a_backward_pass(training: SimpleNamespace, monkeypatc
     _same(_gradients(training, family.load(), family), expected)
 
 
+@pytest.mark.parametrize("name", ["basic", "split", "sub_quad", "pytorch"])
+def test_every_attention_of_the_host_where_memory_is_short(training, monkeypatch, name) -> None:
+    """It then computes in parts. Sub-quadratic attention is what it takes for Apple's devices, many of AMD and CPUs."""
+    family = FAMILIES["SD1.5"]
+    expected = _gradients(training, family.load(), family)
+    monkeypatch.setattr(attention, "optimized_attention", getattr(attention, f"attention_{name}"))
+    short = SimpleNamespace(get_free_memory=lambda _, torch_too=False: (250_000, 250_000) if torch_too else 250_000)
+    monkeypatch.setattr(attention, "model_management", short)
+    _same(_gradients(training, family.load(), family), expected)
+
+
 def test_an_attention_of_the_model_s_own_without_a_backward_pass(training: SimpleNamespace) -> None:
     """As nodes put it there that patch Sage attention."""
     family = FAMILIES["SD1.5"]

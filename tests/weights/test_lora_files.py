@@ -78,6 +78,15 @@ def test_peft_folder_has_the_scale_of_its_config(load, loras, settings, scale_q,
     assert "adapter_config.json" in report and "nothing left out" in report
 
 
+def test_a_config_may_begin_with_a_mark(load, loras) -> None:
+    """As editors of Windows write UTF-8."""
+    folder = write_lora(loras.parent, "mark", rank=4, alpha=8.0)
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    tuned, _ = load("mark")
+    torch.testing.assert_close(change(tuned)[: len(product(folder, TO_Q))], 2.0 * product(folder, TO_Q))
+
+
 def test_strength_multiplies_the_trained_scale(load, loras) -> None:
     folder = write_lora(loras.parent, "strength", rank=4, alpha=8.0)
     tuned, _ = load("strength", -0.5)

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 _WITHOUT_GRADIENT = ("AsymW4A8Int8Layout", "TensorCoreConvRotW4A4Layout")
 """The host's quantised layouts whose products have no backward pass."""
-_ATTENTION = ("basic", "split", "sub_quad", "pytorch", "xformers")
-"""The host's ways to compute attention that have a backward pass; Sage, Flash and int8 have none."""
+_ATTENTION = ("basic", "split", "pytorch", "xformers")
+"""The host's ways to compute attention that have a backward pass; Sage, Flash and int8 have none, and sub-quadratic
+attention none where memory is short."""
 _CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 
 

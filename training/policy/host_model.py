@@ -33,7 +33,7 @@ _OF_BLOCKS = ("patches", "patches_replace")
 """Options of a MODEL, and of its transformer, under which patches lie that may keep something of one side of CFG."""
 
 
-_OF_THE_MACHINE = ("memory", "ALLOC_FAILED", "CUDA error")
+_OF_THE_MACHINE = ("memory", "alloc_failed", "cuda error", "hip error", "miopen", "ur_result_error", "level_zero")
 """In errors that say nothing about a model."""
 
 
@@ -207,7 +207,7 @@ class HostModel:
             end.backward()
             arrived = any(parameter.grad is not None for parameter in parameters)
         except RuntimeError as error:
-            if any(word in str(error) for word in _OF_THE_MACHINE):
+            if any(word in str(error).lower() for word in _OF_THE_MACHINE):
                 raise
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise ValueError(

@@ -26,7 +26,7 @@ _PROJECTION = r"to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add
 # Not MMDiT-X's second attention, `attn2`: Flow-GRPO's target modules, which PEFT matches as suffixes, leave it out.
 _TRANSFORMER = re.compile(rf"transformer\.(?P<name>.+\.attn\.(?:{_PROJECTION}))")
 _UNET = re.compile(rf".+\.attn[12]\.(?:{_PROJECTION})")
-_IN_ATTENTION = re.compile(r".*(attn|attention)[^.]*\.([^.]+\.)*[^.]+")
+_IN_ATTENTION = re.compile(r"(?!.*modulation).*(attn|attention)[^.]*\.([^.]+\.)*[^.]+")
 
 
 @dataclass(frozen=True)

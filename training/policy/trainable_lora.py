@@ -117,7 +117,7 @@ class Policy:
         columns, end = [], 0
         for (start, stop), own, up in zip(rows, hidden.split(self.rank, dim=-1), ups, strict=True):
             columns += [] if start == end else [own.new_zeros(*own.shape[:-1], start - end)]
-            columns.append(F.linear(own, up))
+            columns.append(F.linear(own.contiguous(), up))  # as in LowRank.add
             end = stop
         columns += [] if end == out.shape[-1] else [hidden.new_zeros(*hidden.shape[:-1], out.shape[-1] - end)]
         return out + (columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1))

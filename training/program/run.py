@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from evaluation.models import load_models
 from files.pictures import image_name, png, write_bytes
 from training.program.plan import Plan, widgets
 from training.team import Team
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class TrainingRun:
                     if self._keeps_files and self._trainer.written > saved:
                         # A worker is killed without a last word: its LoRA is then as old as the state.
                         saved = self._trainer.written
-                        self._trainer.save(self._folder)
+                        self._save_between()
                     if self._previews is not None and self._previews.is_due:
                         self._show()
                     yield self._step()
@@ -109,6 +112,13 @@ class TrainingRun:
             if self._trainer.history and self._keeps_files:
                 with refusing("", OSError):
                     self._trainer.save(self._folder)
+
+    def _save_between(self) -> None:
+        """The state is kept already: what cannot be written now is no reason to end, and is written at the end."""
+        try:
+            self._trainer.save(self._folder)
+        except OSError as error:
+            logger.warning("%s Training goes on.", error)
 
     def report(self) -> str:
         """What came of it."""
