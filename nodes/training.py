@@ -17,7 +17,7 @@ from ..rewards.pixels import to_image
 from ..rewards.protocol import Reward, check_prompts
 from ..rlg_sampler.messages import shown as one_line
 from ..rlg_sampler.weights.lora_file import load_lora
-from ..training.policy.prompts import Prompts
+from ..training.policy.prompts import Prompts, numbers_in
 from ..training.previews import Previews
 from ..training.progress import beyond, outcome
 from ..training.task import Task
@@ -169,6 +169,7 @@ class RLGTrainLora(io.ComfyNode):
             reward[0],
             method[0],
             name=name[0],
+            iterations=until,
             learning_rate=learning_rate[0],
             rank=rank[0],
             seed=seed[0],
@@ -206,6 +207,7 @@ def begin(
     method: ChosenMethod,
     *,
     name: str,
+    iterations: int,
     learning_rate: float,
     rank: int,
     seed: int,
@@ -224,7 +226,11 @@ def begin(
     if team.place == 0:
         _check_name(name)
     check_prompts(reward, texts)
-    task = Task(model, vae, Prompts.encode(clip, texts, negative), reward, width, height, method.images)
+    # A list of thousands is more than a run comes to; each real image may be asked for at any time, with its prompt.
+    asked = min(len(texts), iterations * method.method.groups)
+    numbers = numbers_in(range(asked), len(texts), seed) if texts and method.images is None else None
+    prompts = Prompts.encode(clip, texts, negative, numbers)
+    task = Task(model, vae, prompts, reward, width, height, method.images)
     settings = Settings(learning_rate, rank, seed=seed, batch_size=batch_size)
     return Trainer(task, method.method, settings, checkpoint, team), folder
 

@@ -18,6 +18,7 @@ from ..rlg_sampler.guidance.guided_model import COPIES, EASY_CACHE, POSE_CACHE, 
 from ..rlg_sampler.ksampler_inputs import latent_shape
 from ..rlg_sampler.messages import model_name
 from ..rlg_sampler.stochastic.step import check_noise_process
+from .policy.blocks import checkpointed_decoder
 from .policy.gradients import frozen, streamed
 from .policy.prompts import Prompts
 from .weights_digest import networks_digest, weights_digest
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 _CACHES = {EASY_CACHE: "EasyCache or LazyCache", POSE_CACHE: "WanAnimate2Cache"}
 """Of the host's nodes, by the option that they set: a gradient would have to pass through an earlier step."""
-_WITH_GRADIENT = 4
-"""A decoder whose activations are kept takes so many times the memory of one whose are not."""
+_WITH_GRADIENT = 2
+"""A decoder whose blocks keep their inputs takes so many times the memory of one that keeps nothing."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Task:
         scores, of_pictures = zip(*(self._of_picture(picture, asked) for picture in pictures), strict=True)
         self._load_vae(rows[0], _WITH_GRADIENT)  # now with a gradient
         vae = self.vae.first_stage_model
-        with torch.enable_grad(), frozen(vae), streamed(self.vae.patcher):
+        with torch.enable_grad(), frozen(vae), streamed(self.vae.patcher), checkpointed_decoder(vae):
             gradients = [self._of_latents(*pair) for pair in zip(rows, of_pictures, strict=True)]
         return torch.stack(scores), torch.cat(gradients)
 

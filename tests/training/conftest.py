@@ -10,7 +10,8 @@ ROOMS = (
     "lora_output", "task", "team", "trainer", "weights_digest",
     "methods.advantages", "methods.direct_align", "methods.gradient_sum", "methods.losses", "methods.policy_gradient",
     "methods.presets",
-    "policy.gradients", "policy.host_model", "policy.prompts", "policy.targets", "policy.trainable_lora",
+    "policy.blocks", "policy.gradients", "policy.host_model", "policy.prompts", "policy.targets",
+    "policy.trainable_lora",
 )  # fmt: skip
 
 

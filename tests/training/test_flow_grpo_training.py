@@ -156,6 +156,22 @@ def test_pictures_computed_in_parts_teach_the_same(rlg, make, drawn_iteration, r
         assert (b.gradients[0][name] - gradient).abs().max() <= 1e-3 * gradient.abs().max(), name
 
 
+def test_what_two_steps_have_in_common_is_kept_once(make, drawn_iteration) -> None:
+    """An iteration of the authors' size keeps tens of GB until its update."""
+    trainer = make(steps=5)
+    for drawn in drawn_iteration(trainer).drawn:
+        steps = [drawn.steps[index] for index in sorted(drawn.steps)]
+        assert len(steps) > 2
+        assert all(one.x_next is other.x for one, other in zip(steps, steps[1:], strict=False))
+
+
+def test_pictures_that_do_not_fit_into_memory_until_the_update(make, monkeypatch) -> None:
+    """The system would end ComfyUI without a word, late in the drawing."""
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: 10**5)
+    with pytest.raises(ValueError, match=r"^groups: 8 pictures per iteration take [\d.]+ GB of main memory with all"):
+        make()
+
+
 def test_checkpointing_changes_nothing_but_memory(make, drawn_iteration) -> None:
     """So a run may go on where more or less memory is free, with the same result bit for bit."""
     gradients = []

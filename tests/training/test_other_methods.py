@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +141,25 @@ def test_vae_and_reward_take_turns_once_whatever_the_number_of_pictures(training
         scores, gradients = trainer.task.scored_with_gradient(latents, [("a", 1.0)])
     assert scores.shape == (3, 1) and gradients.shape == latents.shape and gradients.any(dim=(1, 2, 3)).all()
     assert loads == 2 * [[trainer.task.vae.patcher]]
+
+
+def test_a_vae_keeps_its_blocks_inputs_alone(training, make, monkeypatch) -> None:
+    """All that it computes at 1024² are 12 GB. Each block is computed twice; the gradient is the same, bit for bit."""
+    task = make(small_methods(training)["ReFL"]).task
+    latents = torch.randn(1, *task.latent_shape, generator=torch.Generator().manual_seed(2))
+    blocks = [m for m in task.vae.first_stage_model.taesd_decoder.modules() if type(m).__name__ == "Block"]
+    calls: list[bool] = []
+    hooks = [block.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled())) for block in blocks]
+    found = []
+    for context in (training.blocks.checkpointed_decoder, contextlib.nullcontext):
+        monkeypatch.setattr(training.task, "checkpointed_decoder", context)
+        calls.clear()
+        with training.gradients.training_mode():
+            found.append(task.scored_with_gradient(latents, [("a", 1.0)])[1])
+        assert calls.count(True) == len(blocks) * (2 if context is not contextlib.nullcontext else 1)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(*found) and found[0].any()
 
 
 @pytest.mark.parametrize("family", ["Qwen-Image", "Wan"])

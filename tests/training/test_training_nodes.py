@@ -118,7 +118,8 @@ def test_the_page_hears_what_a_backward_pass_takes_before_the_first_one(
     monkeypatch.setattr(live.page, "send", lambda event, data: told.append(data["status"]))
     trainer, _ = rlg.module("nodes.training").begin(
         *loaded, ["a red cat"], Redness(), run_node(method, **(METHOD if method == "RLGFlowGRPO" else REFL))[0],
-        name="red", learning_rate=1e-2, rank=4, seed=5, width=SIDE, height=SIDE, negative="", batch_size=2,
+        name="red", iterations=1, learning_rate=1e-2, rank=4, seed=5, width=SIDE, height=SIDE, negative="",
+        batch_size=2,
     )  # fmt: skip
     monkeypatch.setattr(trainer._learner, "iterate", _out_of_memory)
     shown = live.LiveTraining("7", trainer, 1, None)
@@ -228,10 +229,23 @@ def test_prompts_that_do_not_fit_into_memory_are_one_sentence(train, output, mon
     with pytest.raises(
         ValueError, match=r"^prompts: 100000 different ones take [\d.]+ GB of main memory.*\.$"
     ) as error:
-        train(prompts=[texts])
+        train(prompts=[texts], iterations=10**5)
     fitting = int(str(error.value).rstrip(".").split()[-1])
     assert 0 < fitting < 100
     assert not list(output.rglob("*.*"))
+
+
+def test_prompts_that_a_run_does_not_come_to_are_not_encoded(train, loaded, output, monkeypatch) -> None:
+    """The lists that models were tuned with have tens of thousands, and text encoders take their time."""
+    model, clip, _ = loaded
+    encoded, encode = [], clip.encode_from_tokens_scheduled
+    monkeypatch.setattr(clip, "encode_from_tokens_scheduled", lambda tokens: encoded.append(1) or encode(tokens))
+    prompts = [f"number {number}" for number in range(500)]
+    train(prompts=prompts, iterations=2)
+    needed = 2 * METHOD["groups"]
+    assert needed <= len(encoded) <= needed + 2 + 2, "the negative prompt, the first one, and those of the preview"
+    *_, report = train(prompts=prompts, iterations=3)
+    assert "redness" in report and "anew" not in report
 
 
 class NothingDrawn(Redness):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -10,6 +11,7 @@ import torch
 from ...rlg_sampler.stochastic.step import stochastic_step
 from ..iteration import Learned, Report
 from ..policy.host_model import Run
+from ..policy.room import check_room
 from ..streams import noise, stream
 from .advantages import ROUNDS, best_and_worst, compared
 from .gradient_sum import GradientSum
@@ -27,9 +29,18 @@ class PolicyLearner(Learner):
 
     def _prepare(self) -> None:
         self._check_scores()
+        self._check_room()
         self._images = RealImages(self._task, self._method.name) if self._method.image_weight else None
         self._seen = torch.zeros(0, 3, dtype=torch.float64)
         """Of the latest rounds: iteration, prompt, reward."""
+
+    def _check_room(self) -> None:
+        """Raises ValueError: this worker's pictures of an iteration do not fit into main memory until the update."""
+        count = math.ceil(self._method.groups / self._team.size) * self._method.group_size
+        of_a_step = 3 if self._method.kl_weight > 0 else 2  # see Drawn
+        latents = 1 + of_a_step * len(self._method.plan(self._seed, 0).trained)
+        size = latents * self._task.latent_shape.numel() * torch.float32.itemsize
+        check_room(f"groups: {count} pictures per iteration", count, size, " with all of their steps")
 
     def iterate(self, iteration: int, step: Callable[[], float], report: Report) -> Learned:
         """See `Learner.iterate`."""

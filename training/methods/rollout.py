@@ -102,19 +102,23 @@ def draw(run: Run, policy: Policy, pictures: Pictures, plan: Plan, noise_level: 
         return noise(own if step >= fork else [pictures.common], shape, run.device)
 
     steps: dict[int, Drawn] = {}
-    x = run.start(draw_noise(-1))
+    x, known = run.start(draw_noise(-1)), None
     for index in range(len(run.sigmas) - 1):
         if index == fork:
-            x = x.expand(len(own), *shape)
+            x, known = x.expand(len(own), *shape), None
         noisy = index in plan.noisy
         seen = run.predict(x, index)
         step = stochastic_step(run.sampling, x, seen.x0, run.sigmas, index, noise_level if noisy else 0.0)
         x_next = step.drawn(draw_noise(index)) if noisy else step.mean
         if index in plan.trained:
             base = _base_mean(run, policy, x, index, noise_level).cpu() if with_base else None
-            steps[index] = Drawn(x.cpu(), x_next.cpu(), step.log_density(x_next).cpu(), seen.negative.cpu(), base)
+            before = x.cpu() if known is None else known  # what two steps have in common is kept once
+            known = x_next.cpu()
+            steps[index] = Drawn(before, known, step.log_density(x_next).cpu(), seen.negative.cpu(), base)
+        else:
+            known = None
         x = x_next
-    return Trajectories(pictures.prompt, steps, x.cpu())
+    return Trajectories(pictures.prompt, steps, x.cpu() if known is None else known)
 
 
 def _base_mean(run: Run, policy: Policy, x: torch.Tensor, index: int, noise_level: float) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...rlg_sampler.weights.deltas import ReplacedForward
-from .gradients import blocks_of
+from .blocks import blocks_of
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.ops
 import torch
-import torch.utils.checkpoint
 from comfy.ops import CastWeightBiasOp
 
 from ...rlg_sampler.weights.deltas import ReplacedForward
@@ -28,7 +27,6 @@ _WITHOUT_GRADIENT = ("AsymW4A8Int8Layout", "TensorCoreConvRotW4A4Layout")
 _ATTENTION = ("basic", "split", "pytorch", "xformers")
 """The host's ways to compute attention that have a backward pass; Sage, Flash and int8 have none, and sub-quadratic
 attention none where memory is short."""
-_CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 
 
 @contextmanager
@@ -161,34 +159,6 @@ def _is_cast(module: torch.nn.Module, dtype: torch.dtype) -> bool:
     return weight is not None and weight.dtype != dtype
 
 
-@contextmanager
-def differentiable_blocks(model: torch.nn.Module, checkpointing: bool) -> Iterator[None]:
-    """Let gradients pass through the blocks that a model is a repetition of.
-
-    Some blocks of the host write into their input (Flux adds to its residual stream in place, after a norm has saved it
-    for the backward pass), so here they and their norms get copies. A checkpointed block would not even notice: its
-    second pass would begin with what the first one left.
-
-    Args:
-        checkpointing: keep the inputs of each block alone for the backward pass, which then computes it once more.
-    """
-    with ExitStack() as stack:
-        for block in blocks_of(model):
-            for norm in (child for child in block.children() if "Norm" in type(child).__name__):
-                stack.enter_context(_OnCopies(norm))
-            stack.enter_context(_OnCopies(block))
-            if checkpointing:
-                stack.enter_context(_Checkpointed(block))
-        yield
-
-
-class _OnCopies(ReplacedForward):
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return self.original(*args, **kwargs)
-        return self.original(*(_copied(a) for a in args), **{name: _copied(a) for name, a in kwargs.items()})
-
-
 class _ComputedAgain(ReplacedForward):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
@@ -224,36 +194,6 @@ class _Again(torch.autograd.Function):
 
 def _as_it_is(kept: torch.Tensor) -> torch.Tensor:
     return kept
-
-
-class _Checkpointed(ReplacedForward):
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return self.original(*args, **kwargs)
-        # The host writes into one dictionary which block it is at: the second time that has to be this one.
-        args, kwargs = tuple(map(_as_it_stands, args)), {name: _as_it_stands(a) for name, a in kwargs.items()}
-        return torch.utils.checkpoint.checkpoint(
-            self.original, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-        )
-
-
-def _as_it_stands(argument: Any) -> Any:
-    return dict(argument) if isinstance(argument, dict) else argument
-
-
-def _copied(argument: Any) -> Any:
-    is_tensor = isinstance(argument, torch.Tensor)
-    return argument.clone() if is_tensor and argument.is_floating_point() else argument
-
-
-def blocks_of(model: torch.nn.Module, inside: bool = False) -> Iterator[torch.nn.Module]:
-    """The outermost modules in lists of modules: what models are a repetition of."""
-    for child in model.children():
-        container = isinstance(child, _CONTAINERS)
-        if inside and not container and next(child.children(), None) is not None:
-            yield child
-        else:
-            yield from blocks_of(child, inside or container)
 
 
 def _is_of_inference(tensor: torch.Tensor) -> bool:

@@ -18,8 +18,9 @@ import torch
 
 from ...rlg_sampler.messages import model_name
 from .activations import Kept, in_sentence, kept_for_backward
+from .blocks import differentiable_blocks
 from .gradient_scale import GradientScale
-from .gradients import attention_options, differentiable_blocks, frozen, streamed
+from .gradients import attention_options, frozen, streamed
 from .prompts import Prompts
 from .trainable_lora import Policy
 

@@ -67,7 +67,7 @@ class TrainingRun:
         self._keeps_files = place == 0
         if self._keeps_files and (answer := extension.node("RLGTrainLora").validate_inputs(inputs["name"])) is not True:
             raise EvaluationError(answer)
-        self.until, every = inputs.pop("iterations"), inputs.pop("preview_every")
+        self.until, every = inputs["iterations"], inputs.pop("preview_every")
         size_of = inputs["width"], inputs["height"]
         texts, pictures = team.from_first(lambda: _material(plan, *size_of, extension))
         shown = node.lines([inputs.pop("preview_prompts")]) or texts[:2]
