@@ -193,8 +193,13 @@ class TunedBranch:
             comfy.sampler_helpers.prepare_model_patcher(self.patcher, conds, {"transformer_options": {}})
             undone.callback(self.patcher.restore_hook_patches)
             self.patcher.pre_run()
-            undone.callback(self.patcher.cleanup)
+            undone.push(self._clean_up_after)
             yield
+
+    def _clean_up_after(self, error: type[BaseException] | None, *_: object) -> None:
+        """The host does so after whole runs alone."""
+        if error is not None:
+            self.patcher.cleanup()
 
     @contextmanager
     def _deltas_on(self, device: torch.device) -> Iterator[None]:

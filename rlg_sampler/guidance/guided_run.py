@@ -236,7 +236,8 @@ class GuidedRun:
         if self._approximation != EXACT:
             logger.log(level, "RLG: approximate: %s", self._approximation)
         shared_uncond = self._approximation.shared_uncond
-        if shared_uncond and self._calls.uncond_for_all(largest.scales, largest.models, options) is None:
+        several = len(largest.models) > 1
+        if shared_uncond and several and self._calls.uncond_for_all(largest.scales, largest.models, options) is None:
             logger.info(
                 "RLG: each model keeps its own uncond: CFG is 1 for all but one, or a patch changes how it works."
             )

@@ -425,6 +425,15 @@ def test_b2_grows_backwards(training) -> None:
     assert method.plan(0, 0).trained == tuple(range(6, 19)) and method.plan(0, 0).noisy == tuple(range(20))
 
 
+@pytest.mark.parametrize("stages", [7, 8, 100])
+def test_the_trained_steps_come_to_their_last_number(training, stages) -> None:
+    """With fewer stages than numbers they never would."""
+    method = replace(training.presets.B2_DIFFU_RL, stages=stages)
+    assert len(method.plan(0, stages - 1).trained) == 19  # of the last 20, the very last is not
+    with pytest.raises(ValueError, match=r"^stages: 6 are too few to go from 14 .* to 20 .*; use 7 or more\.$"):
+        replace(training.presets.B2_DIFFU_RL, stages=6)
+
+
 def test_the_window_slides_as_mixgrpo_s(training) -> None:
     """Tencent-Hunyuan/MixGRPO's grpo_states.py ("progressive", overlap 1, back to the start), 4 of 25 steps each 25
     iterations; its windows beyond 0.6 of the steps are cut off, here the last one is whole."""

@@ -30,7 +30,9 @@ def compared(rewards: torch.Tensor, groups: Sequence[Hashable], largest: float) 
     above = torch.empty_like(values)
     for group in set(groups):
         own = torch.tensor([name == group for name in groups])
-        above[own] = values[own] - values[own].mean()
+        # Above one of them first: of equal rewards, whatever they are, nothing is left.
+        beyond = values[own] - values[own][0]
+        above[own] = beyond - beyond.mean()
     return (above / (values.std(correction=0) + _SMALLEST_SPREAD)).clamp(-largest, largest).float()
 
 

@@ -10,8 +10,8 @@ so the better a picture (r, 0 … 1), the more is x̂ drawn to it, and away from
 needed: pictures are sampled without noise on the way, and any step of any model family can be learned from (arXiv
 2509.16117, eq. 5; weights and constants as in NVlabs/DiffusionNFT scripts/train_nft_sd3.py).
 
-Pictures that are computed together and all as good as their group's mean are left out. As long as x̂ is x̂_old their
-gradient is 0, which AdamW would make steps of rounding errors of; later the reference draws x̂ back to x̂_old there.
+Pictures that are computed together and all as good as their group's mean are left out, unless their distance to the
+base model counts (kl_weight). As long as x̂ is x̂_old their gradient is 0; later the reference draws x̂ back to x̂_old there.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ def contrast_loss(
     Returns:
         (batch,).
     """
-    better, worse = (_normalised_error((1.0 - own) * old + own * x0, clean) for own in (beta, -beta))
+    # As a difference: equal policies are then compared with the very same picture, and teach nothing.
+    better, worse = (_normalised_error(old + own * (x0 - old), clean) for own in (beta, -beta))
     return r * better + (1.0 - r) * worse
 
 

@@ -117,6 +117,11 @@ class PolicyGradient(Method):
                 f"tail: the trained last steps go from {self.tail[0]} (first_tail) to {self.tail[1]} (last_tail), but "
                 f"must be 2 to {self.steps} and not fall; change them or raise steps."
             )
+        if self.tail and self.stages <= self.tail[1] - self.tail[0]:
+            raise ValueError(
+                f"stages: {self.stages} are too few to go from {self.tail[0]} (first_tail) to {self.tail[1]} "
+                f"(last_tail) trained steps; use {self.tail[1] - self.tail[0] + 1} or more."
+            )
         if self.noise_level <= 0.0:
             raise ValueError("noise_level: without noise nothing is explored; use a value above 0, such as 0.7.")
         if self.steps < 2:
