@@ -17,7 +17,7 @@ from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, ge
 from ..weights.deltas import ALL_ROWS, Deltas, kept_matrices
 from ..weights.missed_modules import warn_of_missed
 from ..weights.pair import ModelPair
-from .branch_options import Options, added_options, sampling_options, with_wrapper_first
+from .branch_options import NotCopied, Options, added_options, sampling_options, with_wrapper_first
 from .cond_hooks import Conds, give_own_hooks
 from .settings import GuidanceSettings
 
@@ -39,7 +39,7 @@ class TunedModel:
 
 
 @dataclass(frozen=True)
-class BaseBranch:
+class BaseBranch(NotCopied):
     """The base model during a run: the guider as it stands.
 
     Attributes:
@@ -75,7 +75,7 @@ class BaseBranch:
 
 
 @dataclass
-class TunedBranch:
+class TunedBranch(NotCopied):
     """One tuned model during a run.
 
     Attributes:

@@ -15,6 +15,7 @@ from ..weights.deltas import ALL_ROWS, RowsNotSeparable
 from .approximation import lead
 from .branch import Branch
 from .branch_options import Options
+from .model_state import OwnState
 from .prediction import Evaluation, Prediction
 from .settings import AUTO, TWO_PASSES
 from .shared_call import SharedCalls, can_share_a_call, is_plain_cfg, with_uncond
@@ -43,6 +44,7 @@ class BranchCalls:
         self._batching = batching
         self._shared = SharedCalls()
         self._rows_separable = True
+        self._states = {model: OwnState() for model in branches}
 
     def predict(
         self, models: Sequence[int], evaluation: Evaluation, uncond_of: int | None = None
@@ -67,7 +69,9 @@ class BranchCalls:
         left = [model for model in models if model not in predictions]
         for model in sorted(left, key=lambda model: model != uncond_of):
             takes = None if uncond_of in (None, model) else predictions[uncond_of].uncond
-            predictions[model] = self._alone(self._branches[model], evaluation, takes)
+            branch = self._branches[model]
+            with self._states[model].on(branch.model.diffusion_model):
+                predictions[model] = self._alone(branch, evaluation, takes)
         return predictions
 
     def together(self, models: Sequence[int], options: Options, x: torch.Tensor) -> dict[int, Branch]:

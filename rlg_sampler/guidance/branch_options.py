@@ -19,6 +19,13 @@ Options = dict[str, Any]
 KEY = "rlg"  # of everything we attach to a MODEL or its options
 
 
+class NotCopied:
+    """Something in the options of a run: packs that copy these deeply would copy a model with it, and miss the run."""
+
+    def __deepcopy__(self, _: Any) -> NotCopied:
+        return self
+
+
 def sampling_options(patcher: ModelPatcher, options: Options | None = None) -> Options:
     """The options a stock sampler would run `patcher` with: its `model_options` plus its wrappers and callbacks.
 

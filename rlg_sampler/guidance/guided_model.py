@@ -6,6 +6,7 @@ previews, Cancel, memory management) stays the host's.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from ..schedules.schedule import Schedule, constant
 from ..weights.pair import ModelPair, check_nothing_added
 from .approximation import EXACT
 from .branch import BaseBranch, TunedBranch, TunedModel
-from .branch_options import KEY, Options, same_options, sampling_options
+from .branch_options import KEY, NotCopied, Options, same_options, sampling_options
 from .guided_run import GuidedRun
 from .prediction import KnownPredictions
 from .settings import GuidanceSettings
@@ -34,10 +35,13 @@ COPIES = "multigpu"
 _LAZY_CACHE = "lazycache"
 EASY_CACHE = "easycache"
 POSE_CACHE = "animate2_cache"
+_OF_WHOLE_RUNS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREPARE_SAMPLING, WrappersMP.SAMPLER_SAMPLE)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Guidance:
+class Guidance(NotCopied):
     """What a guided MODEL carries: an OUTER_SAMPLE wrapper without state between runs.
 
     Attributes:
@@ -107,6 +111,7 @@ def guided_model(base: ModelPatcher, tuned: ModelPatcher, settings: GuidanceSett
         )
     pair = ModelPair.from_models(base, tuned)
     pair.warn_if_equal()
+    _warn_of_whole_runs(pair)
     model = base.clone()
     if settings.schedule == constant(0.0):
         return model
@@ -185,6 +190,18 @@ def _load_with(model: ModelPatcher, guidance: Guidance) -> None:
     needed = [*last.tuned.model_patches_models(), *_without_copies(last.tuned).get_additional_models()]
     if last.shares_weights and last.differs and needed:
         model.set_additional_models(f"{KEY}_patches_{len(guidance.tuned)}", needed)
+
+
+def _warn_of_whole_runs(pair: ModelPair) -> None:
+    """Name what works on whole runs and is on the tuned MODEL alone: a run is the base's."""
+    for kind in _OF_WHOLE_RUNS:
+        of_tuned, of_base = (model.wrappers.get(kind, {}) for model in (pair.tuned, pair.base))
+        for key in (key for key, own in of_tuned.items() if own and not of_base.get(key)):
+            name = key or getattr(of_tuned[key][0], "__qualname__", type(of_tuned[key][0]).__name__)
+            logger.warning(
+                "RLG: tuned: '%s' works on whole runs, and has no effect on the tuned MODEL alone; put it before the "
+                "LoRA loader, or after RLG Model.", name,
+            )  # fmt: skip
 
 
 def _without_copies(tuned: ModelPatcher) -> ModelPatcher:

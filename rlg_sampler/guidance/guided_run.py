@@ -20,7 +20,7 @@ from ..schedules.schedule import step_index
 from .approximation import EXACT, Directions, lead
 from .branch import BaseBranch, TunedBranch
 from .branch_calls import BranchCalls
-from .branch_options import KEY, Options
+from .branch_options import KEY, NotCopied, Options
 from .cond_hooks import Conds, pass_keyframes
 from .mixing import BASE, mix, models_of
 from .prediction import Evaluation, KnownPredictions, Prediction
@@ -42,7 +42,7 @@ class _Step:
     approximate: bool
 
 
-class GuidedRun:
+class GuidedRun(NotCopied):
     """State of one run; made when sampling starts and dropped with the run's model options.
 
     Args:
@@ -73,6 +73,7 @@ class GuidedRun:
         self._sigmas: Sequence[float] = []
         self._steps: list[_Step] = []
         self._steps_differ = False
+        self._was_asked = False
         self._latent_shapes = latent_shapes
         # The host prepares the guider's own dictionaries for the base model; the tuned branches start from these.
         self._raw_conds = {name: [c.copy() for c in conds] for name, conds in guider.conds.items()}
@@ -132,7 +133,21 @@ class GuidedRun:
             differ = len(set(self._steps)) > 1 or self._approximation.direction_every > 1
             self._steps_differ = differ or self._known is not None
             self._announce(extra_args["model_options"], noise)
+            callback = self._checking(callback)
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
+
+    def _checking(self, callback: Callable | None) -> Callable:
+        """A callback for the end of each step, which makes sure that the sampler got what this run mixes."""
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            if not self._was_asked:
+                raise ValueError(
+                    f"model: {type(self._guider).__name__} asks its model past ComfyUI's wrappers, so that the base "
+                    "would be sampled alone; take another sampler node (for NAG, ComfyUI's own NAGuidance)."
+                )
+            return None if callback is None else callback(*args, **kwargs)
+
+        return checked
 
     def predict_noise(
         self,
@@ -143,6 +158,7 @@ class GuidedRun:
         seed: int | None = None,
     ) -> torch.Tensor:
         """PREDICT_NOISE wrapper: the guided x0 at this step, shaped like `x`."""
+        self._was_asked = True
         options, sampler_hooks = self._without_sampler_hooks(model_options or {})
         evaluation = Evaluation(x, timestep, options, seed, with_cfg_parts=bool(sampler_hooks))
         for branch in (self._base, *self._tuned):

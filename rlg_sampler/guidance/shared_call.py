@@ -13,7 +13,7 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..weights.deltas import Deltas, Rows, RowsNotSeparable
-from .branch_options import Options, with_wrapper_first
+from .branch_options import NotCopied, Options, with_wrapper_first
 from .joined_conds import JoinedConds
 from .prediction import Evaluation, Prediction
 
@@ -47,7 +47,15 @@ def can_share_a_call(guider: CFGGuider, options: Options) -> bool:
     # Some patches look for the first 0 and the first 1 there (NAG, SAG): those of one model alone.
     transformer = options.get("transformer_options", {})
     patched = any(any(transformer.get(kind, {}).values()) for kind in ("patches", "patches_replace"))
-    return is_plain_cfg(guider, options) and not controlled and not patched
+    return is_plain_cfg(guider, options) and not controlled and not patched and not _is_replaced(guider)
+
+
+def _is_replaced(guider: CFGGuider) -> bool:
+    """Whether a node has put a forward of its own into the model, which may look for the rows of one model alone."""
+    model = guider.model_patcher.model.diffusion_model
+    own = vars(model).get("forward")  # some leave the model's own there
+    others = own is not None and getattr(own, "__func__", own) is not type(model).forward
+    return others or any(name.rpartition(".")[2].startswith("forward") for name in guider.model_patcher.object_patches)
 
 
 def with_uncond(options: Options, uncond: torch.Tensor) -> Options:
@@ -168,7 +176,7 @@ def _fits(model: BaseModel, joined: dict, x: torch.Tensor) -> bool:
     return needed * 1.5 < free(x.device)
 
 
-class _RowRouter:
+class _RowRouter(NotCopied):
     """APPLY_MODEL wrapper: entry 2·i of the cond list is the positive of branch i, 2·i+1 its negative."""
 
     def __init__(self, deltas: Sequence[Deltas | None]) -> None:

@@ -208,11 +208,19 @@ def _check_same_noise_process(base: ModelPatcher, tuned: ModelPatcher) -> None:
 def _same_weights(base: ModelPatcher, tuned: ModelPatcher) -> bool:
     if patch_difference(base.patches, tuned.patches):
         return False
+    parameters = (dict(model.model.diffusion_model.named_parameters()) for model in (base, tuned))
+    if _have_one_in_common(*parameters):
+        return False
     of_tuned = _weights(tuned)
     return all(
         weight.dtype == of_tuned[key].dtype and torch.equal(weight, of_tuned[key].to(weight.device))
         for key, weight in _weights(base).items()
     )
+
+
+def _have_one_in_common(of_base: Mapping[str, Any], of_tuned: Mapping[str, Any]) -> bool:
+    """Whether a pack has wrapped one set of weights twice (Nunchaku's LoRA loader): what differs is in the wrapper."""
+    return any(of_tuned.get(name) is parameter for name, parameter in of_base.items())
 
 
 def _weights(model: ModelPatcher) -> dict[str, torch.Tensor]:

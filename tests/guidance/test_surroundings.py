@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -637,3 +638,161 @@ def test_a_block_that_another_node_leaves_out(check, caplog) -> None:
     assert "has no effect" not in caplog.text
     check(without_first_block, without_first_block)
     assert caplog.text.count("has no effect: diffusion_model.joint_blocks.0.") == 1
+
+
+def _remembering(model: Any) -> Any:
+    """As caches of other packs: every second call is spared, by what a model gave, kept as attributes of that model."""
+    model = model.clone()
+
+    def cached(apply: Callable, args: dict[str, Any]) -> torch.Tensor:
+        of_model, x, noise = vars(apply.__self__.diffusion_model), args["input"], float(args["timestep"].max())
+        if noise > of_model.get("last_noise", 0.0):  # the first step
+            of_model["kept"] = {"calls": 0}
+        of_model["last_noise"] = noise
+        of_model["kept"]["calls"] += 1
+        if of_model["kept"]["calls"] % 2:
+            of_model["kept"]["residual"] = apply(x, args["timestep"], **args["c"]) - x
+        return x + of_model["kept"]["residual"]
+
+    model.set_model_unet_function_wrapper(cached)
+    return model
+
+
+def test_what_a_pack_remembers_in_the_model_is_each_model_s_own(check, plain) -> None:
+    """TeaCache and MagCache: else the tuned model would get what was kept of the base, and not differ from it."""
+    assert relative(check(_remembering, _remembering), plain) > 100 * CLOSE
+
+
+def test_what_another_run_has_left_in_a_model_stays_as_it_is(base, run_node) -> None:
+    cached = _remembering(base)
+    tuned = _remembering(run_node("RLGLoadLora", model=base, lora_name="surroundings", strength=1.0)[0])
+    run_node("KSampler", model=cached, **task(steps=3))
+    left = vars(base.model.diffusion_model)["kept"]
+    before = dict(left)
+    run_node("RLGKSampler", base=cached, tuned=tuned, scale=1.6, **task(steps=4))
+    assert vars(base.model.diffusion_model)["kept"] is left and left == before
+
+
+class _Past(comfy.samplers.CFGGuider):
+    """As the guider of a pack's NAG sampler."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.predict_noise(*args, **kwargs)
+
+
+def test_a_guider_that_goes_past_the_host_s_wrappers_is_an_error(base, run_node) -> None:
+    """It would sample the base, and the log would say that it is guided."""
+    tuned = run_node("RLGLoadLora", model=base, lora_name="surroundings", strength=1.0)[0]
+    guider = _Past(run_node("RLGModel", base=base, tuned=tuned, scale=1.6)[0])
+    guider.set_conds(conds(1), conds(2))
+    guider.set_cfg(4.5)
+    latent = torch.zeros(1, 16, SIZE, SIZE)
+    sampler = comfy.samplers.sampler_object("euler")
+    with pytest.raises(ValueError, match=r"^model: _Past asks its model past ComfyUI's wrappers"):
+        guider.sample(torch.ones_like(latent), latent, sampler, torch.tensor([1.0, 0.5, 0.0]), disable_pbar=True)
+
+
+def _first_half(forward: Callable) -> Callable:
+    """A forward of a pack that takes the first half of the rows for the prompt's."""
+
+    def halved(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        out = forward(x, *args, **kwargs).clone()
+        out[: len(out) // 2] *= 1.1
+        return out
+
+    return halved
+
+
+def _with_a_block_s_forward(model: Any) -> Any:
+    model, name = model.clone(), "diffusion_model.joint_blocks.0.x_block.mlp.fc2.forward"
+    model.add_object_patch(name, _first_half(comfy.utils.get_attr(model.model, name)))
+    return model
+
+
+@pytest.mark.parametrize("batching", ["auto", "one batch"])
+def test_a_block_s_forward_sees_the_rows_of_one_model(base, other, run_node, batching) -> None:
+    """As KJNodes' WanVideoNAG replaces it: of both models' rows it would take the base's for the prompt's."""
+    patched, patched_other = map(_with_a_block_s_forward, (base, other))
+    tuned, tuned_other = (
+        run_node("RLGLoadLora", model=model, lora_name="surroundings", strength=1.0)[0]
+        for model in (patched, patched_other)
+    )
+    inputs = task(steps=2)
+    ours = run_node("RLGKSampler", base=patched, tuned=tuned, scale=1.6, batching=batching, **inputs)[0]["samples"]
+    assert relative(ours, two_models(patched, tuned_other, 1.6, **inputs)) < CLOSE
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_model_s_forward_sees_the_rows_of_one_model(base, other, run_node, monkeypatch, caplog, others) -> None:
+    """Where a pack has replaced it by its own; some leave the model's own there, which is no reason for two passes."""
+    for model in (base, other):
+        own = model.model.diffusion_model.forward
+        monkeypatch.setattr(model.model.diffusion_model, "forward", _first_half(own) if others else own)
+    tuned, tuned_other = (
+        run_node("RLGLoadLora", model=model, lora_name="surroundings", strength=1.0)[0] for model in (base, other)
+    )
+    inputs = task(steps=2)
+    with caplog.at_level("INFO"):
+        ours = run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **inputs)[0]["samples"]
+    assert ("branches in one batch" in caplog.text) == (not others)
+    assert relative(ours, two_models(base, tuned_other, 1.6, **inputs)) < CLOSE
+
+
+class _Wrapped(torch.nn.Module):
+    """As a pack wraps its own kind of model, which others share; what a LoRA changes is noted in the wrapper."""
+
+    def __init__(self, inner: torch.nn.Module, added: float) -> None:
+        super().__init__()
+        self.inner, self.added, self.dtype = inner, added, inner.dtype
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.inner(x, *args, **kwargs) + self.added * x
+
+
+def _wrapped(model: Any, added: float) -> Any:
+    patcher, whole = model.clone(), copy.copy(model.model)
+    whole._modules = {**whole._modules, "diffusion_model": _Wrapped(model.model.diffusion_model, added)}
+    patcher.model, patcher.parent = whole, None
+    return patcher
+
+
+def test_one_set_of_weights_in_two_wrappers_is_a_pair(run_node) -> None:
+    """As Nunchaku's LoRA loader makes them: the weights are equal, and what is computed is not."""
+    family = FAMILIES["Flux"]
+    (base, tuned), (stock, stock_tuned) = (
+        [_wrapped(model, added) for added in (0.0, 0.1)] for model in (family.load(), family.load())
+    )
+    inputs = family.task(steps=2, scheduler="sgm_uniform")
+    ours = run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **inputs)[0]["samples"]
+    assert relative(ours, two_models(stock, stock_tuned, 1.6, **inputs)) < CLOSE
+
+
+def _copying(model: Any) -> Any:
+    """As packs that evaluate the model once more in a CFG function, with options of their own."""
+
+    def evaluated_again(args: dict[str, Any]) -> list[torch.Tensor]:
+        options = copy.deepcopy(args["model_options"])
+        again = comfy.samplers.calc_cond_batch(
+            args["model"], args["conds"][:1], args["input"], args["timestep"], options
+        )
+        return [0.5 * (args["conds_out"][0] + 0.9 * again[0]), *args["conds_out"][1:]]
+
+    model = model.clone()
+    model.set_model_sampler_pre_cfg_function(evaluated_again)
+    return model
+
+
+def test_options_that_a_patch_copies_deeply(check, plain, monkeypatch) -> None:
+    """No model is copied with them, and the copies act on the weights of the model at hand."""
+    copied = []
+    monkeypatch.setattr(torch.nn.Module, "__deepcopy__", lambda self, memo: copied.append(self) or self, raising=False)
+    assert relative(check(_copying, _copying), plain) > 100 * CLOSE
+    assert not copied
+
+
+def test_what_works_on_whole_runs_on_the_tuned_model_alone_is_spoken_of(base, run_node, caplog) -> None:
+    """It never runs: a run is the base's."""
+    tuned = run_node("RLGLoadLora", model=base, lora_name="surroundings", strength=1.0)[0].clone()
+    tuned.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "some_pack", lambda executor, *args, **kwargs: None)
+    run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task(steps=1))
+    assert caplog.text.count("'some_pack' works on whole runs, and has no effect on the tuned MODEL alone") == 1

@@ -11,7 +11,8 @@ needed: pictures are sampled without noise on the way, and any step of any model
 2509.16117, eq. 5; weights and constants as in NVlabs/DiffusionNFT scripts/train_nft_sd3.py).
 
 Pictures that are computed together and all as good as their group's mean are left out, unless their distance to the
-base model counts (kl_weight). As long as x̂ is x̂_old their gradient is 0; later the reference draws x̂ back to x̂_old there.
+base model counts (kl_weight). As long as x̂ is x̂_old their gradient is 0; later the reference draws x̂ back to x̂_old
+there.
 """
 
 from __future__ import annotations
