@@ -104,8 +104,9 @@ class _Pair:
 
     def __init__(self, extension: Extension) -> None:
         self._extension = extension
-        self._base, self._tuned, self._clip, self._vae, _ = extension.run_node(
-            "RLGLoadModels", ckpt_name=CHECKPOINT, lora_name=LORAS["composition"], lora_strength=1.0
+        self._base, self._clip, self._vae = extension.run_node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT)
+        self._tuned, _ = extension.run_node(
+            "RLGLoadLora", model=self._base, lora_name=LORAS["composition"], strength=1.0
         )
         self._prompts = prompts(_PROMPT_SEED, _PROMPTS, held_out=True)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import nodes as comfy_nodes
 from comfy_api.v0_0_2 import io
+from comfy_execution.graph_utils import GraphBuilder
 from comfy_execution.validation import validate_node_input
 
 from ..rlg_sampler.messages import shown
@@ -86,6 +86,7 @@ class RLGLoadModels(_LoraLoader):
             category="RLG",
             description="Loads a checkpoint and an RL-tuned LoRA for it: the pair for the RLG samplers, "
             "with one copy of the weights.",
+            enable_expand=True,
             **search_aliases(
                 "reinforcement learning guidance",
                 "rl lora",
@@ -114,9 +115,12 @@ class RLGLoadModels(_LoraLoader):
 
     @classmethod
     def execute(cls, ckpt_name: str, lora_name: str, lora_strength: float) -> io.NodeOutput:
-        base, clip, vae = comfy_nodes.CheckpointLoaderSimple().load_checkpoint(ckpt_name)
-        tuned, report = load_lora(base, lora_path(lora_name), lora_name, lora_strength)
-        return io.NodeOutput(base, tuned, clip, vae, report)
+        # As two nodes, whose results the host keeps each: another LoRA or strength does not load the checkpoint anew.
+        graph = GraphBuilder()
+        checkpoint = graph.node("CheckpointLoaderSimple", ckpt_name=ckpt_name)
+        base, clip, vae = map(checkpoint.out, range(3))
+        lora = graph.node("RLGLoadLora", model=base, lora_name=lora_name, strength=lora_strength)
+        return io.NodeOutput(base, lora.out(0), clip, vae, lora.out(1), expand=graph.finalize())
 
 
 def _lora_input() -> io.Combo.Input:

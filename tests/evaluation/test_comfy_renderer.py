@@ -86,9 +86,8 @@ def test_pictures_and_scores_are_those_of_the_nodes(plan: Callable, extension: A
     pictures = {_key(p): p for p in ComfyRenderer(wanted, extension).render(Batch(0, 4, PROMPTS))}
     assert pictures.keys() == {(prompt, seed, cell) for prompt in (4, 5) for seed in (0, 1) for cell in (0, 1, 2)}
 
-    base, tuned, clip, vae, _ = run_node(
-        "RLGLoadModels", ckpt_name="evaluated.safetensors", lora_name="evaluated", lora_strength=1.0
-    )
+    base, clip, vae = run_node("CheckpointLoaderSimple", ckpt_name="evaluated.safetensors")
+    tuned, _ = run_node("RLGLoadLora", model=base, lora_name="evaluated", strength=1.0)
     (negative,) = run_node("CLIPTextEncode", clip=clip, text="blurry")
     (latent,) = run_node("EmptyLatentImage", width=64, height=48, batch_size=1)
     (switch,) = run_node("RLGCombinedGeneration", switch_percent=0.5, scale=1.0)

@@ -8,7 +8,8 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import comfy.lora
 import comfy.utils
@@ -516,6 +517,60 @@ def test_a_lora_that_was_replaced_is_loaded_anew(rlg, loras) -> None:
         assert all(fingerprint() != earlier for fingerprint, earlier in zip(fingerprints, before, strict=True))
     linked = nodes["RLGLoadLora"].fingerprint_inputs(model=None, lora_name=None, strength=1.0)
     assert linked == nodes["RLGLoadLora"].fingerprint_inputs(model=None, lora_name="gone", strength=1.0)
+
+
+class _Seen:
+    """An output node that keeps what it gets."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "see", "", True
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"base": ("MODEL",), "tuned": ("MODEL",), "report": ("STRING",)}}
+    )
+    seen: ClassVar[list[SimpleNamespace]] = []
+
+    def see(self, **given: Any) -> dict:
+        self.seen.append(SimpleNamespace(**given))
+        return {}
+
+
+def test_another_lora_does_not_load_the_checkpoint_anew(rlg, model, loras, monkeypatch) -> None:
+    """RLG Load Models reads 12 GB for SD3.5, and what was sampled with the base stays good. By the host's executor."""
+    for name, seed in (("first", 1), ("second", 2)):
+        write_lora(loras.parent, name, seed=seed)
+    read, load_checkpoint_file = [], comfy_nodes.CheckpointLoaderSimple.load_checkpoint
+    monkeypatch.setattr(
+        comfy_nodes.CheckpointLoaderSimple,
+        "load_checkpoint",
+        lambda self, ckpt_name: read.append(ckpt_name) or load_checkpoint_file(self, ckpt_name),
+    )
+    monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, "_Seen", _Seen)
+    monkeypatch.setattr(_Seen, "seen", [])
+    server = SimpleNamespace(client_id=None, last_node_id=None, last_prompt_id=None, send_sync=lambda *event: None)
+    executor = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0.0, "ram_inactive": 0.0})
+
+    def run(lora: str, strength: float) -> SimpleNamespace:
+        inputs = {"ckpt_name": "lora-files.safetensors", "lora_name": lora, "lora_strength": strength}
+        links = {"base": ["1", 0], "tuned": ["1", 1], "report": ["1", 4]}
+        graph = {
+            "1": {"class_type": "RLGLoadModels", "inputs": inputs},
+            "2": {"class_type": "_Seen", "inputs": links},
+        }
+        asyncio.run(executor.execute_async(graph, "id", {}, ["2"]))
+        assert executor.success
+        return _Seen.seen[-1]
+
+    first = run("first", 1.0)
+    torch.testing.assert_close(change(first.tuned)[:128], 2.0 * product(loras / "first", TO_Q), rtol=1e-5, atol=1e-7)
+    for lora, strength in (("second", 1.0), ("second", 0.5)):
+        again = run(lora, strength)
+        assert again.base is first.base and again.report.startswith(f"{lora}: ")
+        expected = 2.0 * strength * product(loras / lora, TO_Q)
+        torch.testing.assert_close(change(again.tuned)[:128], expected, rtol=1e-5, atol=1e-7)
+    file = loras / "second" / "adapter_model.safetensors"
+    file.write_bytes(write_lora(loras.parent, "third", seed=3).joinpath(file.name).read_bytes())
+    again = run("second", 0.5)
+    torch.testing.assert_close(change(again.tuned)[:128], product(loras / "third", TO_Q), rtol=1e-5, atol=1e-7)
+    assert read == ["lora-files.safetensors"]
 
 
 def test_a_small_file_that_says_it_is_huge(load, loras) -> None:
