@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -196,6 +197,42 @@ def test_a_picture_goes_to_load_image(front_end: FrontEnd, viewer: Locator) -> N
     assert front_end.problems() == []
     assert front_end.view({"filename": name, "subfolder": "", "type": "input"}) == shown
     front_end.page.evaluate("() => app.graph.remove(app.graph.nodes.find(node => node.type === 'LoadImage'))")
+
+
+MANY = 60
+# As a sweep whose cells the server has; their pictures are those of another one.
+KNOWN_CELLS = """(count) => {
+    const {id} = app.graph.nodes.find(({type}) => type === "RLGSweep");
+    const labels = Array.from({length: count}, (_, number) => `scale ${number}, seed 7`);
+    const canvas = Object.assign(document.createElement("canvas"), {width: 64, height: 64});
+    const draw = canvas.getContext("2d");
+    for (let number = 0; number < count; number++) {
+        draw.fillStyle = `hsl(${number * 6} 60% 50%)`;
+        draw.fillRect(0, 0, 64, 64);
+        const pictures = {[number]: canvas.toDataURL("image/jpeg")};
+        app.api.dispatchCustomEvent("rlg_cells", {node: String(id), begins: !number, labels, pictures});
+    }
+}"""
+
+
+def test_many_known_cells_come_at_once_and_who_stands_on_one_stays_there(
+    front_end: FrontEnd, viewer: Locator, artefacts: Path
+) -> None:
+    """Nothing that has not changed is made anew: neither the small pictures nor the focus are lost."""
+    front_end.page.evaluate(KNOWN_CELLS, MANY)
+    small = viewer.locator(".rlg-map img")
+    expect(small).to_have_count(MANY)
+    stood_on = viewer.get_by_role("button", name="scale 5, seed 7", exact=True)
+    stood_on.click()
+    small.evaluate_all("(images) => { window.earlier = images; }")
+    front_end.page.evaluate(KNOWN_CELLS, MANY)
+    _says(viewer, "scale 5, seed 7 (preview)")
+    expect(small).to_have_count(MANY)
+    assert small.evaluate_all("(images) => images.every((image, number) => image === earlier[number])")
+    expect(stood_on).to_be_focused()
+    stood_on.press("ArrowRight")
+    _says(viewer, "scale 6, seed 7 (preview)")
+    front_end.page.screenshot(path=artefacts / "many_cells.png")
 
 
 def _address(front_end: FrontEnd, url: str) -> str:
