@@ -62,13 +62,14 @@ export class CellViewer {
   set cells(cells) {
     const before = this.#cells;
     this.#cells = cells;
-    if (cells.length !== before.length || cells.some(({ label }, index) => label !== before[index].label))
-      this.#layOut(cells.length === before.length ? this.#other.selectedIndex : 0);
+    const anew = cells.length !== before.length || cells.some(({ label }, index) => label !== before[index].label);
+    if (anew) this.#layOut(cells.length === before.length ? this.#other.selectedIndex : 0);
     this.#buttons.forEach((button, index) => setContent(button, cells[index].url));
     const wanted = this.#table.at(
       this.#table.rows.indexOf(this.#wanted.row), this.#table.columns.indexOf(this.#wanted.column));
     const first = Math.max(cells.findIndex(({ url }) => url), 0);
     this.#go(...this.#table.placeOf(cells[wanted]?.url ? wanted : first));
+    if (anew) this.#scrollToChosen();
   }
 
   /**
@@ -83,7 +84,9 @@ export class CellViewer {
     setSlider(this.#columnSlider, this.#table.columnName || "cell", this.#table.columns.length);
     setSlider(this.#rowSlider, this.#table.rowName || "row", this.#table.rows.length);
     this.#buttons = labels.map((label, index) => this.#button(label, index));
-    this.#map.style.gridTemplateColumns = `repeat(${this.#table.columns.length}, 1fr)`;
+    // A single row goes on in the next line where it is longer than the node is wide; a table is scrolled to.
+    const columns = this.#isTable ? this.#table.columns.length : "auto-fit";
+    this.#map.style.gridTemplateColumns = `repeat(${columns}, minmax(var(--rlg-cell), 1fr))`;
     this.#map.replaceChildren(...this.#inOrder());
     this.#map.hidden = labels.length < 2;
     if (inMap) this.#picture.focus({ preventScroll: true }); // where the arrow keys go on
@@ -115,6 +118,7 @@ export class CellViewer {
   #choose(row, column) {
     const place = this.#table.nearest(row, column, column !== this.#column);
     if (place) this.#go(...place);
+    this.#scrollToChosen();
     this.#wanted = { row: this.#table.rows[this.#row], column: this.#table.columns[this.#column] };
   }
 
@@ -122,6 +126,15 @@ export class CellViewer {
   #go(row, column) {
     [this.#row, this.#column] = [row, column];
     this.#show();
+  }
+
+  /** The map alone: what is around it stays where it is. */
+  #scrollToChosen() {
+    const button = this.#buttons[this.#table.at(this.#row, this.#column)];
+    const { offsetTop: top, offsetLeft: left, offsetHeight: height, offsetWidth: width } = button;
+    const map = this.#map;
+    map.scrollTop = Math.min(Math.max(map.scrollTop, top + height - map.clientHeight), top);
+    map.scrollLeft = Math.min(Math.max(map.scrollLeft, left + width - map.clientWidth), left);
   }
 
   #show() {
@@ -146,9 +159,13 @@ export class CellViewer {
   #button(label, index) {
     const [row, column] = this.#table.placeOf(index);
     const button = html("button", { type: "button", value: index, title: label, "aria-label": label });
-    button.style.gridArea = `${row + 1} / ${column + 1}`;
+    if (this.#isTable) button.style.gridArea = `${row + 1} / ${column + 1}`;
     button.addEventListener("click", () => this.#choose(row, column));
     return button;
+  }
+
+  get #isTable() {
+    return this.#table.rows.length > 1;
   }
 
   /** The buttons row by row, as Tab goes through them. */

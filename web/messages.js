@@ -5,9 +5,10 @@ import { app } from "../../scripts/app.js";
 import { addPart, html } from "./node_parts.js";
 import { isOfOpenWorkflow, nodeAt } from "./server_graph.js";
 
-// Of a line of text in a node of usual width: its characters, and its height in pixels.
-const LINE = { length: 44, height: 17 };
-const PADDING = 18;
+// In pixels: a character as words fill lines, the height of a line, and what is around all and below each sentence.
+const CHARACTER = 6.6;
+const LINE = 16;
+const PADDING = { sides: 38, ends: 10, below: 8 };
 const MAX_HEIGHT = 190; // more is scrolled to
 const WARNING = "rlg_warning"; // as in nodes/page.py
 const LIFE = { success: 5000, warn: 10000, error: undefined };
@@ -58,9 +59,10 @@ function tellOnce({ prompt, sentence }) {
   elsewhere.add(key);
 }
 
-function heightOf(sentences) {
-  const lines = [...sentences].map(({ length }) => Math.ceil(length / LINE.length));
-  return Math.min(PADDING + LINE.height * lines.reduce((a, b) => a + b, 0), MAX_HEIGHT);
+function heightOf(node) {
+  const inLine = Math.max((node.size[0] - PADDING.sides) / CHARACTER, 1);
+  const heights = [...(warnings.get(node) ?? [])].map(({ length }) => PADDING.below + LINE * Math.ceil(length / inLine));
+  return Math.min(PADDING.ends + heights.reduce((a, b) => a + b, 0), MAX_HEIGHT);
 }
 
 function widgetOf(node) {
@@ -85,8 +87,7 @@ function showWarning(node, sentence) {
   warnings.get(node).add(sentence);
   if (!elements.has(node)) elements.set(node, emptyElement());
   elements.get(node).append(html("p", {}, sentence));
-  if (!widgetOf(node)) addPart(node, "rlg_warnings", elements.get(node), () => heightOf(warnings.get(node)));
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
+  if (!widgetOf(node)) addPart(node, "rlg_warnings", elements.get(node), () => heightOf(node));
+  node.setSize([node.size[0], Math.max(node.computeSize()[1], node.size[1])]);
   node.graph?.setDirtyCanvas(true, true);
 }

@@ -81,12 +81,13 @@ function addCourse(node) {
  */
 function content(course, width, height) {
   if (!course) return [html("p", {}, "Run to train: reward, distance to the base and clipping appear here.")];
-  return [course.entries.length ? drawing(course, width, height) : html("p", {}, course.status)];
+  const { status, entries } = course;
+  if (!entries.length) return [html("p", {}, status)];
+  return [drawing(entries, width, height), html("div", { class: "rlg-status", title: status }, status)];
 }
 
-function drawing({ status, entries }, width, height) {
+function drawing(entries, width, height) {
   const picture = svg("svg", { class: "rlg-curve-drawing", role: "img", "aria-label": spoken(entries) });
-  picture.append(svg("text", { class: "rlg-axis", x: MARGIN.left, y: MARGIN.top - 4 }, status));
   // Many methods look at neither of the others.
   const lines = LINES.filter(({ name, of }) => name === "reward" || entries.some((entry) => of(entry)));
   const free = height - lines.length * MARGIN.gap - MARGIN.top - 4;

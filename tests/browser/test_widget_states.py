@@ -306,6 +306,23 @@ def test_all_warnings_of_a_run_are_seen(front_end: FrontEnd) -> None:
         expect(front_end.page.locator(".rlg-warnings").get_by_text(sentence)).to_be_visible()
 
 
+def test_a_warning_leaves_a_node_as_wide_as_it_is(front_end: FrontEnd) -> None:
+    """Also where its title is longer, which the host would make it wide enough for."""
+    front_end.add_alone("RLGSweep")
+    sizes = front_end.page.evaluate(
+        """() => {
+            const [node] = app.graph.nodes;
+            node.title = "A title that somebody wrote who wanted to say what all of this is good for";
+            const before = node.size[0];
+            const sentence = "no step takes this scale";
+            app.api.dispatchCustomEvent("rlg_warning", {node: String(node.id), sentence});
+            return [before, node.size[0]];
+        }"""
+    )
+    expect(front_end.page.locator(".rlg-warnings")).to_be_visible()
+    assert sizes[0] == sizes[1]
+
+
 def test_many_warnings_do_not_make_a_node_taller_than_the_screen(front_end: FrontEnd) -> None:
     """The last of them is scrolled to."""
     front_end.add_alone("RLGSweep")
