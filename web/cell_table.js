@@ -37,9 +37,9 @@ export class CellTable {
       this.columnName = "picture";
       this.rowName = "";
     }
-    this.rows = [...new Set(places.map(([row]) => row))];
-    this.columns = [...new Set(places.map(([, column]) => column))];
-    this.#places = places.map(([row, column]) => [this.rows.indexOf(row), this.columns.indexOf(column)]);
+    const [rows, columns] = [0, 1].map((part) => numbered(places.map((place) => place[part])));
+    [this.rows, this.columns] = [[...rows.keys()], [...columns.keys()]];
+    this.#places = places.map(([row, column]) => [rows.get(row), columns.get(column)]);
     this.#cells = this.rows.map(() => []);
     this.#places.forEach(([row, column], index) => (this.#cells[row][column] = index));
   }
@@ -64,6 +64,11 @@ export class CellTable {
   placeOf(index) {
     return this.#places[index];
   }
+}
+
+/** Each text → its number, as they first come. @type {(texts: string[]) => Map<string, number>} */
+function numbered(texts) {
+  return new Map([...new Set(texts)].map((text, number) => [text, number]));
 }
 
 /**

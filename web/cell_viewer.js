@@ -18,6 +18,8 @@ export class CellViewer {
   #table = new CellTable([]);
   #row = 0;
   #column = 0;
+  /** What stands for each cell in the map. @type {HTMLButtonElement[]} */
+  #buttons = [];
   /** What the user chose, as rows and columns are named, since other runs have other seeds in their labels. */
   #wanted = { row: "", column: "" };
   #onChoice;
@@ -58,22 +60,38 @@ export class CellViewer {
 
   /** @param {Cell[]} cells */
   set cells(cells) {
-    const inMap = this.#map.contains(document.activeElement);
-    const other = cells.length === this.#cells.length ? this.#other.selectedIndex : 0;
+    const before = this.#cells;
     this.#cells = cells;
-    this.#table = new CellTable(cells.map(({ label }) => label));
-    setSlider(this.#columnSlider, this.#table.columnName || "cell", this.#table.columns.length);
-    setSlider(this.#rowSlider, this.#table.rowName || "row", this.#table.rows.length);
-    this.#map.style.gridTemplateColumns = `repeat(${this.#table.columns.length}, 1fr)`;
-    this.#map.replaceChildren(...this.#buttons());
-    this.#map.hidden = cells.length < 2;
-    if (inMap) this.#picture.focus({ preventScroll: true }); // where the arrow keys go on
-    this.#other.replaceChildren(...cells.map(({ label }, index) => html("option", { value: index }, label)));
-    this.#other.selectedIndex = other;
+    const anew = cells.length !== before.length || cells.some(({ label }, index) => label !== before[index].label);
+    if (anew) this.#layOut(cells.length === before.length ? this.#other.selectedIndex : 0);
+    this.#buttons.forEach((button, index) => setContent(button, cells[index].url));
     const wanted = this.#table.at(
       this.#table.rows.indexOf(this.#wanted.row), this.#table.columns.indexOf(this.#wanted.column));
     const first = Math.max(cells.findIndex(({ url }) => url), 0);
     this.#go(...this.#table.placeOf(cells[wanted]?.url ? wanted : first));
+    if (anew) this.#scrollToChosen();
+  }
+
+  /**
+   * Make a place for each label.
+   *
+   * @param {number} other number of the cell to compare with
+   */
+  #layOut(other) {
+    const inMap = this.#map.contains(document.activeElement);
+    const labels = this.#cells.map(({ label }) => label);
+    this.#table = new CellTable(labels);
+    setSlider(this.#columnSlider, this.#table.columnName || "cell", this.#table.columns.length);
+    setSlider(this.#rowSlider, this.#table.rowName || "row", this.#table.rows.length);
+    this.#buttons = labels.map((label, index) => this.#button(label, index));
+    // A single row goes on in the next line where it is longer than the node is wide; a table is scrolled to.
+    const columns = this.#isTable ? this.#table.columns.length : "auto-fit";
+    this.#map.style.gridTemplateColumns = `repeat(${columns}, minmax(var(--rlg-cell), 1fr))`;
+    this.#map.replaceChildren(...this.#inOrder());
+    this.#map.hidden = labels.length < 2;
+    if (inMap) this.#picture.focus({ preventScroll: true }); // where the arrow keys go on
+    this.#other.replaceChildren(...labels.map((label, index) => html("option", { value: index }, label)));
+    this.#other.selectedIndex = other;
   }
 
   /** @param {string} sentence below the picture, until another cell is shown */
@@ -100,6 +118,7 @@ export class CellViewer {
   #choose(row, column) {
     const place = this.#table.nearest(row, column, column !== this.#column);
     if (place) this.#go(...place);
+    this.#scrollToChosen();
     this.#wanted = { row: this.#table.rows[this.#row], column: this.#table.columns[this.#column] };
   }
 
@@ -107,6 +126,15 @@ export class CellViewer {
   #go(row, column) {
     [this.#row, this.#column] = [row, column];
     this.#show();
+  }
+
+  /** The map alone: what is around it stays where it is. */
+  #scrollToChosen() {
+    const button = this.#buttons[this.#table.at(this.#row, this.#column)];
+    const { offsetTop: top, offsetLeft: left, offsetHeight: height, offsetWidth: width } = button;
+    const map = this.#map;
+    map.scrollTop = Math.min(Math.max(map.scrollTop, top + height - map.clientHeight), top);
+    map.scrollLeft = Math.min(Math.max(map.scrollLeft, left + width - map.clientWidth), left);
   }
 
   #show() {
@@ -123,26 +151,28 @@ export class CellViewer {
       slider.value = String(value);
       slider.setAttribute("aria-valuetext", text);
     }
-    for (const button of this.#map.querySelectorAll("button"))
-      button.setAttribute("aria-pressed", String(button.value === String(index)));
+    this.#buttons.forEach((button, number) => button.setAttribute("aria-pressed", String(number === index)));
     this.#onChoice(this.#cells[index]);
   }
 
-  /** A small picture of each cell in its place, to click on. */
-  *#buttons() {
-    for (const row of this.#table.rows.keys())
-      for (const column of this.#table.columns.keys()) {
-        const index = this.#table.at(row, column);
-        if (index === undefined) {
-          yield html("span");
-          continue;
-        }
-        const { url, label } = this.#cells[index];
-        const content = url ? html("img", { src: url, alt: "", draggable: "false", loading: "lazy" }) : "…";
-        const button = html("button", { type: "button", value: index, title: label, "aria-label": label }, content);
-        button.addEventListener("click", () => this.#choose(row, column));
-        yield button;
-      }
+  /** To click on. */
+  #button(label, index) {
+    const [row, column] = this.#table.placeOf(index);
+    const button = html("button", { type: "button", value: index, title: label, "aria-label": label });
+    if (this.#isTable) button.style.gridArea = `${row + 1} / ${column + 1}`;
+    button.addEventListener("click", () => this.#choose(row, column));
+    return button;
+  }
+
+  get #isTable() {
+    return this.#table.rows.length > 1;
+  }
+
+  /** The buttons row by row, as Tab goes through them. */
+  #inOrder() {
+    const places = new Map(this.#buttons.map((button, index) => [button, this.#table.placeOf(index)]));
+    const [row, column] = [0, 1].map((part) => (button) => places.get(button)[part]);
+    return [...this.#buttons].sort((one, other) => row(one) - row(other) || column(one) - column(other));
   }
 
   #onKey(event) {
@@ -187,4 +217,12 @@ function setPicture(image, url, label) {
   image.setAttribute("alt", label);
   if (!url) image.removeAttribute("src");
   else if (image.getAttribute("src") !== url) image.setAttribute("src", url);
+}
+
+/** A small picture of a cell, or that it is not there yet; what was there stays until the next one is loaded. */
+function setContent(button, url) {
+  const image = button.querySelector("img");
+  if (image && url) setPicture(image, url, "");
+  else if (url) button.replaceChildren(html("img", { src: url, alt: "", draggable: "false", loading: "lazy" }));
+  else if (image || !button.firstChild) button.replaceChildren("…");
 }

@@ -5,13 +5,15 @@ import { app } from "../../scripts/app.js";
 import { addPart, html } from "./node_parts.js";
 import { isOfOpenWorkflow, nodeAt } from "./server_graph.js";
 
-// Of a line of text in a node of usual width: its characters, and its height in pixels.
-const LINE = { length: 44, height: 17 };
-const PADDING = 18;
+// In pixels: a character as words fill lines, the height of a line, and what is around all and below each sentence.
+const CHARACTER = 6.6;
+const LINE = 16;
+const PADDING = { sides: 38, ends: 10, below: 8 };
+const MAX_HEIGHT = 190; // more is scrolled to
 const WARNING = "rlg_warning"; // as in nodes/page.py
 const LIFE = { success: 5000, warn: 10000, error: undefined };
 
-/** What each node was warned of in its last run. @type {WeakMap<object, string[]>} */
+/** What each node was warned of in its last run. @type {WeakMap<object, Set<string>>} */
 const warnings = new WeakMap();
 /** Where that is shown: one for a node, since nodes that are HTML do not take another one of the same name. */
 const elements = new WeakMap();
@@ -36,7 +38,7 @@ app.registerExtension({
     });
     api.addEventListener("executing", ({ detail }) => {
       const node = detail && nodeAt(String(detail));
-      if (node) showWarnings(node, []);
+      if (node) clearWarnings(node);
     });
     api.addEventListener(WARNING, ({ detail }) => {
       const { node: id, sentence } = detail;
@@ -45,8 +47,7 @@ app.registerExtension({
         return;
       }
       const node = nodeAt(String(id));
-      const said = warnings.get(node) ?? [];
-      if (node && !said.includes(sentence)) showWarnings(node, [...said, sentence]);
+      if (node && !warnings.get(node)?.has(sentence)) showWarning(node, sentence);
     });
   },
 });
@@ -58,24 +59,35 @@ function tellOnce({ prompt, sentence }) {
   elsewhere.add(key);
 }
 
-function heightOf(sentences) {
-  const lines = sentences.map(({ length }) => Math.ceil(length / LINE.length));
-  return PADDING + LINE.height * lines.reduce((a, b) => a + b, 0);
+function heightOf(node) {
+  const inLine = Math.max((node.size[0] - PADDING.sides) / CHARACTER, 1);
+  const heights = [...(warnings.get(node) ?? [])].map(({ length }) => PADDING.below + LINE * Math.ceil(length / inLine));
+  return Math.min(PADDING.ends + heights.reduce((a, b) => a + b, 0), MAX_HEIGHT);
 }
 
-/** In the node, until it runs again. */
-function showWarnings(node, sentences) {
-  warnings.set(node, sentences);
-  const shown = node.widgets?.find(({ name }) => name === "rlg_warnings");
-  if (!sentences.length) {
-    if (shown) node.removeWidget(shown);
-    return;
-  }
-  if (!elements.has(node)) elements.set(node, html("div", { class: "rlg-part rlg-warnings", role: "alert" }));
-  const element = elements.get(node);
-  element.replaceChildren(...sentences.map((sentence) => html("p", {}, sentence)));
-  if (!shown) addPart(node, "rlg_warnings", element, () => heightOf(warnings.get(node)));
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
+function widgetOf(node) {
+  return node.widgets?.find(({ name }) => name === "rlg_warnings");
+}
+
+/** Its wheel scrolls it, once it has the focus. */
+function emptyElement() {
+  return html("div", { class: "rlg-part rlg-warnings", role: "alert", tabindex: "0", "data-capture-wheel": "true" });
+}
+
+function clearWarnings(node) {
+  warnings.delete(node);
+  elements.get(node)?.replaceChildren();
+  const shown = widgetOf(node);
+  if (shown) node.removeWidget(shown);
+}
+
+/** In the node, below what it was warned of before, until it runs again. */
+function showWarning(node, sentence) {
+  if (!warnings.has(node)) warnings.set(node, new Set());
+  warnings.get(node).add(sentence);
+  if (!elements.has(node)) elements.set(node, emptyElement());
+  elements.get(node).append(html("p", {}, sentence));
+  if (!widgetOf(node)) addPart(node, "rlg_warnings", elements.get(node), () => heightOf(node));
+  node.setSize([node.size[0], Math.max(node.computeSize()[1], node.size[1])]);
   node.graph?.setDirtyCanvas(true, true);
 }

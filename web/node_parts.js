@@ -90,6 +90,31 @@ export function noteChange() {
   app.canvas.emitAfterChange();
 }
 
+/** The longest that a page waits for its next frame: one that is hidden draws none, but it has timers. */
+const LONGEST_FRAME = 100;
+
+/**
+ * What may be asked for many times in a row, and is done once, soon after.
+ *
+ * @param {() => void} act
+ * @returns {() => void}
+ */
+export function oncePerFrame(act) {
+  let waiting, frame, timer;
+  const now = () => {
+    cancelAnimationFrame(frame);
+    clearTimeout(timer);
+    waiting = false;
+    act();
+  };
+  return () => {
+    if (waiting) return;
+    waiting = true;
+    frame = requestAnimationFrame(now);
+    timer = setTimeout(now, LONGEST_FRAME);
+  };
+}
+
 /**
  * Leave the pictures of a node's output to the part that shows them.
  *

@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { hasScale, toLoadImage, useScale } from "./cell_actions.js";
 import { CellViewer } from "./cell_viewer.js";
 import { tell } from "./messages.js";
-import { addPart, after, hideHostPreview, html, noteChange, outputOf, pictureUrl } from "./node_parts.js";
+import { addPart, after, hideHostPreview, html, noteChange, oncePerFrame, outputOf, pictureUrl } from "./node_parts.js";
 import { everyNode, isOfOpenWorkflow, leadsTo } from "./server_graph.js";
 
 const EVENT = "rlg_cells"; // as in nodes/live_cells.py
@@ -30,9 +30,7 @@ app.registerExtension({
       if (!isOfOpenWorkflow(detail)) return;
       for (const node of everyNode()) {
         const viewer = viewers.get(node);
-        if (!viewer || !leadsTo(String(detail.node), node, "labels")) continue;
-        viewer.showDone(detail);
-        node.graph.setDirtyCanvas(true, true);
+        if (viewer && leadsTo(String(detail.node), node, "labels")) viewer.showDone(detail);
       }
     });
   },
@@ -49,9 +47,7 @@ function addViewer(node) {
 /** What a node has put out in its last run, in its viewer if it has one. */
 function showOutput(node) {
   const output = viewers.has(node) && outputOf(node);
-  if (!output) return;
-  viewers.get(node).show(output);
-  node.graph.setDirtyCanvas(true, true); // it may have grown
+  if (output) viewers.get(node).show(output);
 }
 
 class SweepViewer {
@@ -65,9 +61,14 @@ class SweepViewer {
   #use = button("Use this scale", "Write scale and switch point into the sampler or its schedule", () => this.#useScale());
   #load = button("To Load Image", "Go on with this picture", () => this.#toLoadImage());
   #full = button("Full screen", "", () => this.#toggleFullScreen());
-  #preloaded = [];
+  /** Pictures by their addresses: held, so that flipping takes them from memory. @type {Map<string, HTMLImageElement>} */
+  #held = new Map();
+  /** @type {import("./cell_viewer.js").Cell[]} as they were last told, and soon are on the page */
+  #latest = [];
   /** @type {import("./cell_viewer.js").Cell[]} of the run that goes on */
   #done = [];
+  // Cells that the server knows come all at once, each in a message of its own.
+  #drawSoon = oncePerFrame(() => this.#draw());
 
   constructor(node) {
     this.#node = node;
@@ -82,7 +83,8 @@ class SweepViewer {
   /** @param {{images?: object[], labels?: string[]}} output what the node has put out for the page */
   show({ images = [], labels = [] }) {
     if (!images.length) return;
-    this.#showCells(images.map((image, i) => ({ url: pictureUrl(api, image), label: labels[i] ?? "" })));
+    this.#latest = images.map((image, i) => ({ url: pictureUrl(api, image), label: labels[i] ?? "" }));
+    this.#draw();
   }
 
   /**
@@ -95,14 +97,19 @@ class SweepViewer {
     if (begins || this.#done.length !== labels.length)
       this.#done = labels.map((label) => ({ url: "", label, preview: true }));
     for (const [number, url] of Object.entries(pictures)) this.#done[number] = { ...this.#done[number], url };
-    this.#showCells(this.#done);
+    this.#latest = this.#done;
+    this.#drawSoon();
   }
 
-  #showCells(cells) {
-    // Held, so that flipping takes them from memory.
-    this.#preloaded = cells.map(({ url }) => Object.assign(new Image(), { src: url }));
-    this.#cells.cells = cells;
-    if (!this.empty) return;
+  #draw() {
+    const addresses = this.#latest.map(({ url }) => url).filter(Boolean);
+    this.#held = new Map(addresses.map((url) => [url, this.#held.get(url) ?? loaded(url)]));
+    this.#cells.cells = [...this.#latest];
+    if (this.empty) this.#fill();
+    this.#node.graph?.setDirtyCanvas(true, true); // it may have grown
+  }
+
+  #fill() {
     this.empty = false;
     const buttons = html("div", { class: "rlg-buttons" }, this.#compare, this.#use, this.#load, this.#full);
     this.element.replaceChildren(this.#cells.element, buttons);
@@ -146,6 +153,10 @@ class SweepViewer {
     if (document.fullscreenElement) document.exitFullscreen();
     else this.element.requestFullscreen();
   }
+}
+
+function loaded(url) {
+  return Object.assign(new Image(), { src: url });
 }
 
 function button(text, title, onClick) {

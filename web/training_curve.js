@@ -2,7 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addPart, after, html, outputOf, svg } from "./node_parts.js";
+import { addPart, after, html, oncePerFrame, outputOf, svg } from "./node_parts.js";
 import { everyNode, isOfOpenWorkflow, nodeAt } from "./server_graph.js";
 
 const NODE = "RLGTrainLora";
@@ -18,7 +18,7 @@ const LINES = [
   { name: "clipped share", share: 0.25, of: (entry) => entry.clipped },
 ];
 
-/** How to draw that of each node that has one. @type {WeakMap<object, () => void>} */
+/** How to have that of each node that has one drawn. @type {WeakMap<object, () => void>} */
 const drawings = new WeakMap();
 
 /**
@@ -63,7 +63,8 @@ function addCourse(node) {
     const { clientWidth: width, clientHeight: height } = element;
     if (width && height) element.replaceChildren(...content(course, width, height));
   };
-  drawings.set(node, draw);
+  // A page that slept gets at once what it was told meanwhile, each time the whole course.
+  drawings.set(node, oncePerFrame(draw));
   addPart(node, "rlg_training", element, () => MIN_HEIGHT);
   new ResizeObserver(draw).observe(element);
   after(node, "onExecuted", () => {
@@ -80,12 +81,13 @@ function addCourse(node) {
  */
 function content(course, width, height) {
   if (!course) return [html("p", {}, "Run to train: reward, distance to the base and clipping appear here.")];
-  return [course.entries.length ? drawing(course, width, height) : html("p", {}, course.status)];
+  const { status, entries } = course;
+  if (!entries.length) return [html("p", {}, status)];
+  return [drawing(entries, width, height), html("div", { class: "rlg-status", title: status }, status)];
 }
 
-function drawing({ status, entries }, width, height) {
+function drawing(entries, width, height) {
   const picture = svg("svg", { class: "rlg-curve-drawing", role: "img", "aria-label": spoken(entries) });
-  picture.append(svg("text", { class: "rlg-axis", x: MARGIN.left, y: MARGIN.top - 4 }, status));
   // Many methods look at neither of the others.
   const lines = LINES.filter(({ name, of }) => name === "reward" || entries.some((entry) => of(entry)));
   const free = height - lines.length * MARGIN.gap - MARGIN.top - 4;

@@ -6,7 +6,9 @@ Without it the host still shows the pictures.
 from __future__ import annotations
 
 import io
+import itertools
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -196,6 +198,84 @@ def test_a_picture_goes_to_load_image(front_end: FrontEnd, viewer: Locator) -> N
     assert front_end.problems() == []
     assert front_end.view({"filename": name, "subfolder": "", "type": "input"}) == shown
     front_end.page.evaluate("() => app.graph.remove(app.graph.nodes.find(node => node.type === 'LoadImage'))")
+
+
+MANY = 60
+# As a sweep whose cells the server has; their pictures are those of another one.
+KNOWN_CELLS = """(count) => {
+    const {id} = app.graph.nodes.find(({type}) => type === "RLGSweep");
+    const labels = Array.from({length: count}, (_, number) => `scale ${number}, seed 7`);
+    const canvas = Object.assign(document.createElement("canvas"), {width: 64, height: 64});
+    const draw = canvas.getContext("2d");
+    for (let number = 0; number < count; number++) {
+        draw.fillStyle = `hsl(${number * 6} 60% 50%)`;
+        draw.fillRect(0, 0, 64, 64);
+        const pictures = {[number]: canvas.toDataURL("image/jpeg")};
+        app.api.dispatchCustomEvent("rlg_cells", {node: String(id), begins: !number, labels, pictures});
+    }
+}"""
+
+
+def test_many_known_cells_come_at_once_and_who_stands_on_one_stays_there(
+    front_end: FrontEnd, viewer: Locator, artefacts: Path
+) -> None:
+    """Nothing that has not changed is made anew: neither the small pictures nor the focus are lost."""
+    front_end.page.evaluate(KNOWN_CELLS, MANY)
+    small = viewer.locator(".rlg-map img")
+    expect(small).to_have_count(MANY)
+    stood_on = viewer.get_by_role("button", name="scale 5, seed 7", exact=True)
+    stood_on.click()
+    small.evaluate_all("(images) => { window.earlier = images; }")
+    front_end.page.evaluate(KNOWN_CELLS, MANY)
+    _says(viewer, "scale 5, seed 7 (preview)")
+    expect(small).to_have_count(MANY)
+    assert small.evaluate_all("(images) => images.every((image, number) => image === earlier[number])")
+    expect(stood_on).to_be_focused()
+    stood_on.press("ArrowRight")
+    _says(viewer, "scale 6, seed 7 (preview)")
+    front_end.page.screenshot(path=artefacts / "many_cells.png")
+
+
+def test_every_cell_of_a_long_row_can_be_seen_and_clicked(front_end: FrontEnd, viewer: Locator) -> None:
+    """The row goes on in the next line; the map goes along to the cell that is chosen."""
+    front_end.page.evaluate(KNOWN_CELLS, MANY)
+    small = viewer.locator(".rlg-map img")
+    expect(small).to_have_count(MANY)
+    assert min(small.evaluate_all("(images) => images.map(({offsetWidth}) => offsetWidth)")) >= 20
+    viewer.get_by_role("slider", name="scale").press("End")
+    _says(viewer, f"scale {MANY - 1}, seed 7 (preview)")
+    expect(viewer.get_by_role("button", name=f"scale {MANY - 1}, seed 7", exact=True)).to_be_in_viewport()
+
+
+# A table with long labels in the smallest node, with all that one can switch on.
+CROWDED = """() => {
+    const find = (kind) => app.graph.nodes.find(({type}) => type === kind);
+    const loras = ["a", "b", "c", "d", "e"].map(name => `lora ${name.repeat(70)}`);
+    const labels = loras.flatMap(lora => [0, 1, 2, 3].map(scale => `${lora}, scale ${scale}, seed 7`));
+    const picture = document.createElement("canvas").toDataURL();
+    const pictures = Object.fromEntries(labels.map((_, number) => [number, picture]));
+    app.api.dispatchCustomEvent("rlg_cells", {node: String(find("RLGSweep").id), begins: true, labels, pictures});
+    find("RLGGrid").setSize([330, 0]);
+    find("RLGGrid").setSize([330, find("RLGGrid").computeSize()[1]]);
+}"""
+
+
+def test_nothing_lies_over_another_part_where_the_viewer_is_small(
+    front_end: FrontEnd, viewer: Locator, artefacts: Path
+) -> None:
+    size = front_end.page.evaluate("() => [...app.graph.nodes.find(({type}) => type === 'RLGGrid').size]")
+    front_end.page.evaluate(CROWDED)
+    viewer.get_by_role("button", name="Compare").click()
+    front_end.go_to("RLGGrid")
+    front_end.page.screenshot(path=artefacts / "small_viewer.png")
+    parts = ["figcaption", ".rlg-comparison", "[aria-label=scale]", "[aria-label=lora]", ".rlg-map", ".rlg-buttons"]
+    boxes = [viewer.locator(part).bounding_box() for part in [".rlg-picture", *parts]]
+    for upper, lower in itertools.pairwise(boxes):
+        assert upper["y"] + upper["height"] <= lower["y"] + 1
+    inside = viewer.bounding_box()
+    assert boxes[-1]["y"] + boxes[-1]["height"] <= inside["y"] + inside["height"] + 1
+    viewer.get_by_role("button", name="Compare").click()
+    front_end.page.evaluate("(size) => app.graph.nodes.find(({type}) => type === 'RLGGrid').setSize(size)", size)
 
 
 def _address(front_end: FrontEnd, url: str) -> str:

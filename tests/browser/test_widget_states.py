@@ -306,6 +306,43 @@ def test_all_warnings_of_a_run_are_seen(front_end: FrontEnd) -> None:
         expect(front_end.page.locator(".rlg-warnings").get_by_text(sentence)).to_be_visible()
 
 
+def test_a_warning_leaves_a_node_as_wide_as_it_is(front_end: FrontEnd) -> None:
+    """Also where its title is longer, which the host would make it wide enough for."""
+    front_end.add_alone("RLGSweep")
+    sizes = front_end.page.evaluate(
+        """() => {
+            const [node] = app.graph.nodes;
+            node.title = "A title that somebody wrote who wanted to say what all of this is good for";
+            const before = node.size[0];
+            const sentence = "no step takes this scale";
+            app.api.dispatchCustomEvent("rlg_warning", {node: String(node.id), sentence});
+            return [before, node.size[0]];
+        }"""
+    )
+    expect(front_end.page.locator(".rlg-warnings")).to_be_visible()
+    assert sizes[0] == sizes[1]
+
+
+def test_many_warnings_do_not_make_a_node_taller_than_the_screen(front_end: FrontEnd) -> None:
+    """The last of them is scrolled to."""
+    front_end.add_alone("RLGSweep")
+    front_end.page.evaluate(
+        """() => {
+            const node = String(app.graph.nodes[0].id);
+            for (let number = 0; number < 100; number++) {
+                const sentence = `no step takes the scale of cell ${number}`;
+                app.api.dispatchCustomEvent("rlg_warning", {node, sentence});
+            }
+        }"""
+    )
+    shown = front_end.page.locator(".rlg-warnings")
+    expect(shown.locator("p")).to_have_count(100)
+    assert shown.bounding_box()["height"] < 250
+    last = shown.get_by_text("of cell 99")
+    last.scroll_into_view_if_needed()
+    expect(last).to_be_in_viewport()
+
+
 def test_a_warning_of_another_workflow_is_in_none_of_the_nodes_of_this_one(front_end: FrontEnd) -> None:
     """They have the same ids. It is a message of the page."""
     front_end.add_alone("RLGSweep")
