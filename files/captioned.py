@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +46,11 @@ class Captioned:
             ) from None
 
 
-def captions_among(names: Iterable[str]) -> set[str]:
+def captions_among(names: Collection[str]) -> set[str]:
     """Of the names in a folder, those of texts that have a picture beside them."""
-    paths = [Path(name) for name in names]
-    pictures = {path.stem for path in paths if path.suffix.lower() in PICTURES}
-    return {path.name for path in paths if path.suffix.lower() == ".txt" and path.stem in pictures}
+    # Not as paths: there may be tens of thousands.
+    pictures = {name.rpartition(".")[0] for name in names if name.lower().endswith(PICTURES)}
+    return {name for name in names if name.lower().endswith(".txt") and name.rpartition(".")[0] in pictures}
 
 
 def captioned(folder: Path) -> list[Captioned]:

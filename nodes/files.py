@@ -190,18 +190,17 @@ class RLGSaveSet(io.ComfyNode):
 
 
 def _prompt_files() -> list[str]:
-    root = Path(folder_paths.get_input_directory())
+    root = Path(folder_paths.get_input_directory()).resolve()
+    found: list[Path] = []
+    # The host asks several times for each run, and most of what the folder holds are pictures: they stay names.
+    for folder, _, names in os.walk(root):
+        if texts := {name for name in names if name.lower().endswith(SUFFIXES)}:
+            found += (Path(folder, name) for name in texts - captions_among(names) if not is_of_the_system(name))
     # Links are followed to their file, as the host does, but not out of the folder.
-    found = (
-        Path(folder, name)
-        for folder, _, names in os.walk(root)
-        for name in set(names) - captions_among(names)
-        if not is_of_the_system(name)
-    )
     return sorted(
         file.relative_to(root).as_posix()
         for file in found
-        if file.suffix.lower() in SUFFIXES and file.resolve().is_relative_to(root.resolve())
+        if file.suffix.lower() in SUFFIXES and file.resolve().is_relative_to(root)
     )
 
 

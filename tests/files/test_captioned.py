@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,30 @@ def test_captions_are_not_offered_as_files_of_prompts(pictures, rlg) -> None:
     (pictures / "list.txt").write_text("a cat\na dog\n", encoding="utf-8")
     (file,) = [one for one in rlg.nodes["RLGLoadPrompts"].define_schema().inputs if one.id == "file"]
     assert file.options == ["pictures/list.txt"]
+
+
+def test_pictures_and_their_captions_cost_a_list_of_files_nothing_each(pictures, rlg) -> None:
+    """The host asks for it several times a run, and the input folder may hold tens of thousands of them."""
+    list_files = rlg.nodes["RLGLoadPrompts"].define_schema
+
+    def calls() -> int:
+        events: list[str] = []
+        before = sys.getprofile()
+        sys.setprofile(lambda frame, event, arg: events.append(event))
+        try:
+            list_files()
+        finally:
+            sys.setprofile(before)
+        return events.count("call")
+
+    (pictures / "without").mkdir()
+    (pictures / "list.txt").write_text("a cat\n", encoding="utf-8")
+    list_files()  # what is imported at the first time counts too
+    of_few = calls()
+    for number in range(100):
+        for name in (f"{number}.png", f"{number}.txt", f"without/{number}.png"):
+            (pictures / name).touch()
+    assert calls() == of_few
 
 
 def test_what_macos_writes_beside_files_is_none_of_ours(pictures, run_node, rlg) -> None:
