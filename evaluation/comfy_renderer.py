@@ -7,6 +7,9 @@ parts of the extension, whose nodes are run.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +76,26 @@ class ComfyRenderer:
         with refusing("", ValueError):
             # Not by EmptyLatentImage, which takes every VAE for one that makes a pixel an eighth.
             empty = torch.zeros(1, *latent_shape(model, vae, self._plan.width, self._plan.height))
-        pictures: list[Picture] = []
-        for number, prompt in enumerate(batch.prompts, start=batch.first):
-            (positive,) = self._extension.run_node("CLIPTextEncode", clip=clip, text=prompt)
-            # (seeds, cells, height, width, 3) uint8
-            images = np.stack([self._sampled(model, vae, positive, negative, empty, seed) for seed in self._plan.seeds])
-            scores = np.stack([self._scores(of_seed, prompt) for of_seed in images])
-            for cell in range(len(self._cells)):
-                apart = float(self._measure(to_image(images[:, cell])).mean()) if len(images) > 1 else None
-                for seed in range(len(images)):
-                    values = tuple(scores[seed, :, cell].tolist())
-                    pictures.append(Picture(number, seed, cell, png(images[seed, cell]), values, apart))
-        return pictures
+        pictures: list[tuple[Callable[..., Picture], Future[bytes]]] = []
+        compressor = ThreadPoolExecutor(1)  # meanwhile a GPU scores, and computes the next pictures
+        try:
+            for number, prompt in enumerate(batch.prompts, start=batch.first):
+                (positive,) = self._extension.run_node("CLIPTextEncode", clip=clip, text=prompt)
+                # (seeds, cells, height, width, 3) uint8
+                images = np.stack(
+                    [self._sampled(model, vae, positive, negative, empty, seed) for seed in self._plan.seeds]
+                )
+                files = [[compressor.submit(png, image) for image in of_seed] for of_seed in images]
+                scores = np.stack([self._scores(of_seed, prompt) for of_seed in images])
+                for cell in range(len(self._cells)):
+                    apart = float(self._measure(to_image(images[:, cell])).mean()) if len(images) > 1 else None
+                    for seed in range(len(images)):
+                        values = tuple(scores[seed, :, cell].tolist())
+                        picture = partial(Picture, number, seed, cell, scores=values, diversity=apart)
+                        pictures.append((picture, files[seed][cell]))
+            return [picture(png=file.result()) for picture, file in pictures]
+        finally:
+            compressor.shutdown(cancel_futures=True)  # after an error nobody takes the others
 
     def _sampled(
         self, model: Any, vae: Any, positive: list, negative: list, empty: torch.Tensor, seed: int

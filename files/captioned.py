@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +47,11 @@ class Captioned:
             ) from None
 
 
-def captions_among(names: Iterable[str]) -> set[str]:
+def captions_among(names: Collection[str]) -> set[str]:
     """Of the names in a folder, those of texts that have a picture beside them."""
-    paths = [Path(name) for name in names]
-    pictures = {path.stem for path in paths if path.suffix.lower() in PICTURES}
-    return {path.name for path in paths if path.suffix.lower() == ".txt" and path.stem in pictures}
+    # Not as paths: there may be tens of thousands.
+    pictures = {name.rpartition(".")[0] for name in names if name.lower().endswith(PICTURES)}
+    return {name for name in names if name.lower().endswith(".txt") and name.rpartition(".")[0] in pictures}
 
 
 def captioned(folder: Path) -> list[Captioned]:
@@ -59,32 +60,69 @@ def captioned(folder: Path) -> list[Captioned]:
     Raises:
         ValueError: there is none, or one without a caption; the message is one sentence.
     """
-    root = folder.resolve()
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not is_of_the_system(path.name)
-    )
-    # Links are followed to their file, but not out of the folder.
-    files = [path for path in files if path.resolve().is_relative_to(root)]
-    if not files:
-        raise ValueError(f"folder: there is no picture in {folder}; put some there ({', '.join(PICTURES)}).")
-    table = _table(folder / METADATA) if (folder / METADATA).exists() else None
-    found = [Captioned(path, " ".join(_caption(path, table).split())) for path in files]
-    if without := [one.path.name for one in found if not one.caption]:
-        beside = "metadata.csv has no line for it" if table is not None else f"write {Path(without[0]).stem}.txt"
-        raise ValueError(
-            f"folder: {len(without)} of {len(files)} pictures have no caption, such as {without[0]}: {beside}."
-        )
+    files, table = _pictures(folder), _table(folder)
+    captions = [_beside(path) if table is None else table.get(_composed(path.name), "") for path in files]
+    found = [Captioned(path, " ".join(caption.split())) for path, caption in zip(files, captions, strict=True)]
+    _refuse([one.path for one in found if not one.caption], files, table)
     return found
 
 
-def _caption(picture: Path, table: dict[str, str] | None) -> str:
-    if table is not None:
-        return table.get(_composed(picture.name), "")
-    text = picture.with_suffix(".txt")
+def check_captioned(folder: Path) -> None:
+    """Refuse what `captioned` refuses, as far as names and a table tell it.
+
+    No text is opened: the host asks at every run, and ten thousand take tens of seconds on a network drive.
+
+    Raises:
+        ValueError: there is no picture, or one that has certainly no caption.
+    """
+    files, table = _pictures(folder), _table(folder)
+    if table is None:
+        names = {_on_any_disk(name) for name in os.listdir(folder)}
+        without = [path for path in files if _on_any_disk(_text_of(path)) not in names]
+    else:
+        without = [path for path in files if not table.get(_composed(path.name), "").split()]
+    _refuse(without, files, table)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    root = folder.resolve()
+    with os.scandir(folder) as entries:
+        # Links are followed to their file, but not out of the folder. What is no link need not be looked up one by one.
+        files = sorted(
+            folder / entry.name
+            for entry in entries
+            if Path(entry.name).suffix.lower() in PICTURES
+            and not is_of_the_system(entry.name)
+            and (not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(root))
+        )
+    if not files:
+        raise ValueError(f"folder: there is no picture in {folder}; put some there ({', '.join(PICTURES)}).")
+    return files
+
+
+def _refuse(without: Sequence[Path], files: Sequence[Path], table: dict[str, str] | None) -> None:
+    """Raises ValueError where there are pictures without a caption."""
+    if without:
+        beside = "metadata.csv has no line for it" if table is not None else f"write {_text_of(without[0])}"
+        raise ValueError(
+            f"folder: {len(without)} of {len(files)} pictures have no caption, such as {without[0].name}: {beside}."
+        )
+
+
+def _text_of(picture: Path) -> str:
+    return f"{picture.stem}.txt"
+
+
+def _beside(picture: Path) -> str:
+    text = picture.with_name(_text_of(picture))
     return _read(text) if text.is_file() else ""
 
 
-def _table(path: Path) -> dict[str, str]:
+def _table(folder: Path) -> dict[str, str] | None:
+    """Captions by the names of their pictures; None where there is no table."""
+    path = folder / METADATA
+    if not path.exists():
+        return None
     # Only \n, \r\n and \r end a line here: str.splitlines would also split at U+2028 and others within a caption.
     rows = csv.DictReader(io.StringIO(_read(path), newline=""))
     try:
@@ -100,6 +138,11 @@ def _table(path: Path) -> dict[str, str]:
 def _composed(name: str) -> str:
     """Disks of macOS may keep an accent apart from its letter."""
     return unicodedata.normalize("NFC", name)
+
+
+def _on_any_disk(name: str) -> str:
+    """The same for names that some disk takes for the same, as those of macOS and Windows take B.TXT for b.txt."""
+    return _composed(name).casefold()
 
 
 def _read(path: Path) -> str:

@@ -98,7 +98,7 @@ class PictureSet:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def add(self, pictures: Sequence[np.ndarray], entries: Sequence[Entry], info: PngInfo | None = None) -> list[Path]:
+    def add(self, pictures: Iterable[np.ndarray], entries: Sequence[Entry], info: PngInfo | None = None) -> list[Path]:
         """Save the pictures that the set does not hold yet, and then the folders' metadata.
 
         A picture is held where a line with the same data has a file with the same pixels: a run that was stopped can
@@ -106,7 +106,7 @@ class PictureSet:
         A line whose file is gone or damaged gets the next picture with its data.
 
         Args:
-            pictures: (height, width, 3 or 4) uint8 each.
+            pictures: (height, width, 3 or 4) uint8 each; the next is taken once the one before is written.
             entries: one for each picture.
             info: text to write into the new files.
 
@@ -122,9 +122,10 @@ class PictureSet:
         tables = {entry.folder: _Table(self._root / entry.folder) for entry in entries}
         files: list[Path] = []
         for picture, entry in zip(pictures, entries, strict=True):
-            if path := tables[entry.folder].place(entry, picture):
+            digest = _digest(picture)
+            if path := tables[entry.folder].place(entry, digest):
                 write_bytes(path, png(picture, info))
-                tables[entry.folder].append(entry, path)
+                tables[entry.folder].append(entry, path, digest)
                 files.append(path)
         for table in tables.values():
             table.write()
@@ -144,22 +145,25 @@ class _Table:
         self._written = len(self._rows)
         self._names: dict[tuple[str, ...], list[str]] = {}
         """Files by the rest of their line."""
+        self._digests: dict[str, bytes | None] = {}
+        """Of the files looked at so far: many pictures may have the same line, and each asks for all of its files."""
         for row in self._rows:
             self._names.setdefault(_data(row), []).append(row["image_path"])
 
-    def place(self, entry: Entry, picture: np.ndarray) -> Path | None:
+    def place(self, entry: Entry, digest: bytes) -> Path | None:
         """The file that a picture belongs into; None where there is one with its data and its pixels."""
         gap = None
         for name in self._names.get(_data(entry.row("")), []):
-            held = _pixels(self._folder / name)
+            held = self._held(name)
             if held is None:
                 gap = gap or name
-            elif np.array_equal(held, picture):
+            elif held == digest:
                 return None
         return self._folder / (gap or image_name(len(self._rows)))
 
-    def append(self, entry: Entry, path: Path) -> None:
+    def append(self, entry: Entry, path: Path, digest: bytes) -> None:
         """A line for a picture, where `place` did not give it that of another."""
+        self._digests[path.name] = digest
         names = self._names.setdefault(_data(entry.row("")), [])
         if path.name not in names:
             names.append(path.name)
@@ -168,6 +172,13 @@ class _Table:
     def write(self) -> None:
         if len(self._rows) > self._written:
             write_csv(self._path, COLUMNS, self._rows)
+
+    def _held(self, name: str) -> bytes | None:
+        """What `_digest` says of a file that is there and whole."""
+        if name not in self._digests:
+            pixels = _pixels(self._folder / name)
+            self._digests[name] = None if pixels is None else _digest(pixels)
+        return self._digests[name]
 
     def _read(self) -> list[dict[str, str]]:
         try:
@@ -195,6 +206,11 @@ def _check(entry: Entry) -> None:
 
 def _data(row: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(row[name] for name in COLUMNS[1:])
+
+
+def _digest(picture: np.ndarray) -> bytes:
+    """The same for the same pixels alone."""
+    return hashlib.blake2b(np.ascontiguousarray(picture), key=str(picture.shape).encode()).digest()
 
 
 def _pixels(path: Path) -> np.ndarray | None:

@@ -148,13 +148,12 @@ class RLGSaveSet(io.ComfyNode):
         schedule: list[Schedule] | None = None,
         labels: list[str] | None = None,
     ) -> io.NodeOutput:
-        pictures = [to_bytes(picture) for batch in images for picture in batch]
         sizes = [len(batch) for batch in images]
         if labels is None:
             seeds = spread("seed", seed, sizes)
             schedules = spread("schedule", schedule or [constant(value) for value in scale], sizes)
         else:
-            check_number("labels", labels, len(pictures))
+            check_number("labels", labels, sum(sizes))
             schedules, seeds = zip(*(schedule_and_seed(label) for label in labels), strict=True)
         of_each = (spread(name, values, sizes) for name, values in (("model", model), ("lora", lora)))
         entries = [
@@ -164,9 +163,11 @@ class RLGSaveSet(io.ComfyNode):
             )
         ]
         root = _set_folder(folder[0], entries)
+        # Each as it is written: a second copy of all would be a quarter of what they take.
+        pictures = (to_bytes(picture) for batch in images for picture in batch)
         files = PictureSet(root).add(pictures, entries, cls._workflow())
         report = f"{len(files)} pictures saved in {root}"
-        if held := len(pictures) - len(files):
+        if held := len(entries) - len(files):
             report += f"; {held} were there already"
         output = Path(folder_paths.get_output_directory()).resolve()
         saved = [
@@ -189,18 +190,17 @@ class RLGSaveSet(io.ComfyNode):
 
 
 def _prompt_files() -> list[str]:
-    root = Path(folder_paths.get_input_directory())
+    root = Path(folder_paths.get_input_directory()).resolve()
+    found: list[Path] = []
+    # The host asks several times for each run, and most of what the folder holds are pictures: they stay names.
+    for folder, _, names in os.walk(root):
+        if texts := {name for name in names if name.lower().endswith(SUFFIXES)}:
+            found += (Path(folder, name) for name in texts - captions_among(names) if not is_of_the_system(name))
     # Links are followed to their file, as the host does, but not out of the folder.
-    found = (
-        Path(folder, name)
-        for folder, _, names in os.walk(root)
-        for name in set(names) - captions_among(names)
-        if not is_of_the_system(name)
-    )
     return sorted(
         file.relative_to(root).as_posix()
         for file in found
-        if file.suffix.lower() in SUFFIXES and file.resolve().is_relative_to(root.resolve())
+        if file.suffix.lower() in SUFFIXES and file.resolve().is_relative_to(root)
     )
 
 

@@ -9,7 +9,7 @@ import folder_paths
 import numpy as np
 from comfy_api.v0_0_2 import io
 
-from ..files.captioned import captioned
+from ..files.captioned import captioned, check_captioned
 from ..rewards.pixels import to_image
 from ..rlg_sampler.messages import shown
 from ..training.policy.room import check_room
@@ -60,8 +60,8 @@ class RLGLoadImages(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: str | None = None) -> bool | str:
-        """Are the pictures there?"""
-        return answer(lambda name: captioned(_folder(name)), folder)
+        """Are the pictures there, and captions beside them? What these say is read once it runs."""
+        return answer(lambda name: check_captioned(_folder(name)), folder)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, **_: Any) -> Any:

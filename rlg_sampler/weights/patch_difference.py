@@ -52,7 +52,8 @@ def patch_difference(base: WeightPatches, tuned: WeightPatches) -> dict[str, Wei
     for key in sorted(base.keys() | tuned.keys()):
         of_base, of_tuned = tuple(base.get(key, ())), tuple(tuned.get(key, ()))
         removed, added = _without(of_base, of_tuned), _without(of_tuned, of_base)
-        if not (_that_change(removed) or _that_change(added)):
+        taken_away, adds = _that_change(removed), _that_change(added)
+        if not (taken_away or adds):
             continue
         # A patch that rescales or replaces the weight acts on those before it, so only what follows it is a plain sum.
         only_follows = not removed and all(map(_same_patch, of_base, of_tuned))
@@ -60,7 +61,7 @@ def patch_difference(base: WeightPatches, tuned: WeightPatches) -> dict[str, Wei
         terms = None
         if all(_is_low_rank(patch) for patch in everything):
             terms = tuple((-1.0, p) for p in removed) + tuple((1.0, p) for p in added)
-        changes[key] = WeightChange(of_base, of_tuned, _that_change(removed), _that_change(added), terms)
+        changes[key] = WeightChange(of_base, of_tuned, taken_away, adds, terms)
     return changes
 
 
@@ -160,8 +161,14 @@ def _is_zero(patch: Patch) -> bool:
     if _is_low_rank(patch):
         up, down, alpha, *_ = adapter.weights
         # A LoRA as initialised, before any training, has an all-zero `up`.
-        return alpha == 0.0 or not (up.any() and down.any())
-    return isinstance(adapter, tuple) and adapter[:1] == ("diff",) and not adapter[1][0].any()
+        return alpha == 0.0 or not (_any(up) and _any(down))
+    return isinstance(adapter, tuple) and adapter[:1] == ("diff",) and not _any(adapter[1][0])
+
+
+def _any(numbers: torch.Tensor) -> bool:
+    """Whether one is not zero."""
+    # The first few nearly always tell; all of a large LoRA take a second to read from its file, before each run.
+    return bool(torch.atleast_1d(numbers)[:1].any()) or bool(numbers.any())
 
 
 def _is_low_rank(patch: Patch) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +25,13 @@ from safetensors.torch import save_file
 import tiny_rewards
 from demo.tiny_encoders import clip_l_state_dict, vae_state_dict
 from demo.tiny_model import TinySD3, mmdit_state_dict, write_checkpoint, write_peft_adapter
+from evaluation import comfy_renderer
 from evaluation.comfy_renderer import ComfyRenderer
 from evaluation.errors import EvaluationError
 from evaluation.host import _on_cpu, add_model_folders
 from evaluation.plan import Batch, Plan, load_plan
 from evaluation.worker import Picture
+from files.pictures import png
 from rewards import registry
 
 pytestmark = pytest.mark.slow
@@ -190,6 +194,79 @@ def test_pictures_do_not_depend_on_the_batch_they_came_in(plan: Callable, extens
     other.render(Batch(1, 1, PROMPTS[1:]))
     alone = [*other.render(Batch(0, 1, PROMPTS[1:])), *other.render(Batch(0, 0, PROMPTS[:1]))]
     assert sorted(alone, key=_key) == sorted(together, key=_key)
+
+
+def test_the_next_prompt_is_sampled_while_a_picture_is_compressed(
+    plan: Callable, extension: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU would wait a fifth of a second for each picture of 1024 x 1024."""
+    wanted = plan()
+    expected = ComfyRenderer(wanted, extension).render(Batch(0, 0, PROMPTS))
+    calls: list[int] = []
+    second_prompt = threading.Event()
+    sampled = ComfyRenderer._sampled
+
+    def sample(renderer: ComfyRenderer, *inputs: Any) -> np.ndarray:
+        calls.append(0)
+        if len(calls) > len(wanted.seeds):
+            second_prompt.set()
+        return sampled(renderer, *inputs)
+
+    def compress(picture: np.ndarray) -> bytes:
+        assert second_prompt.wait(60), "the second prompt waits for the first one's files"
+        return png(picture)
+
+    monkeypatch.setattr(ComfyRenderer, "_sampled", sample)
+    monkeypatch.setattr(comfy_renderer, "png", compress)
+    assert ComfyRenderer(wanted, extension).render(Batch(0, 0, PROMPTS)) == expected
+
+
+def test_a_picture_that_cannot_be_compressed_ends_its_batch(
+    plan: Callable, extension: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(picture: np.ndarray) -> bytes:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(comfy_renderer, "png", fails)
+    with pytest.raises(MemoryError, match="too large"):
+        ComfyRenderer(plan(), extension).render(Batch(0, 0, PROMPTS))
+
+
+def test_what_ends_a_batch_does_not_wait_for_all_its_files(
+    plan: Callable, extension: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C is heard after the one that is being compressed."""
+    wanted = plan()
+    compressing, ending = threading.Event(), threading.Event()
+    calls: list[int] = []
+    compressed: list[bytes] = []
+    sampled = ComfyRenderer._sampled
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, **how: Any) -> None:
+            super().shutdown(wait=False, **how)
+            ending.set()
+            super().shutdown(wait)
+
+    def sample(renderer: ComfyRenderer, *inputs: Any) -> np.ndarray:
+        if len(calls) == len(wanted.seeds):
+            assert compressing.wait(60)
+            raise KeyboardInterrupt
+        calls.append(0)
+        return sampled(renderer, *inputs)
+
+    def compress(picture: np.ndarray) -> bytes:
+        compressing.set()
+        assert ending.wait(60)
+        compressed.append(png(picture))
+        return compressed[-1]
+
+    monkeypatch.setattr(comfy_renderer, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(ComfyRenderer, "_sampled", sample)
+    monkeypatch.setattr(comfy_renderer, "png", compress)
+    with pytest.raises(KeyboardInterrupt):
+        ComfyRenderer(wanted, extension).render(Batch(0, 0, PROMPTS))
+    assert len(compressed) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,30 @@ def test_captions_are_not_offered_as_files_of_prompts(pictures, rlg) -> None:
     (pictures / "list.txt").write_text("a cat\na dog\n", encoding="utf-8")
     (file,) = [one for one in rlg.nodes["RLGLoadPrompts"].define_schema().inputs if one.id == "file"]
     assert file.options == ["pictures/list.txt"]
+
+
+def test_pictures_and_their_captions_cost_a_list_of_files_nothing_each(pictures, rlg) -> None:
+    """The host asks for it several times a run, and the input folder may hold tens of thousands of them."""
+    list_files = rlg.nodes["RLGLoadPrompts"].define_schema
+
+    def calls() -> int:
+        events: list[str] = []
+        before = sys.getprofile()
+        sys.setprofile(lambda frame, event, arg: events.append(event))
+        try:
+            list_files()
+        finally:
+            sys.setprofile(before)
+        return events.count("call")
+
+    (pictures / "without").mkdir()
+    (pictures / "list.txt").write_text("a cat\n", encoding="utf-8")
+    list_files()  # what is imported at the first time counts too
+    of_few = calls()
+    for number in range(100):
+        for name in (f"{number}.png", f"{number}.txt", f"without/{number}.png"):
+            (pictures / name).touch()
+    assert calls() == of_few
 
 
 def test_what_macos_writes_beside_files_is_none_of_ours(pictures, run_node, rlg) -> None:
@@ -97,12 +122,20 @@ def test_no_character_of_a_prompt_ends_a_line_of_the_table(pictures, run_node, m
     assert prompts == ["a cat on a mat"]
 
 
+def _no_text(folder: Path) -> None:
+    (folder / "b.txt").unlink()
+
+
 def _no_caption(folder: Path) -> None:
     (folder / "b.txt").write_text(" \n")
 
 
 def _no_line(folder: Path) -> None:
     (folder / "metadata.csv").write_text("image_path,prompt\na.JPG,a door\n")
+
+
+def _no_caption_in_line(folder: Path) -> None:
+    (folder / "metadata.csv").write_text("image_path,prompt\na.JPG,a door\nb.png, \n")
 
 
 def _no_columns(folder: Path) -> None:
@@ -131,22 +164,43 @@ def _damaged(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence", "known_before"),
     [
-        (_no_caption, r"1 of 2 pictures have no caption, such as b\.png: write b\.txt", True),
+        (_no_text, r"1 of 2 pictures have no caption, such as b\.png: write b\.txt", True),
+        (_no_caption, r"1 of 2 pictures have no caption, such as b\.png: write b\.txt", False),
         (_no_line, r"1 of 2 pictures have no caption, such as b\.png: metadata\.csv has no line", True),
+        (_no_caption_in_line, r"1 of 2 pictures have no caption, such as b\.png: metadata\.csv has no line", True),
         (_no_columns, r".*metadata\.csv has no columns image_path and prompt", True),
         (_stray_quote, r".*metadata\.csv is no CSV \(field larger than", True),
-        (_not_text, r"b\.txt cannot be read as UTF-8 text", True),
+        (_not_text, r"b\.txt cannot be read as UTF-8 text", False),
         (_no_picture, r"there is no picture in", True),
         (_damaged, r"b\.png cannot be read as a picture", False),
     ],
 )
 def test_a_wrong_folder_is_one_sentence(pictures, run_node, rlg, spoil, sentence, known_before) -> None:
-    """Before anything runs, where no picture has to be opened for it."""
+    """Before anything runs, where no picture and no text has to be opened for it."""
     spoil(pictures)
     with pytest.raises(ValueError, match=rf"^folder: {sentence}.*\.$") as error:
         run_node("RLGLoadImages", folder="pictures", width=32, height=16)
     assert "\n" not in str(error.value)
-    assert (rlg.nodes["RLGLoadImages"].validate_inputs(folder="pictures") is True) != known_before
+    said = rlg.nodes["RLGLoadImages"].validate_inputs(folder="pictures")
+    assert said == str(error.value) if known_before else said is True
+
+
+def test_no_text_is_opened_before_anything_runs(pictures, run_node, rlg, monkeypatch) -> None:
+    """There may be ten thousand, on a network drive, and the host asks at every run."""
+    opened: list[str] = []
+    read_text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: opened.append(path.name) or read_text(path, **how))
+    assert rlg.nodes["RLGLoadImages"].validate_inputs(folder="pictures") is True and not opened
+    run_node("RLGLoadImages", folder="pictures", width=32, height=16)
+    assert opened == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize(("picture", "text"), [("c.png", "C.TXT"), ("\xe9.png", "e\u0301.txt")])
+def test_a_caption_that_another_disk_finds_is_not_missed_before_anything_runs(pictures, rlg, picture, text) -> None:
+    """Disks of Windows and macOS have one file by names that are two on Linux: its own disk decides, once it runs."""
+    Image.new("RGB", (8, 8)).save(pictures / picture)
+    (pictures / text).write_text("a cat")
+    assert rlg.nodes["RLGLoadImages"].validate_inputs(folder="pictures") is True
 
 
 def test_more_than_there_is_room_for_is_one_sentence(pictures, run_node, monkeypatch) -> None:

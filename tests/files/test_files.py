@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from files import pictures as files_pictures
 from files.pictures import COLUMNS, Entry, PictureSet, folder_name
 from files.prompts import read_prompts
 from files.replacing import replacing
@@ -250,6 +251,44 @@ def test_running_again_adds_what_is_missing_and_nothing_else(save: Callable, out
     }
     save([first], ["another prompt"])
     assert len(_table(output_folder / "set" / "scale_1.6")) == 6
+
+
+def test_a_file_is_read_once_however_many_pictures_have_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a batch of one seed has; each would otherwise be compared with every file."""
+    looks: list[str] = []
+    pixels = files_pictures._pixels
+    monkeypatch.setattr(files_pictures, "_pixels", lambda path: looks.append(path.name) or pixels(path))
+    pictures = [np.full((4, 4, 3), n, np.uint8) for n in range(5)]
+    entry = Entry("a", 1, 1.0, "", "m", "l")
+    names = [f"{n:05d}.png" for n in range(5)]
+    assert [path.name for path in PictureSet(tmp_path).add(pictures, [entry] * 5)] == names and not looks
+    (tmp_path / "scale_1.0" / names[2]).unlink()
+    again = [pictures[0], *pictures[3:], np.full((4, 4, 3), 9, np.uint8), pictures[2], pictures[2]]
+    written = PictureSet(tmp_path).add(again, [entry] * 6)
+    assert [path.name for path in written] == [names[2], "00005.png"] and sorted(looks) == names
+
+
+def test_pictures_of_another_shape_are_others(tmp_path: Path) -> None:
+    """Also where their bytes are the same, as of white ones."""
+    pictures = [np.full(shape, 255, np.uint8) for shape in ((4, 6, 3), (6, 4, 3), (3, 6, 4), (4, 6, 3))]
+    for expected in (3, 0):
+        assert len(PictureSet(tmp_path).add(pictures, [Entry("a", 1, 1.0, "", "m", "l")] * 4)) == expected
+
+
+def test_each_picture_is_written_before_the_next_is_converted(
+    save: Callable, rlg: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of all of them at 8 bits would be a quarter of what they take."""
+    events: list[str] = []
+    for module, name in (("nodes.files", "to_bytes"), ("files.pictures", "write_bytes")):
+        real = getattr(rlg.module(module), name)
+        monkeypatch.setattr(
+            rlg.module(module), name, lambda *args, name=name, real=real: events.append(name) or real(*args)
+        )
+    assert save([_pictures(2), _pictures(1, seed=1)], ["a"]).startswith("3 pictures saved")
+    assert events == ["to_bytes", "write_bytes"] * 3
 
 
 def test_a_stop_in_the_middle_leaves_a_whole_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
