@@ -35,6 +35,13 @@ class ByWord(tasks.Redness):
         return (images.mean(dim=(1, 2)) * colours).sum(dim=-1)
 
 
+class Tied(tasks.Redness):
+    """All pictures are as good, so that there is nothing to learn from them."""
+
+    def score(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        return torch.full((len(images),), 0.5)
+
+
 @pytest.fixture
 def make(training, models):
     def trainer(
@@ -118,6 +125,38 @@ def test_the_loss_on_real_images_is_of_the_prediction_for_the_prompt(training, m
             gradients = training.gradient_sum.GradientSum(trainer.policy.parameters.values())
             found.append(trainer._learner._near_images(0, 0, gradients))
     assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0] > 0.0
+
+
+@pytest.mark.parametrize("family", ["SD3", "SD1.5"])
+def test_the_gradient_on_real_images_is_that_of_one_graph(training, make, family) -> None:
+    """Where all pictures are as good, it is all that there is: its weight times the mean loss over an image per group."""
+    method = replace(small_methods(training)["DDPO"], groups=3, updates=1, image_weight=0.4)
+    ours, trainer = make(method, family, reward=Tied()), make(replace(method, cfg=1.0), family)
+    mine = _gradients(ours)
+    _gradients(trainer)  # for the same policy
+    losses = []
+    for group in range(3):
+        generator = _stream(training, 0, "image", 0, 0, group)
+        prompt, index = (int(torch.randint(count, (1,), generator=generator)) for count in (2, method.steps))
+        noise = torch.randn(1, *trainer.task.latent_shape, generator=generator)
+
+        def loss(run: Any, prompt: int = prompt, index: int = index, noise: torch.Tensor = noise) -> torch.Tensor:
+            clean = trainer.task.encoded(prompt)
+            noisy = run.start(noise, clean, index)
+            with torch.enable_grad():
+                predicted = (noisy - run.x0(noisy, index)) / run.sigmas[index]  # noise, or velocity of a flow
+                return ((predicted - (noise if family == "SD1.5" else noise - clean)) ** 2).mean()
+
+        with training.gradients.training_mode():
+            losses.append(trainer._host.run(prompt, noise.shape, loss))
+    with training.gradients.training_mode(), torch.enable_grad():
+        mean = sum(losses) / 3
+        (method.image_weight * mean).backward()
+    assert ours.history[0].diffusion == pytest.approx(float(mean), rel=1e-4)
+    theirs = {n: p.grad for n, p in trainer.policy.parameters.items() if p.grad is not None}
+    assert theirs.keys() == mine.keys()
+    for parameter, gradient in theirs.items():
+        assert (mine[parameter] - gradient).abs().max() <= 1e-3 * gradient.abs().max(), parameter
 
 
 def test_a_vae_that_left_the_gpu_for_the_reward_comes_back(training, make) -> None:
