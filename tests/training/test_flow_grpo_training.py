@@ -101,6 +101,20 @@ def test_the_ratio_before_the_first_update_is_exactly_one(make, drawn_iteration,
     assert len(ratios) == 2 * 4 * 3 and torch.equal(ratios, torch.ones_like(ratios))
 
 
+def test_the_clipped_share_is_that_of_ratios_outside_the_range(make, training, monkeypatch) -> None:
+    """Of both updates: none in the first one, in the second those of a policy that has moved on."""
+    ratios, own = [], training.policy_gradient.clipped_policy_loss
+    monkeypatch.setattr(
+        training.policy_gradient, "clipped_policy_loss", lambda r, *rest: ratios.append(r.detach()) or own(r, *rest)
+    )
+    trainer = make(clip_range=0.2)
+    (entry,) = trainer.iterate(1)
+    values = torch.cat(ratios)
+    outside = (values < 0.8) | (values > 1.2)
+    assert len(values) == 2 * 4 * 3 and 0 < outside.sum() < 12
+    assert entry.clipped == pytest.approx(float(outside.sum()) / len(values))
+
+
 class OneTied(tasks.Redness):
     """The same for all pictures of a prompt, so that none of them is better than another."""
 
