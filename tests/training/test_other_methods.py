@@ -129,7 +129,7 @@ def test_the_loss_on_real_images_is_of_the_prediction_for_the_prompt(training, m
 
 @pytest.mark.parametrize("family", ["SD3", "SD1.5"])
 def test_the_gradient_on_real_images_is_that_of_one_graph(training, make, family) -> None:
-    """Where all pictures are as good it is all that there is: a weight times the mean loss on an image for each group."""
+    """Where all pictures are as good it is all there is: a weight times the mean loss on an image for each group."""
     method = replace(small_methods(training)["DDPO"], groups=3, updates=1, image_weight=0.4)
     ours, trainer = make(method, family, reward=Tied()), make(replace(method, cfg=1.0), family)
     mine = _gradients(ours)
