@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import comfy.controlnet
 import comfy.hooks
+import comfy.model_management
 import comfy.samplers
 import comfy.utils
 import pytest
@@ -28,6 +30,8 @@ from pairs import (
     write_lora,
 )
 from stock_guiders import two_models
+
+CANCEL = comfy.model_management.InterruptProcessingException
 
 
 @pytest.fixture(scope="module")
@@ -578,6 +582,33 @@ def test_lora_hooks_on_conds(base, other, checkpoint, run_node, hooked, keyframe
     expected = two_models(base, tune(load_checkpoint(checkpoint)), 1.6, own_positive=prompt, **task(steps=steps))
     assert relative(ours, expected) < CLOSE
     assert relative(ours, two_models(base, tune(other), 1.6, **task(steps=steps))) > 1e-3
+
+
+@pytest.mark.parametrize("ending", ["finished", "cancelled"])
+def test_hooks_on_conds_leave_both_checkpoints(base, other, run_node, hooked, ending) -> None:
+    """As they leave the MODEL that the host samples with: the patches of a hook, its weights, and who samples."""
+    tuned = run_node("RLGLoadLora", model=other, lora_name="surroundings", strength=1.0)[0]
+    run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task(steps=1))  # the LoRA is in place from here on
+    weights = [{name: w.clone() for name, w in model.model.state_dict().items()} for model in (base, other)]
+    samples, registered, noted = [], [], tuned.clone()
+
+    def note(args: dict) -> torch.Tensor:
+        samples[:] = [model.model.current_patcher for model in (base, other)]
+        registered.append([(len(patcher.hook_patches), len(patcher.hook_backup) > 0) for patcher in samples])
+        if ending == "cancelled" and len(registered) == 3:
+            comfy.model_management.interrupt_current_processing(True)
+        return args["denoised"]
+
+    noted.set_model_sampler_post_cfg_function(note)
+    inputs = task(positive=hooked(keyframes=False), cfg=1.0)  # without a negative, before which the hook would go
+    with pytest.raises(CANCEL) if ending == "cancelled" else nullcontext():
+        run_node("RLGKSampler", base=base, tuned=noted, scale=1.6, **inputs)
+    assert registered[0] == [(1, True), (1, True)] and samples[0] is not samples[1]
+    for patcher, before in zip(samples, weights, strict=True):
+        assert patcher.hook_patches == {} and patcher.hook_patches_backup is None
+        assert patcher.hook_backup == {} and patcher.current_hooks is None
+        assert patcher.model.current_patcher is None
+        assert all(torch.equal(w, before[name]) for name, w in patcher.model.state_dict().items())
 
 
 @pytest.mark.parametrize("switch", ["", "0.5"])
