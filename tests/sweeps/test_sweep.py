@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.sample
 import comfy.utils
@@ -85,6 +86,32 @@ def test_every_kind_of_sampler(base, tune, run_node, sampler_name) -> None:
     tuned = tune(base)
     ours = _sweep(run_node, base, tuned, [1.6, 0.0, 1.0], [0.4, 0.8], **inputs)[0]["samples"]
     expected = _separate(run_node, base, tuned, [1.6, 0.0, 1.0], [0.4, 0.8], **inputs)
+    assert max(relative(a, b) for a, b in zip(ours, expected, strict=True)) < CLOSE
+
+
+def _works_in_place(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, **_: Any) -> torch.Tensor:
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        x0 = model(x, sigma.expand(len(x)), **extra_args)
+        x.mul_(following / sigma).add_(x0.mul_(1 - following / sigma))
+    return x
+
+
+def _draws_where_nobody_says(
+    model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, **_: Any
+) -> torch.Tensor:
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        x0 = model(x, sigma.expand(len(x)), **extra_args)
+        x = x0 + (x - x0) * following / sigma + 0.1 * following * torch.randn_like(x)
+    return x
+
+
+@pytest.mark.parametrize("sampler", [_works_in_place, _draws_where_nobody_says])
+def test_samplers_of_other_packs(base, tune, run_node, monkeypatch, sampler) -> None:
+    """That write into what they get, or go on with the host's random numbers from where its noise ends."""
+    monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_euler", sampler)
+    tuned = tune(base)
+    ours = _sweep(run_node, base, tuned, [0.0, 0.5, 1.0], **task())[0]["samples"]
+    expected = _separate(run_node, base, tuned, [0.0, 0.5, 1.0], [], **task())
     assert max(relative(a, b) for a, b in zip(ours, expected, strict=True)) < CLOSE
 
 
