@@ -183,6 +183,20 @@ def test_no_cell_needs_more_memory_than_a_single_run(base, tune, run_node, rlg, 
     assert max(largest) == 2 * 2 * 2  # pictures, cond and uncond, two branches
 
 
+@pytest.mark.parametrize(("switches", "most"), [([], 2), ([0.5], 2 + 2 * 4)])
+def test_latents_are_kept_as_far_as_the_next_cell_shares_them(base, tune, run_node, rlg, switches, most) -> None:
+    """Of this cell and of the one before: up to the step where the scales part. Those of a video are large."""
+    kept, kind = [], rlg.module("rlg_sampler.sweeps.shared_evaluations")._Evaluation
+
+    def count(*_: Any) -> None:
+        kept.append(sum(type(thing) is kind for thing in gc.get_objects()))
+
+    handle = base.model.diffusion_model.register_forward_pre_hook(count)
+    _sweep(run_node, base, tune(base), [0.5, 1.6, 3.0], switches, **task(steps=8, scheduler="sgm_uniform"))
+    handle.remove()
+    assert max(kept) == most
+
+
 def test_500_cells(base, tune, run_node) -> None:
     scales = [round(-10 + n / 25, 2) for n in range(500)]
     inputs = task(steps=1, cfg=1.0)
