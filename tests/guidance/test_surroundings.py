@@ -80,6 +80,37 @@ def test_control(check, plain, apply_to_uncond) -> None:
     assert relative(check(positive=positive), plain) > 1e-3
 
 
+class _ControlOfASampling(_Control):
+    """Looks into the sampling of the model that it was last prepared for, as ControlNet does."""
+
+    def __init__(self, seen: list[tuple[float, float]]) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
+        super().pre_run(model, percent_to_timestep_function)
+        self._sampling = model.model_sampling
+
+    def get_control(self, *args: Any) -> dict[str, list[torch.Tensor]]:
+        self._seen.append((self._sampling.shift, self.timestep_range[1]))
+        return super().get_control(*args)
+
+
+def test_a_control_goes_by_the_sigmas_of_the_base(base, other, run_node) -> None:
+    """Which are those of the run, for both models: the tuned one's own shift would end it at another step."""
+    seen: list[tuple[float, float]] = []
+    control = _ControlOfASampling(seen)
+    control.timestep_percent_range = (0.0, 0.5)
+    tuned = run_node("RLGLoadLora", model=other, lora_name="surroundings", strength=1.0)[0]
+    (model, tuned) = (
+        run_node("ModelSamplingSD3", model=each, shift=shift)[0] for each, shift in ((base, 2.0), (tuned, 5.0))
+    )
+    positive = conds(1, control=control, control_apply_to_uncond=True)
+    run_node("RLGKSampler", base=model, tuned=tuned, scale=1.6, **task(steps=2, positive=positive))
+    half_way = 2.0 * 0.5 / (1 + (2.0 - 1) * 0.5)  # of the time, shifted
+    assert len(seen) >= 2 * 2 and seen == [(2.0, pytest.approx(half_way))] * len(seen)
+
+
 def test_area_conds(check, plain) -> None:
     left = conds(3, area=(SIZE // 2, SIZE // 2, 0, 0), strength=0.8)
     assert relative(check(positive=conds(1) + left), plain) > 1e-3
