@@ -98,6 +98,21 @@ def test_low_rank_models_and_the_base_are_one_call(base, tune, chain, run_node, 
     assert (counter.calls, counter.rows) == (3, 3 * 2 * (1 + number))
 
 
+def test_a_call_that_the_host_has_to_split_is_split_by_single_conds_from_then_on(
+    base, tune, chain, run_node, rlg, monkeypatch
+) -> None:
+    """Where three rows fit, six conds are two calls; pairs of them, two rows each, stay three."""
+    monkeypatch.setattr(rlg.module("rlg_sampler.guidance.branch_calls"), "_CPU_ONE_BATCH_LATENT_PIXELS", float("inf"))
+    model, rows = chain(base, *[(tune(base, lora), "0:0.8") for lora in LORAS]), []
+    (whole,) = run_node("KSampler", model=model, **task(steps=3))
+    monkeypatch.setattr(base.model, "memory_required", lambda shape, **_: 0.0 if shape[0] <= 3 else float("inf"))
+    handle = base.model.diffusion_model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    (split,) = run_node("KSampler", model=model, **task(steps=3))
+    handle.remove()
+    assert rows == [2, 2, 2] + 2 * [3, 3]
+    assert relative(split["samples"], whole["samples"]) < CLOSE
+
+
 def test_only_the_models_that_a_step_needs(base, tune, chain, run_node) -> None:
     model = chain(base, (tune(base, LORAS[0]), "0:0, 0.5:1"), (tune(base, LORAS[1]), "0:0, 0.75:1.5"))
     counter = Counter(base)

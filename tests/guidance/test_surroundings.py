@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import comfy.controlnet
 import comfy.hooks
+import comfy.model_management
 import comfy.samplers
 import comfy.utils
 import pytest
@@ -29,6 +31,8 @@ from pairs import (
     write_lora,
 )
 from stock_guiders import two_models
+
+CANCEL = comfy.model_management.InterruptProcessingException
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,37 @@ class _Control(comfy.controlnet.ControlBase):
 def test_control(check, plain, apply_to_uncond) -> None:
     positive = conds(1, control=_Control(), control_apply_to_uncond=apply_to_uncond)
     assert relative(check(positive=positive), plain) > 1e-3
+
+
+class _ControlOfASampling(_Control):
+    """Looks into the sampling of the model that it was last prepared for, as ControlNet does."""
+
+    def __init__(self, seen: list[tuple[float, float]]) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
+        super().pre_run(model, percent_to_timestep_function)
+        self._sampling = model.model_sampling
+
+    def get_control(self, *args: Any) -> dict[str, list[torch.Tensor]]:
+        self._seen.append((self._sampling.shift, self.timestep_range[1]))
+        return super().get_control(*args)
+
+
+def test_a_control_goes_by_the_sigmas_of_the_base(base, other, run_node) -> None:
+    """Which are those of the run, for both models: the tuned one's own shift would end it at another step."""
+    seen: list[tuple[float, float]] = []
+    control = _ControlOfASampling(seen)
+    control.timestep_percent_range = (0.0, 0.5)
+    tuned = run_node("RLGLoadLora", model=other, lora_name="surroundings", strength=1.0)[0]
+    (model, tuned) = (
+        run_node("ModelSamplingSD3", model=each, shift=shift)[0] for each, shift in ((base, 2.0), (tuned, 5.0))
+    )
+    positive = conds(1, control=control, control_apply_to_uncond=True)
+    run_node("RLGKSampler", base=model, tuned=tuned, scale=1.6, **task(steps=2, positive=positive))
+    half_way = 2.0 * 0.5 / (1 + (2.0 - 1) * 0.5)  # of the time, shifted
+    assert len(seen) >= 2 * 2 and seen == [(2.0, pytest.approx(half_way))] * len(seen)
 
 
 def test_area_conds(check, plain) -> None:
@@ -579,6 +614,33 @@ def test_lora_hooks_on_conds(base, other, checkpoint, run_node, hooked, keyframe
     expected = two_models(base, tune(load_checkpoint(checkpoint)), 1.6, own_positive=prompt, **task(steps=steps))
     assert relative(ours, expected) < CLOSE
     assert relative(ours, two_models(base, tune(other), 1.6, **task(steps=steps))) > 1e-3
+
+
+@pytest.mark.parametrize("ending", ["finished", "cancelled"])
+def test_hooks_on_conds_leave_both_checkpoints(base, other, run_node, hooked, ending) -> None:
+    """As they leave the MODEL that the host samples with: the patches of a hook, its weights, and who samples."""
+    tuned = run_node("RLGLoadLora", model=other, lora_name="surroundings", strength=1.0)[0]
+    run_node("RLGKSampler", base=base, tuned=tuned, scale=1.6, **task(steps=1))  # the LoRA is in place from here on
+    weights = [{name: w.clone() for name, w in model.model.state_dict().items()} for model in (base, other)]
+    samples, registered, noted = [], [], tuned.clone()
+
+    def note(args: dict) -> torch.Tensor:
+        samples[:] = [model.model.current_patcher for model in (base, other)]
+        registered.append([(len(patcher.hook_patches), len(patcher.hook_backup) > 0) for patcher in samples])
+        if ending == "cancelled" and len(registered) == 3:
+            comfy.model_management.interrupt_current_processing(True)
+        return args["denoised"]
+
+    noted.set_model_sampler_post_cfg_function(note)
+    inputs = task(positive=hooked(keyframes=False), cfg=1.0)  # without a negative, before which the hook would go
+    with pytest.raises(CANCEL) if ending == "cancelled" else nullcontext():
+        run_node("RLGKSampler", base=base, tuned=noted, scale=1.6, **inputs)
+    assert registered[0] == [(1, True), (1, True)] and samples[0] is not samples[1]
+    for patcher, before in zip(samples, weights, strict=True):
+        assert patcher.hook_patches == {} and patcher.hook_patches_backup is None
+        assert patcher.hook_backup == {} and patcher.current_hooks is None
+        assert patcher.model.current_patcher is None
+        assert all(torch.equal(w, before[name]) for name, w in patcher.model.state_dict().items())
 
 
 @pytest.mark.parametrize("switch", ["", "0.5"])

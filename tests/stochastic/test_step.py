@@ -10,6 +10,7 @@ import comfy.model_sampling
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from torch.distributions import Normal, kl_divergence
 
 from pairs import CLOSE, FAMILIES, relative
 
@@ -43,6 +44,15 @@ def test_ddim_is_the_reference_s(step, eta) -> None:
     assert relative(ours.mean / size[1], mean) < CLOSE
     assert float(ours.std / size[1]) == pytest.approx(float(std), rel=1e-5)
     assert relative(ours.log_density(x_next * size[1]) + size[1].log(), density) < CLOSE
+
+
+def test_the_distance_of_two_ddim_steps_is_their_kl_divergence(step) -> None:
+    """torch's, of the two Gaussians: per picture, as a mean over its values."""
+    x, sigmas = _randn(0), torch.tensor([3.0, 2.0])
+    one, other = (step.stochastic_step(comfy.model_sampling.EPS(), x, _randn(n), sigmas, 0, 0.7) for n in (1, 2))
+    gaussians = (Normal(each.mean, each.std) for each in (one, other))
+    expected = kl_divergence(*gaussians).mean(dim=(1, 2, 3))
+    assert relative(one.divergence(other.mean), expected) < CLOSE
 
 
 def test_the_last_step_of_ddim_draws_nothing(step) -> None:

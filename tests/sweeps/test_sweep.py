@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.sample
 import comfy.utils
@@ -88,6 +89,32 @@ def test_every_kind_of_sampler(base, tune, run_node, sampler_name) -> None:
     assert max(relative(a, b) for a, b in zip(ours, expected, strict=True)) < CLOSE
 
 
+def _works_in_place(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, **_: Any) -> torch.Tensor:
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        x0 = model(x, sigma.expand(len(x)), **extra_args)
+        x.mul_(following / sigma).add_(x0.mul_(1 - following / sigma))
+    return x
+
+
+def _draws_where_nobody_says(
+    model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, **_: Any
+) -> torch.Tensor:
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        x0 = model(x, sigma.expand(len(x)), **extra_args)
+        x = x0 + (x - x0) * following / sigma + 0.1 * following * torch.randn_like(x)
+    return x
+
+
+@pytest.mark.parametrize("sampler", [_works_in_place, _draws_where_nobody_says])
+def test_samplers_of_other_packs(base, tune, run_node, monkeypatch, sampler) -> None:
+    """That write into what they get, or go on with the host's random numbers from where its noise ends."""
+    monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_euler", sampler)
+    tuned = tune(base)
+    ours = _sweep(run_node, base, tuned, [0.0, 0.5, 1.0], **task())[0]["samples"]
+    expected = _separate(run_node, base, tuned, [0.0, 0.5, 1.0], [], **task())
+    assert max(relative(a, b) for a, b in zip(ours, expected, strict=True)) < CLOSE
+
+
 @pytest.mark.parametrize("sampler_name", ["dpm_fast", "dpm_adaptive"])
 @pytest.mark.parametrize("node", ["RLGSweep", "RLGBranch"])
 def test_the_host_knows_the_base_once_the_runs_are_garbage(base, tune, run_node, node, sampler_name) -> None:
@@ -154,6 +181,20 @@ def test_no_cell_needs_more_memory_than_a_single_run(base, tune, run_node, rlg, 
     _sweep(run_node, base, tune(base), [0, 0.5, 1, 2, 3], [0.2, 0.5], **task(batch=2))
     handle.remove()
     assert max(largest) == 2 * 2 * 2  # pictures, cond and uncond, two branches
+
+
+@pytest.mark.parametrize(("switches", "most"), [([], 2), ([0.5], 2 + 2 * 4)])
+def test_latents_are_kept_as_far_as_the_next_cell_shares_them(base, tune, run_node, rlg, switches, most) -> None:
+    """Of this cell and of the one before: up to the step where the scales part. Those of a video are large."""
+    kept, kind = [], rlg.module("rlg_sampler.sweeps.shared_evaluations")._Evaluation
+
+    def count(*_: Any) -> None:
+        kept.append(sum(type(thing) is kind for thing in gc.get_objects()))
+
+    handle = base.model.diffusion_model.register_forward_pre_hook(count)
+    _sweep(run_node, base, tune(base), [0.5, 1.6, 3.0], switches, **task(steps=8, scheduler="sgm_uniform"))
+    handle.remove()
+    assert max(kept) == most
 
 
 def test_500_cells(base, tune, run_node) -> None:

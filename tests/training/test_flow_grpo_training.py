@@ -101,6 +101,20 @@ def test_the_ratio_before_the_first_update_is_exactly_one(make, drawn_iteration,
     assert len(ratios) == 2 * 4 * 3 and torch.equal(ratios, torch.ones_like(ratios))
 
 
+def test_the_clipped_share_is_that_of_ratios_outside_the_range(make, training, monkeypatch) -> None:
+    """Of both updates: none in the first one, in the second those of a policy that has moved on."""
+    ratios, own = [], training.policy_gradient.clipped_policy_loss
+    monkeypatch.setattr(
+        training.policy_gradient, "clipped_policy_loss", lambda r, *rest: ratios.append(r.detach()) or own(r, *rest)
+    )
+    trainer = make(clip_range=0.2)
+    (entry,) = trainer.iterate(1)
+    values = torch.cat(ratios)
+    outside = (values < 0.8) | (values > 1.2)
+    assert len(values) == 2 * 4 * 3 and 0 < outside.sum() < 12
+    assert entry.clipped == pytest.approx(float(outside.sum()) / len(values))
+
+
 class OneTied(tasks.Redness):
     """The same for all pictures of a prompt, so that none of them is better than another."""
 
@@ -279,6 +293,56 @@ def _run(trainer: Any, until: int) -> dict[str, torch.Tensor]:
 def _assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def _give_gradients(trainer: Any, norm: float) -> None:
+    """Equal numbers everywhere, of that norm together."""
+    parameters = trainer.policy.parameters.values()
+    count = sum(parameter.numel() for parameter in parameters)
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, norm / count**0.5)
+
+
+def test_an_update_is_by_the_authors_numbers(make, training) -> None:
+    """Flow-GRPO's config/base.py: AdamW with a weight decay of 1e-4, on gradients of a norm of 1 at most."""
+    trainer, norms = make(settings={"learning_rate": 1.0}), []
+
+    def note(*_: Any) -> None:
+        gradients = [p.grad for p in trainer.policy.parameters.values()]
+        norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+
+    trainer._optimizer.register_step_pre_hook(note)
+    start = {name: p.detach().clone() for name, p in trainer.policy.parameters.items()}
+    with training.gradients.training_mode():
+        found = []
+        for norm in (0.0, 0.5, 50.0):
+            _give_gradients(trainer, norm)
+            found.append(trainer._step())
+            if norm == 0.0:  # what is left is the decay
+                for name, parameter in trainer.policy.parameters.items():
+                    torch.testing.assert_close(parameter.detach(), (1 - 1e-4) * start[name], rtol=1e-6, atol=0)
+    assert norms == pytest.approx([0.0, 0.5, 1.0], rel=1e-4)
+    assert found == pytest.approx([0.0, 0.5, 50.0], rel=1e-4)
+
+
+def test_the_averaged_lora_is_the_reference_s(make, training) -> None:
+    """flow_grpo's ema.py: update n leaves (1 + n) / (10 + n) of an old value, or the method's decay if that is less."""
+    trainer = make(average_decay=0.2)
+
+    def values() -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in trainer.policy.parameters.items()}
+
+    seen = [values()]
+    with training.gradients.training_mode():
+        for _ in range(3):
+            _give_gradients(trainer, 1.0)
+            trainer._step()
+            seen.append(values())
+    for name, average in trainer._average.items():
+        first, one, two, three = (each[name] for each in seen)
+        expected = 0.2 * (2 / 11 * (0.1 * first + 0.9 * one) + 9 / 11 * two) + 0.8 * three
+        torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)
+        assert not torch.allclose(average, three, rtol=1e-3, atol=0)
 
 
 def test_a_resumed_run_is_the_undisturbed_one(make, tmp_path) -> None:

@@ -35,6 +35,13 @@ class ByWord(tasks.Redness):
         return (images.mean(dim=(1, 2)) * colours).sum(dim=-1)
 
 
+class Tied(tasks.Redness):
+    """All pictures are as good, so that there is nothing to learn from them."""
+
+    def score(self, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        return torch.full((len(images),), 0.5)
+
+
 @pytest.fixture
 def make(training, models):
     def trainer(
@@ -118,6 +125,38 @@ def test_the_loss_on_real_images_is_of_the_prediction_for_the_prompt(training, m
             gradients = training.gradient_sum.GradientSum(trainer.policy.parameters.values())
             found.append(trainer._learner._near_images(0, 0, gradients))
     assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0] > 0.0
+
+
+@pytest.mark.parametrize("family", ["SD3", "SD1.5"])
+def test_the_gradient_on_real_images_is_that_of_one_graph(training, make, family) -> None:
+    """Where all pictures are as good it is all there is: a weight times the mean loss on an image for each group."""
+    method = replace(small_methods(training)["DDPO"], groups=3, updates=1, image_weight=0.4)
+    ours, trainer = make(method, family, reward=Tied()), make(replace(method, cfg=1.0), family)
+    mine = _gradients(ours)
+    _gradients(trainer)  # for the same policy
+    losses = []
+    for group in range(3):
+        generator = _stream(training, 0, "image", 0, 0, group)
+        prompt, index = (int(torch.randint(count, (1,), generator=generator)) for count in (2, method.steps))
+        noise = torch.randn(1, *trainer.task.latent_shape, generator=generator)
+
+        def loss(run: Any, prompt: int = prompt, index: int = index, noise: torch.Tensor = noise) -> torch.Tensor:
+            clean = trainer.task.encoded(prompt)
+            noisy = run.start(noise, clean, index)
+            with torch.enable_grad():
+                predicted = (noisy - run.x0(noisy, index)) / run.sigmas[index]  # noise, or velocity of a flow
+                return ((predicted - (noise if family == "SD1.5" else noise - clean)) ** 2).mean()
+
+        with training.gradients.training_mode():
+            losses.append(trainer._host.run(prompt, noise.shape, loss))
+    with training.gradients.training_mode(), torch.enable_grad():
+        mean = sum(losses) / 3
+        (method.image_weight * mean).backward()
+    assert ours.history[0].diffusion == pytest.approx(float(mean), rel=1e-4)
+    theirs = {n: p.grad for n, p in trainer.policy.parameters.items() if p.grad is not None}
+    assert theirs.keys() == mine.keys()
+    for parameter, gradient in theirs.items():
+        assert (mine[parameter] - gradient).abs().max() <= 1e-3 * gradient.abs().max(), parameter
 
 
 def test_a_vae_that_left_the_gpu_for_the_reward_comes_back(training, make) -> None:
@@ -391,30 +430,55 @@ def _stream(training: SimpleNamespace, *names: Any) -> torch.Generator:
     return training.prompts.stream(*names)
 
 
+def test_ddpo_compares_over_the_whole_batch(training, make) -> None:
+    """As pinterest/atg-research: less the mean of all pictures, in their standard deviations, whatever the prompt."""
+    learner = make(small_methods(training)["DDPO"])._learner
+    rewards = torch.tensor([0.0, 1.0, 2.0, 7.0, 8.0, 10.0], dtype=torch.float64)
+    assert learner._prompts(0)[0] != learner._prompts(0)[3]
+    expected = (rewards - rewards.mean()) / rewards.std(correction=0)
+    torch.testing.assert_close(torch.cat(learner._advantages(0, rewards)).double(), expected, rtol=1e-3, atol=0)
+
+
+def _b2_selection(rewards: torch.Tensor, prompts: torch.Tensor, rounds: list[dict[int, torch.Tensor]]) -> torch.Tensor:
+    """run_select.py's loops in its own words: history of 8 rounds by prompt, best and worst of 5, thresholds ± .5.
+
+    `rounds` are the earlier ones, each prompt → rewards; this one is added.
+    """
+    expected = torch.zeros(len(rewards))
+    by_prompt = {int(p): rewards[prompts == p] for p in prompts.unique()}
+    known = {p: torch.cat([r[p] for r in rounds[-8:] if p in r] + [own]) for p, own in by_prompt.items()}
+    scores = [(r - known[int(p)].mean()) / (known[int(p)].std() + 1e-8) for r, p in zip(rewards, prompts, strict=True)]
+    score = torch.stack(scores).reshape(-1, 5)
+    for branch, values in enumerate(score):
+        if values[values.argmax()] >= 0.5:
+            expected[branch * 5 + values.argmax()] = values.max()
+        if values[values.argmin()] < -0.5:
+            expected[branch * 5 + values.argmin()] = values.min()
+    rounds.append(by_prompt)
+    return expected.clamp(-5, 5)
+
+
 def test_b2_selects_as_the_reference(training) -> None:
-    """run_select.py's loops in its own words: history of 8 rounds by prompt, best and worst of 5, thresholds ± .5."""
     generator, rounds = torch.Generator().manual_seed(4), []
     earlier = torch.zeros(0, 2, dtype=torch.float64)
     for _ in range(11):
         prompts = torch.randint(3, (6,), generator=generator).repeat_interleave(5)
         rewards = torch.randn(30, generator=generator)
-        expected = torch.zeros(30)
-        by_prompt = {int(p): rewards[prompts == p] for p in prompts.unique()}
-        known = {p: torch.cat([r[p] for r in rounds[-8:] if p in r] + [own]) for p, own in by_prompt.items()}
-        scores = [
-            (r - known[int(p)].mean()) / (known[int(p)].std() + 1e-8) for r, p in zip(rewards, prompts, strict=True)
-        ]
-        score = torch.stack(scores).reshape(-1, 5)
-        for branch, values in enumerate(score):
-            if values[values.argmax()] >= 0.5:
-                expected[branch * 5 + values.argmax()] = values.max()
-            if values[values.argmin()] < -0.5:
-                expected[branch * 5 + values.argmin()] = values.min()
         ours = training.advantages.best_and_worst(rewards, prompts.double(), earlier, 5, 5.0)
-        assert torch.allclose(ours, expected.clamp(-5, 5), atol=1e-5)
-        rounds.append(by_prompt)
+        assert torch.allclose(ours, _b2_selection(rewards, prompts, rounds), atol=1e-5)
         kept = [torch.tensor([[p, float(x)] for x in own]) for r in rounds[-8:] for p, own in r.items()]
         earlier = torch.cat(kept).double()
+
+
+def test_b2_compares_with_the_latest_eight_rounds(training, make) -> None:
+    """Which the learner keeps itself, from iteration to iteration."""
+    learner, rounds = make(small_methods(training)["B²-DiffuRL"])._learner, []
+    generator = torch.Generator().manual_seed(5)
+    for iteration in range(11):
+        rewards = torch.randn(10, generator=generator, dtype=torch.float64)
+        ours = torch.cat(learner._advantages(iteration, rewards))
+        expected = _b2_selection(rewards, torch.tensor(learner._prompts(iteration)), rounds)
+        assert torch.allclose(ours, expected, atol=1e-5), iteration
 
 
 def test_b2_grows_backwards(training) -> None:

@@ -47,9 +47,10 @@ def test_gradients_reach_every_matrix(training, name) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_gradients_are_those_of_finite_differences(training, name, checkpointing) -> None:
-    """Along the gradient, where the slope is its norm. Without CFG, whose other side is a constant to the gradient."""
+def test_gradients_are_those_of_finite_differences(training, name, cfg, checkpointing) -> None:
+    """Along the gradient, where the slope is its norm. With CFG through both of its sides, as most methods train."""
     family = FAMILIES[name]
     model = family.load()
     policy = tasks.random_policy(training, model)
@@ -59,14 +60,14 @@ def test_gradients_are_those_of_finite_differences(training, name, checkpointing
         with torch.enable_grad():
             return run.x0(x * run.sigmas[1], 1).square().mean()
 
-    tasks.x0(training, model, policy, family, lambda run: loss(run).backward(), 1.0, checkpointing)
+    tasks.x0(training, model, policy, family, lambda run: loss(run).backward(), cfg, checkpointing, True)
     parameters = policy.parameters
     gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in parameters.items()}
     norm = float(sum(gradient.square().sum() for gradient in gradients.values()).sqrt())
 
     def at(distance: float) -> float:
         with policy.with_values({n: p.detach() + distance * gradients[n] / norm for n, p in parameters.items()}):
-            return float(tasks.x0(training, model, policy, family, loss, cfg=1.0))
+            return float(tasks.x0(training, model, policy, family, loss, cfg))
 
     assert (at(1e-2) - at(-1e-2)) / 2e-2 == pytest.approx(norm, rel=0.02)
 

@@ -90,6 +90,7 @@ def x0(
     body: Callable | None = None,
     cfg: float = 2.0,
     checkpointing: bool = True,
+    through_negative: bool = False,
 ) -> Any:
     """A prediction at the second of three sigmas, as training makes it, or what `body` makes of the run instead."""
     inputs = of_family.task()
@@ -97,6 +98,6 @@ def x0(
     with training.gradients.training_mode():
         sampling = model.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "sgm_uniform", 3).clone()
-        host = training.host_model.HostModel(model, policy, prompts, cfg, sigmas, checkpointing)
+        host = training.host_model.HostModel(model, policy, prompts, cfg, sigmas, checkpointing, through_negative)
         x = torch.randn(2, *of_family.latent, generator=torch.Generator().manual_seed(5)) * sigmas[1]
         return host.run(0, x.shape, body or (lambda run: run.x0(x, 1)))
