@@ -9,6 +9,9 @@ from typing import Any
 import torch
 
 
+_NOTHING = object()
+
+
 class OwnState:
     """The attributes of one branch: on a model that several share, the next would go on with what the last one left."""
 
@@ -20,14 +23,15 @@ class OwnState:
         """Let the model have them, and afterwards those that it had before."""
         attributes = vars(model)
         before = _plain(attributes)
-        attributes.update(
-            {name: _copied(value) for name, value in before.items()} if self._kept is None else self._kept
-        )
+        if self._kept is None:
+            self._kept = {name: _copied(value) for name, value in before.items() if type(value) in (dict, list)}
+        attributes.update(self._kept)
         try:
             yield
         finally:
-            self._kept = _plain(attributes)
-            for name in self._kept.keys() - before.keys():
+            after = _plain(attributes)
+            self._kept = {name: value for name, value in after.items() if value is not before.get(name, _NOTHING)}
+            for name in after.keys() - before.keys():
                 del attributes[name]
             attributes.update(before)
 
