@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -106,7 +106,7 @@ def _json_column(text: TextIO, name: str, column: str) -> Iterator[str]:
         yield value
 
 
-def _named(columns: object) -> str:
-    names = [repr(str(column)[:40])[1:-1] for column in columns]  # type: ignore[attr-defined]
+def _named(columns: Iterable[object]) -> str:
+    names = [repr(str(column)[:40])[1:-1] for column in columns]
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return f"it has {', '.join(names[:20])}{more}" if names else "it is empty"

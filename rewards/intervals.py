@@ -12,6 +12,8 @@ from scipy import special
 CONFIDENCE = 0.95
 RESAMPLES = 4000
 _AT_A_TIME = 50
+_SEED = 0
+"""Of the draws, so that the same scores have the same interval whenever they are summed up."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,23 @@ def student(values: Sequence[float]) -> Estimate:
     return Estimate(mean, float(mean - half), float(mean + half))
 
 
-def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
+def bootstrap(values: np.ndarray) -> Estimate:
     """Mean of `values` (prompts,) or (prompts, seeds), with a percentile bootstrap over prompts: for many of them.
 
     Pictures of one prompt are not independent, so whole prompts are drawn.
     """
     of_prompts = values.reshape(len(values), -1).mean(axis=1)
-    (found,) = bootstraps(of_prompts[:, None], seed)
+    (found,) = bootstraps(of_prompts[:, None])
     return found
 
 
-def bootstraps(values: np.ndarray, seed: int = 0) -> list[Estimate]:
+def bootstraps(values: np.ndarray) -> list[Estimate]:
     """Of each column of `values`, (prompts, quantities), from the same draws of prompts."""
     means = values.mean(axis=0).tolist()
     prompts = len(values)
     if prompts < 2:
         return [Estimate(mean, None, None) for mean in means]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_SEED)
     drawn = []
     for first in range(0, RESAMPLES, _AT_A_TIME):  # all of them at once would not fit for thousands of prompts
         draws = rng.integers(prompts, size=(min(_AT_A_TIME, RESAMPLES - first), prompts))

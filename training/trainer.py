@@ -53,8 +53,7 @@ class Settings:
 
     Attributes:
         learning_rate: of AdamW.
-        rank: of the LoRA.
-        alpha: its strength is alpha / rank; None = 2 · rank, as Flow-GRPO trains.
+        rank: of the LoRA; its alpha is twice that, as Flow-GRPO trains.
         seed: of all that is random.
         batch_size: pictures per call of the model.
         checkpointing: compute blocks twice, to keep less of them in memory; None = where all would not fit. What is
@@ -63,7 +62,6 @@ class Settings:
 
     learning_rate: float = 3e-4
     rank: int = 32
-    alpha: float | None = None
     seed: int = 0
     batch_size: int = 4
     checkpointing: bool | None = None
@@ -117,10 +115,9 @@ class Trainer:
         self._digest = task.digest
         check_differentiable(task.model.model)
         device = task.model.load_device
-        alpha = 2.0 * settings.rank if settings.alpha is None else settings.alpha
         with training_mode():
             targets = attention_projections(task.model)
-            self.policy = Policy(targets, settings.rank, alpha, settings.seed, device)
+            self.policy = Policy(targets, settings.rank, 2.0 * settings.rank, settings.seed, device)
             self._parameters = self.policy.parameters
             self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
             self._optimizer = torch.optim.AdamW(
@@ -290,6 +287,7 @@ class Trainer:
         of_task = {**reward, "width": task.width, "height": task.height}
         # Where memory runs out a run goes on with less: these two change no more of it than what is computed together.
         settings = {k: v for k, v in asdict(self.settings).items() if k not in ("checkpointing", "batch_size")}
+        settings["alpha"] = None  # it was a setting once; without it the runs of then would start anew
         parts = {**of_task, **self._digest, **settings, "method": self.method.name, **asdict(self.method)}
         return {name: str(value) for name, value in parts.items()}
 

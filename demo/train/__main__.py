@@ -24,6 +24,7 @@ from demo.trained_pair import PAIR, checkpoint, part
 from environment.cache import cache_folder
 from evaluation.command_line import carried_out
 from evaluation.host import Extension, open_host
+from evaluation.host_options import STOPPED
 from files.replacing import replacing
 
 _SMALL = {"steps": 8, "groups": 8, "group_size": 8, "trained_steps": 4, "kl_weight": 0.0, "average_decay": 0.96}
@@ -40,8 +41,7 @@ LORAS = {
 def main() -> int:
     arguments = _parser().parse_args()
     torch.set_num_threads(arguments.threads)
-    stopped = "Stopped; the same command goes on from here."
-    return carried_out(lambda: STAGES[arguments.stage](arguments), ValueError, stopped=stopped)
+    return carried_out(lambda: STAGES[arguments.stage](arguments), ValueError, stopped=STOPPED)
 
 
 def _train_vae(arguments: argparse.Namespace) -> None:

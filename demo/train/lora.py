@@ -30,16 +30,14 @@ Module = Callable[[str], ModuleType]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a LoRA is trained.
+    """How a LoRA is trained, by DiffusionNFT.
 
     Attributes:
-        method: one of the presets in `training.methods.presets`.
-        settings: those in which it differs from the preset.
+        settings: those in which it differs from the preset in `training.methods.presets`.
         trainings: of other seeds, of which the LoRA is the mean.
     """
 
     iterations: int
-    method: str = "DIFFUSION_NFT"
     settings: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: float = 6e-4
     rank: int = 16
@@ -95,7 +93,7 @@ def trainer(
     """
     prompts = module("training.policy.prompts").Prompts.encode(loaded.clip, [one.text for one in asked])
     task = module("training.task").Task(loaded.model, loaded.vae, prompts, DemoReward(name, asked), SIDE, SIDE)
-    method = replace(getattr(module("training.methods.presets"), recipe.method), **recipe.settings)
+    method = replace(module("training.methods.presets").DIFFUSION_NFT, **recipe.settings)
     training = module("training.trainer")
     settings = training.Settings(recipe.learning_rate, recipe.rank, seed=seed, batch_size=recipe.batch_size)
     return training.Trainer(task, method, settings, checkpoint)

@@ -150,6 +150,13 @@ def test_every_node_has_the_choice_and_the_same_picture(base, tune, run_node) ->
     assert relative(one, two) < CLOSE
 
 
+def _add_patches(model: Any, other: Any) -> None:
+    """Those of another MODEL, in place: of the same modules, and of low rank as those that are there."""
+    for key, patches in other.patches.items():
+        for strength, weights, _, offset, _ in patches:
+            model.add_patches({key if offset is None else (key, offset): weights}, strength)
+
+
 def test_matrices_are_made_once_for_a_tuned_model(base, tune, run_node, rlg, monkeypatch) -> None:
     """They stay in main memory while the MODEL lives, and are those of its patches at any time."""
     module = rlg.module("rlg_sampler.weights.deltas")
@@ -165,13 +172,13 @@ def test_matrices_are_made_once_for_a_tuned_model(base, tune, run_node, rlg, mon
     first, count = sample(tuned), len(made)
     assert torch.equal(sample(tuned), first)
     assert len(made) == count > 0
-    more = {f"{QKV}.weight": (0.1 * torch.ones(384, 128),)}
-    tuned.add_patches(more, 1.0)
+    (second, _) = run_node("RLGLoadLora", model=base, lora_name="common", strength=1.0)
+    _add_patches(tuned, second)
     changed = sample(tuned)
     assert relative(changed, first) > 100 * CLOSE
     anew = tune(base)
-    anew.add_patches(more, 1.0)
+    _add_patches(anew, second)
     assert torch.equal(sample(anew), changed)
-    del tuned, anew
+    del tuned, anew, second
     gc.collect()
     assert len(kept) == before

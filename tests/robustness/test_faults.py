@@ -38,7 +38,7 @@ QKV = "joint_blocks.1.x_block.attn.qkv"
 
 
 KEPT = {"_Task"}
-"""What outlives a run by intent: the tasks of the last sweeps with their cells, sixteen of them at most."""
+"""What outlives a run by intent: the tasks of the last sweeps with their cells, as many as `cell_cache.py` keeps."""
 
 
 class Runs:

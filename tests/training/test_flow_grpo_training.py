@@ -409,6 +409,11 @@ def test_another_setting_starts_anew_and_says_so(make, tmp_path) -> None:
     assert len(make(tmp_path / "state", settings=other).history) == 1
 
 
+def test_a_run_of_a_version_that_had_a_setting_more_goes_on(make) -> None:
+    """Checkpoints of then know an `alpha`, which nobody could set."""
+    assert make().fingerprint["alpha"] == "None"
+
+
 def test_a_change_of_weights_is_told_in_few_letters(make, training, rlg, reward_models, tmp_path) -> None:
     """The name of the input, and the beginning of each hash."""
     one, another = _aesthetics(rlg, reward_models)

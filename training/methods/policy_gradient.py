@@ -121,8 +121,8 @@ class PolicyLearner(Learner):
         for number in share:
             if number not in drawn:
                 continue
-            compared = advantages[number] != 0
-            chunk, own = drawn[number].part(compared), advantages[number][compared]
+            teaching = advantages[number] != 0
+            chunk, own = drawn[number].part(teaching), advantages[number][teaching]
             if len(own):
                 body = partial(self._gradients, drawn=chunk, advantages=own, pictures=pictures, unchanged=unchanged)
                 sums = self._with_model(chunk.prompt, len(chunk), body)

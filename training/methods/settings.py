@@ -43,6 +43,7 @@ class Method:
         groups: prompts per iteration.
         group_size: pictures per prompt.
         average_decay: of the averaged LoRA, per update.
+        through_negative: whether gradients pass through CFG's other side too; Flow-GRPO takes it for a constant.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Method:
     groups: int = 4
     group_size: int = 1
     average_decay: float = 0.9 ** (1 / 8)
+    through_negative: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,10 @@ class PolicyGradient(Method):
             deviations of the iteration; `branch`: the best and the worst of a group alone, in standard deviations over
             the prompt's latest 8 rounds, if they are beyond half a one.
         kl_weight: β, of the distance to the base model.
-        image_weight: of the diffusion loss on the task's images, if it has any.
+        image_weight: of the diffusion loss on the task's images, which there have to be; 0 asks for none.
         clip_range: of the density ratio, PPO's ε.
         largest_advantage: advantages are cut off there.
         updates: optimiser steps per iteration, each on its share of the pictures.
-        through_negative: whether gradients pass through CFG's other side too; Flow-GRPO takes it for a constant.
     """
 
     cfg: float = 4.5
@@ -97,7 +98,6 @@ class PolicyGradient(Method):
     clip_range: float = 1e-4
     largest_advantage: float = 5.0
     updates: int = 2
-    through_negative: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that no iteration could be made with."""
@@ -163,7 +163,6 @@ class RewardGradient(Method):
         image_weight: of the diffusion loss on these images, in that of the reward.
         image_step: see there.
         reward_weight: of the reward.
-        through_negative: as for a policy gradient.
     """
 
     steps: int = 40
@@ -215,7 +214,6 @@ class DirectAlign(Method):
         wanted_weight: how much more the wanted word counts than the unwanted one, in steps to less noise: at the least
             noise of the range and at the most.
         unwanted_weight: the same of the unwanted word, in steps to more noise.
-        through_negative: as for a policy gradient.
     """
 
     steps: int = 25
@@ -289,6 +287,7 @@ class ForwardProcess(Method):
     largest_lag: float = 0.5
     average_decay: float = 0.9
     through_negative: ClassVar[bool] = False
+    """No setting here: its authors train without CFG."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that no iteration could be made with."""
