@@ -15,9 +15,10 @@ _PREFIX = "RLG: "
 
 
 def running_node() -> str | None:
-    """Id in the prompt of the node that runs; None outside of the host's executor."""
+    """Id in the prompt of the node that runs, or that was expanded to it; None outside of the host's executor."""
     context = get_executing_context()
-    return None if context is None else context.node_id
+    # The host calls parts of an expanded node by its id, a dot and more; pages know no dots.
+    return None if context is None else context.node_id.partition(".")[0]
 
 
 def running_server() -> Any:

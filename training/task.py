@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 _CACHES = {EASY_CACHE: "EasyCache or LazyCache", POSE_CACHE: "WanAnimate2Cache"}
 """Of the host's nodes, by the option that they set: a gradient would have to pass through an earlier step."""
-_WITH_GRADIENT = 2
-"""A decoder whose blocks keep their inputs takes so many times the memory of one that keeps nothing."""
+_WITH_GRADIENT, _WITH_GRADIENT_OF_VIDEOS = 2, 4
+"""A decoder whose blocks keep their inputs takes so many times the memory of one that keeps nothing, and one that keeps
+all so many; see `blocks.checkpointed_decoder`."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class Task:
         self._load_vae(rows[0], 1)
         pictures = [self._pictures(row).cpu() for row in rows]
         scores, of_pictures = zip(*(self._of_picture(picture, asked) for picture in pictures), strict=True)
-        self._load_vae(rows[0], _WITH_GRADIENT)  # now with a gradient
+        has_frames = latents.ndim > 4
+        self._load_vae(rows[0], _WITH_GRADIENT_OF_VIDEOS if has_frames else _WITH_GRADIENT)  # now with a gradient
         vae = self.vae.first_stage_model
         with torch.enable_grad(), frozen(vae), streamed(self.vae.patcher), checkpointed_decoder(vae):
             gradients = [self._of_latents(*pair) for pair in zip(rows, of_pictures, strict=True)]

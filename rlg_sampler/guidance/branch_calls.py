@@ -15,7 +15,7 @@ from ..weights.deltas import ALL_ROWS, RowsNotSeparable
 from .approximation import lead
 from .branch import Branch
 from .branch_options import Options
-from .model_state import OwnState
+from .model_state import BranchStates
 from .prediction import Evaluation, Prediction
 from .settings import AUTO, TWO_PASSES
 from .shared_call import SharedCalls, can_share_a_call, is_plain_cfg, with_uncond
@@ -44,7 +44,8 @@ class BranchCalls:
         self._batching = batching
         self._shared = SharedCalls()
         self._rows_separable = True
-        self._states = {model: OwnState() for model in branches}
+        self._states: dict[int, BranchStates] = {}
+        """By the model that they are of."""
 
     def predict(
         self, models: Sequence[int], evaluation: Evaluation, uncond_of: int | None = None
@@ -70,9 +71,19 @@ class BranchCalls:
         for model in sorted(left, key=lambda model: model != uncond_of):
             takes = None if uncond_of in (None, model) else predictions[uncond_of].uncond
             branch = self._branches[model]
-            with self._states[model].on(branch.model.diffusion_model):
+            with self._states_on(branch.model.diffusion_model).of(model):
                 predictions[model] = self._alone(branch, evaluation, takes)
         return predictions
+
+    def leave(self) -> None:
+        """After the last call."""
+        for states in self._states.values():
+            states.leave()
+
+    def _states_on(self, model: torch.nn.Module) -> BranchStates:
+        if id(model) not in self._states:
+            self._states[id(model)] = BranchStates(model)
+        return self._states[id(model)]
 
     def together(self, models: Sequence[int], options: Options, x: torch.Tensor) -> dict[int, Branch]:
         """Those of `models` that can and should be one call of the model; empty where each has its own."""

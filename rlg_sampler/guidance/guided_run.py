@@ -18,6 +18,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ..schedules.schedule import step_index
 from .approximation import EXACT, Directions, lead
+from .asked import Asked
 from .branch import BaseBranch, TunedBranch
 from .branch_calls import BranchCalls
 from .branch_options import KEY, NotCopied, Options
@@ -73,7 +74,7 @@ class GuidedRun(NotCopied):
         self._sigmas: Sequence[float] = []
         self._steps: list[_Step] = []
         self._steps_differ = False
-        self._was_asked = False
+        self._asked = Asked(guider)
         self._latent_shapes = latent_shapes
         # The host prepares the guider's own dictionaries for the base model; the tuned branches start from these.
         self._raw_conds = {name: [c.copy() for c in conds] for name, conds in guider.conds.items()}
@@ -133,21 +134,11 @@ class GuidedRun(NotCopied):
             differ = len(set(self._steps)) > 1 or self._approximation.direction_every > 1
             self._steps_differ = differ or self._known is not None
             self._announce(extra_args["model_options"], noise)
-            callback = self._checking(callback)
-            return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
-
-    def _checking(self, callback: Callable | None) -> Callable:
-        """A callback for the end of each step, which makes sure that the sampler got what this run mixes."""
-
-        def checked(*args: Any, **kwargs: Any) -> Any:
-            if not self._was_asked:
-                raise ValueError(
-                    f"model: {type(self._guider).__name__} asks its model past ComfyUI's wrappers, so that the base "
-                    "would be sampled alone; take another sampler node (for NAG, ComfyUI's own NAGuidance)."
-                )
-            return None if callback is None else callback(*args, **kwargs)
-
-        return checked
+            stack.callback(self._calls.leave)
+            callback = self._asked.after_steps(callback)
+            found = executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
+            self._asked.check()
+            return found
 
     def predict_noise(
         self,
@@ -158,7 +149,7 @@ class GuidedRun(NotCopied):
         seed: int | None = None,
     ) -> torch.Tensor:
         """PREDICT_NOISE wrapper: the guided x0 at this step, shaped like `x`."""
-        self._was_asked = True
+        self._asked.once = True
         options, sampler_hooks = self._without_sampler_hooks(model_options or {})
         evaluation = Evaluation(x, timestep, options, seed, with_cfg_parts=bool(sampler_hooks))
         for branch in (self._base, *self._tuned):

@@ -53,6 +53,7 @@ def can_share_a_call(guider: CFGGuider, options: Options) -> bool:
 def _is_replaced(guider: CFGGuider) -> bool:
     """Whether a node has put a forward of its own into the model, which may look for the rows of one model alone."""
     model = guider.model_patcher.model.diffusion_model
+    model = getattr(model, "_orig_mod", model)  # a compiled one has a forward of its own
     own = vars(model).get("forward")  # some leave the model's own there
     others = own is not None and getattr(own, "__func__", own) is not type(model).forward
     return others or any(name.rpartition(".")[2].startswith("forward") for name in guider.model_patcher.object_patches)

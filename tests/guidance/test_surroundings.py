@@ -725,16 +725,6 @@ def test_what_a_pack_remembers_in_the_model_is_each_model_s_own(check, plain) ->
     assert relative(check(_remembering, _remembering), plain) > 100 * CLOSE
 
 
-def test_what_another_run_has_left_in_a_model_stays_as_it_is(base, run_node) -> None:
-    cached = _remembering(base)
-    tuned = _remembering(run_node("RLGLoadLora", model=base, lora_name="surroundings", strength=1.0)[0])
-    run_node("KSampler", model=cached, **task(steps=3))
-    left = vars(base.model.diffusion_model)["kept"]
-    before = dict(left)
-    run_node("RLGKSampler", base=cached, tuned=tuned, scale=1.6, **task(steps=4))
-    assert vars(base.model.diffusion_model)["kept"] is left and left == before
-
-
 class _Past(comfy.samplers.CFGGuider):
     """As the guider of a pack's NAG sampler."""
 
@@ -749,9 +739,42 @@ def test_a_guider_that_goes_past_the_host_s_wrappers_is_an_error(base, run_node)
     guider.set_conds(conds(1), conds(2))
     guider.set_cfg(4.5)
     latent = torch.zeros(1, 16, SIZE, SIZE)
-    sampler = comfy.samplers.sampler_object("euler")
+    sampler, seen = comfy.samplers.sampler_object("euler"), []
     with pytest.raises(ValueError, match=r"^model: _Past asks its model past ComfyUI's wrappers"):
-        guider.sample(torch.ones_like(latent), latent, sampler, torch.tensor([1.0, 0.5, 0.0]), disable_pbar=True)
+        guider.sample(
+            torch.ones_like(latent),
+            latent,
+            sampler,
+            torch.linspace(1, 0, 6),
+            callback=lambda *_: seen.append(1),
+            disable_pbar=True,
+        )
+    assert len(seen) == 1, "the second step is none too many"
+
+
+def test_a_sampler_may_call_back_before_it_predicts(base, other, run_node) -> None:
+    """As solvers of ODEs of other packs do, at the beginning of each step."""
+
+    def solved(
+        model: Any, x: torch.Tensor, sigmas: torch.Tensor, callback: Callable, extra_args: dict, **_: Any
+    ) -> Any:
+        for i in range(len(sigmas) - 1):
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": x})
+            x0 = model(x, sigmas[i].expand(len(x)), **extra_args)
+            x = x + (x - x0) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+        return x
+
+    found = []
+    for model in (base, other):
+        tuned = run_node("RLGLoadLora", model=model, lora_name="surroundings", strength=1.0)[0]
+        guider = comfy.samplers.CFGGuider(run_node("RLGModel", base=model, tuned=tuned, scale=1.6)[0])
+        guider.set_conds(conds(1), conds(2))
+        guider.set_cfg(4.5)
+        latent = torch.zeros(1, 16, SIZE, SIZE)
+        sampler = comfy.samplers.KSAMPLER(solved) if model is base else comfy.samplers.sampler_object("euler")
+        sigmas = torch.linspace(1, 0, 4)
+        found.append(guider.sample(torch.ones_like(latent), latent, sampler, sigmas, disable_pbar=True))
+    assert relative(*found) < CLOSE
 
 
 def _first_half(forward: Callable) -> Callable:

@@ -170,8 +170,9 @@ def test_pictures_computed_in_parts_teach_the_same(rlg, make, drawn_iteration, r
         assert (b.gradients[0][name] - gradient).abs().max() <= 1e-3 * gradient.abs().max(), name
 
 
-def test_what_two_steps_have_in_common_is_kept_once(make, drawn_iteration) -> None:
+def test_what_two_steps_have_in_common_is_kept_once(make, drawn_iteration, monkeypatch) -> None:
     """An iteration of the authors' size keeps tens of GB until its update."""
+    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)  # as from a GPU
     trainer = make(steps=5)
     for drawn in drawn_iteration(trainer).drawn:
         steps = [drawn.steps[index] for index in sorted(drawn.steps)]
@@ -184,6 +185,22 @@ def test_pictures_that_do_not_fit_into_memory_until_the_update(make, monkeypatch
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: 10**5)
     with pytest.raises(ValueError, match=r"^groups: 8 pictures per iteration take [\d.]+ GB of main memory with all"):
         make()
+
+
+@pytest.mark.parametrize(
+    "method", [{"steps": 5}, {"steps": 6, "trained_steps": 2}, {"steps": 6, "tail": (2, 5), "stages": 4}]
+)
+def test_the_room_that_is_asked_for_is_what_is_kept(make, training, drawn_iteration, monkeypatch, method) -> None:
+    """Of the iteration that keeps the most: where the trained steps grow, hours after the first."""
+    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
+    asked: list[int] = []
+    monkeypatch.setattr(training.policy_gradient, "check_room", lambda _, count, size, *__: asked.append(count * size))
+    trainer = make(**method)
+    drawn = drawn_iteration(trainer, 10).drawn
+    latents = [t for d in drawn for s in d.steps.values() for t in (s.x, s.x_next, s.negative, s.base_mean)]
+    kept = {t.data_ptr(): t.nbytes for t in (*latents, *(d.end for d in drawn))}
+    kept_bytes = sum(kept.values())
+    assert asked == [kept_bytes] or ("trained_steps" in method and kept_bytes <= asked[0] < 1.2 * kept_bytes)
 
 
 def test_checkpointing_changes_nothing_but_memory(make, drawn_iteration) -> None:

@@ -545,7 +545,11 @@ def test_another_lora_does_not_load_the_checkpoint_anew(rlg, model, loras, monke
     )
     monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, "_Seen", _Seen)
     monkeypatch.setattr(_Seen, "seen", [])
-    server = SimpleNamespace(client_id=None, last_node_id=None, last_prompt_id=None, send_sync=lambda *event: None)
+    sent: list[tuple] = []
+    server = SimpleNamespace(
+        client_id="page", last_node_id=None, last_prompt_id=None, send_sync=lambda *event: sent.append(event)
+    )
+    monkeypatch.setattr(rlg.module("nodes.page"), "running_server", lambda: server)
     executor = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0.0, "ram_inactive": 0.0})
 
     def run(lora: str, strength: float) -> SimpleNamespace:
@@ -555,7 +559,7 @@ def test_another_lora_does_not_load_the_checkpoint_anew(rlg, model, loras, monke
             "1": {"class_type": "RLGLoadModels", "inputs": inputs},
             "2": {"class_type": "_Seen", "inputs": links},
         }
-        asyncio.run(executor.execute_async(graph, "id", {}, ["2"]))
+        asyncio.run(executor.execute_async(graph, "id", {"client_id": "page"}, ["2"]))
         assert executor.success
         return _Seen.seen[-1]
 
@@ -571,6 +575,10 @@ def test_another_lora_does_not_load_the_checkpoint_anew(rlg, model, loras, monke
     again = run("second", 0.5)
     torch.testing.assert_close(change(again.tuned)[:128], product(loras / "third", TO_Q), rtol=1e-5, atol=1e-7)
     assert read == ["lora-files.safetensors"]
+    sent.clear()
+    run("second", 0.0)
+    (warned,) = [event[1] for event in sent if event[0] == "rlg_warning"]
+    assert warned["node"] == "1" and "strength is 0" in warned["sentence"], "a part of the node speaks for the node"
 
 
 def test_a_small_file_that_says_it_is_huge(load, loras) -> None:

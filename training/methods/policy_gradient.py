@@ -37,8 +37,12 @@ class PolicyLearner(Learner):
     def _check_room(self) -> None:
         """Raises ValueError: this worker's pictures of an iteration do not fit into main memory until the update."""
         count = math.ceil(self._method.groups / self._team.size) * self._method.group_size
-        of_a_step = 3 if self._method.kl_weight > 0 else 2  # see Drawn
-        latents = 1 + of_a_step * len(self._method.plan(self._seed, 0).trained)
+        trained = self._method.plan(self._seed, self._method.stages).trained  # the most, where they grow
+        # See Drawn: the latents before and after each, which neighbours share, and what was predicted; the end.
+        of_a_step = 2 if self._method.kl_weight > 0 else 1
+        around = {*trained, *(step + 1 for step in trained)}
+        # Of random steps, none may be neighbours.
+        latents = (2 * len(trained) if self._method.trained_steps else len(around)) + of_a_step * len(trained) + 1
         size = latents * self._task.latent_shape.numel() * torch.float32.itemsize
         check_room(f"groups: {count} pictures per iteration", count, size, " with all of their steps")
 
