@@ -182,6 +182,13 @@ def test_vae_and_reward_take_turns_once_whatever_the_number_of_pictures(training
     assert loads == 2 * [[trainer.task.vae.patcher]]
 
 
+def test_a_method_says_whether_gradients_pass_through_the_negative_prompt(training, make) -> None:
+    """Reward gradients do as their authors' code, Flow-GRPO's takes that side for a constant."""
+    method = replace(small_methods(training)["ReFL"], cfg=3.0)
+    without, through = (_gradients(make(replace(method, through_negative=on))) for on in (False, True))
+    assert any(not torch.allclose(through[name], without[name], rtol=1e-2) for name in without)
+
+
 def test_a_vae_keeps_its_blocks_inputs_alone(training, make, monkeypatch) -> None:
     """All that it computes at 1024² are 12 GB. Each block is computed twice; the gradient is the same, bit for bit."""
     task = make(small_methods(training)["ReFL"]).task
