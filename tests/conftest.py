@@ -168,8 +168,20 @@ def run_node(rlg: SimpleNamespace) -> Callable[..., tuple]:
     def run(node_id: str, **inputs: object) -> tuple:
         node = rlg.nodes[node_id]
         if hasattr(node, "GET_SCHEMA"):
-            return node.execute(**inputs).result
+            output = node.execute(**inputs)
+            return output.result if output.expand is None else expanded(output.expand, output.result)
         return getattr(node(), node.FUNCTION)(**inputs)
+
+    def expanded(graph: dict[str, dict], links: tuple) -> tuple:
+        """What a node gives that stands for others, in their order."""
+        outputs: dict[str, tuple] = {}
+
+        def value(of: object) -> object:
+            return outputs[of[0]][of[1]] if isinstance(of, list) else of
+
+        for name, node in graph.items():
+            outputs[name] = run(node["class_type"], **{key: value(of) for key, of in node["inputs"].items()})
+        return tuple(map(value, links))
 
     return run
 
