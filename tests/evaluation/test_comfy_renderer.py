@@ -399,6 +399,8 @@ def test_it_says_what_its_scores_depend_on(plan: Callable, extension: Any, rewar
     torch.save(tiny_rewards.head_state(tiny_rewards.JOINT), reward_models / "sac+logos+ava1-l14-linearMSE.pth")
     files = ComfyRenderer(plan(rewards=["aesthetic"]), extension).describe()["files"]
     assert files.keys() >= {"aesthetic", "aesthetic, clip-vit-large-patch14"}
+    (reward_models / "clip-vit-large-patch14" / ".DS_Store").write_bytes(b"\0")  # somebody looked into the folder
+    assert ComfyRenderer(plan(rewards=["aesthetic"]), extension).describe()["files"] == files
 
 
 def test_loras_that_were_trained_here_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,6 +173,15 @@ def test_without_cfg_there_is_no_uncond_to_share(base, tuned, run_node, approxim
     assert "each model keeps its own uncond" in caplog.text
 
 
+def test_one_model_alone_has_nobody_to_share_with(base, tuned, run_node, approximate, caplog) -> None:
+    """So the log has no reason to give."""
+    caplog.set_level(logging.INFO)
+    run_node(
+        "RLGKSampler", base=base, tuned=tuned, scale=1.0, approximate=approximate(shared_uncond=True), **task(steps=1)
+    )
+    assert "RLG: approximate" in caplog.text and "each model keeps its own uncond" not in caplog.text
+
+
 def test_a_patch_that_changes_how_cfg_works_keeps_its_uncond(base, tuned, run_node, approximate, caplog) -> None:
     caplog.set_level(logging.INFO)
     patched = base.clone()

@@ -271,6 +271,33 @@ def test_a_model_without_a_backward_pass_is_known_before_the_first_picture(make,
     assert reported == [] and trainer.history == []
 
 
+class _Failing(torch.autograd.Function):
+    """Its backward pass fails as a driver says it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, error: str) -> torch.Tensor:
+        ctx.error = error
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        raise RuntimeError(ctx.error)
+
+
+@pytest.mark.parametrize("error", [
+    "CUDA error: an illegal memory access was encountered", "HIP error: unspecified launch failure",
+    "miopenStatusUnknownError", "level_zero backend failed with error: UR_RESULT_ERROR_DEVICE_LOST",
+])  # fmt: skip
+def test_an_error_of_the_machine_is_not_put_on_the_model(make, loaded, error) -> None:
+    """Of Nvidia's, AMD's and Intel's drivers: another model would not help."""
+    model = loaded[0].clone()
+    model.set_model_unet_function_wrapper(
+        lambda apply, args: _Failing.apply(apply(args["input"], args["timestep"], **args["c"]), error)
+    )
+    with pytest.raises(RuntimeError, match=error.split(":")[0]):
+        next(make(model=model).iterate(1))
+
+
 def test_what_a_backward_pass_keeps_is_known_before(make, training, loaded, caplog, monkeypatch) -> None:
     """Where it does not fit into what the host has free, blocks are computed twice, and the log says so."""
     trainer = make(groups=1, group_size=4)

@@ -208,6 +208,26 @@ def test_a_vae_keeps_its_blocks_inputs_alone(training, make, monkeypatch) -> Non
     assert torch.equal(*found) and found[0].any()
 
 
+@pytest.mark.parametrize(("family", "times"), [("Qwen-Image", 4), ("SD3", 2)])
+def test_room_is_made_for_what_a_vae_keeps(training, models, monkeypatch, family, times) -> None:
+    """Those of videos keep all that their blocks compute, and so does what is asked of the host."""
+    model, vae = models["SD3"]
+    if family != "SD3":
+        with torch.inference_mode():
+            model = FAMILIES[family].load()
+        decode = vae.first_stage_model.decode
+        monkeypatch.setattr(vae.first_stage_model, "decode", lambda latents: decode(latents[:, :, 0]))
+    task = training.task.Task(model, vae, tasks.texts_of(training, family), tasks.Redness(), SIDE, SIDE)
+    asked: list[float] = []
+    monkeypatch.setattr(vae, "memory_used_decode", lambda *_: 1000)
+    monkeypatch.setattr(
+        comfy.model_management, "load_models_gpu", lambda _, memory_required=0, **rest: asked.append(memory_required)
+    )
+    with training.gradients.training_mode():
+        task.scored_with_gradient(torch.zeros(1, *task.latent_shape), [("a", 1.0)])
+    assert asked == [1000, times * 1000]
+
+
 @pytest.mark.parametrize("family", ["Qwen-Image", "Wan"])
 def test_gradients_pass_latents_that_are_scaled_by_tensors(training, models, monkeypatch, family) -> None:
     """A loader makes these in inference mode, and they are no part of the model's weights."""

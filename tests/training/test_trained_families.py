@@ -115,6 +115,14 @@ def _gradients(training: Any, policy: Any, host: Any, loss: Any, shape: torch.Si
     return found, float(sum(gradient.square().sum() for gradient in found.values()).sqrt())
 
 
+@pytest.mark.parametrize("name", [name for name in ("Cosmos Predict2", "Anima") if name in OTHER_FAMILIES])
+def test_what_steers_an_attention_is_no_part_of_it(training, name) -> None:
+    """Layers that scale and shift its input have it in their names."""
+    targets = training.targets.attention_projections(OTHER_FAMILIES[name].load())
+    assert any(".cross_attn." in target.name for target in targets)
+    assert not any("modulation" in target.name for target in targets)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_files_are_read_at_full_strength(training, run_node, models_dir, name) -> None:
     """By ComfyUI's own loader and by ours: the predictions of the policy that was saved."""
