@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.supported_models
 import torch
-from comfy.ldm.chroma.model import ChromaParams
-from comfy.ldm.chroma_radiance.model import ChromaRadianceParams
-from comfy.ldm.flux.model import FluxParams
-from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
 
 from pairs import FAMILIES, SIZE, Family
 
 _TOKENS = 8  # of a prompt, see Family.task
-_PARAMS = {
-    "flux": FluxParams, "flux2": FluxParams, "chroma": ChromaParams, "chroma_radiance": ChromaRadianceParams,
-    "hunyuan_video": HunyuanVideoParams,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,13 +23,6 @@ class OtherFamily(Family):
     """
 
     more: Callable[[torch.Generator], dict[str, Any]] = lambda _: {}
-
-    def __post_init__(self) -> None:
-        """Older hosts do not know all that newer ones ask for."""
-        if params := _PARAMS.get(self.unet_config.get("image_model")):
-            known = {"image_model", *(field.name for field in fields(params))}
-            for name in self.unet_config.keys() - known:
-                del self.unet_config[name]
 
     def task(self, **changes: Any) -> dict[str, Any]:
         inputs = super().task()
@@ -175,7 +160,7 @@ _ALL = {
         text=64,
         more=lambda generator: {"conditioning_byt5small": torch.randn(1, 5, 1472, generator=generator)},
     ),
-    "HunyuanVideo": OtherFamily("HunyuanVideo", dict(_HUNYUAN), (16, 2, _S, _S), text=64, pooled=48),
+    "HunyuanVideo": OtherFamily("HunyuanVideo", _HUNYUAN, (16, 2, _S, _S), text=64, pooled=48),
     "HunyuanVideo 1.5": OtherFamily(
         "HunyuanVideo15",
         {

@@ -10,7 +10,10 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
 import torch
+from comfy.ldm.chroma.model import ChromaParams
+from comfy.ldm.chroma_radiance.model import ChromaRadianceParams
 from comfy.ldm.flux.model import FluxParams
+from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
 from safetensors.torch import load_file, save_file
 
 from demo.tiny_model import TinySD3, write_checkpoint, write_peft_adapter
@@ -53,6 +56,13 @@ def load_checkpoint(path: Path) -> Any:
     return model
 
 
+_PARAMS = {
+    "flux": FluxParams, "flux2": FluxParams, "chroma": ChromaParams, "chroma_radiance": ChromaRadianceParams,
+    "hunyuan_video": HunyuanVideoParams,
+}  # fmt: skip
+"""What builds a network by parameters of a fixed set."""
+
+
 @dataclass(frozen=True)
 class Family:
     """A model family as tiny as the host's configuration for it allows.
@@ -74,10 +84,7 @@ class Family:
 
     def load(self, seed: int = 0) -> Any:
         """A MODEL with random weights: a new set of weights at each call."""
-        unet_config = dict(self.unet_config)
-        if "txt_ids_dims" in {f.name for f in fields(FluxParams)} and self.config == "Flux":
-            unet_config["txt_ids_dims"] = []  # newer hosts ask for it
-        config = getattr(comfy.supported_models, self.config)(unet_config)
+        config = getattr(comfy.supported_models, self.config)(self._known_config())
         config.set_inference_dtype(torch.float32, None)
         model = config.get_model(dict(self.marks))
         generator = torch.Generator().manual_seed(seed)
@@ -85,6 +92,12 @@ class Family:
             weight.data = torch.randn(weight.shape, generator=generator) / (weight[0].numel() ** 0.5 + 1)
         cpu = torch.device("cpu")
         return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
+
+    def _known_config(self) -> dict[str, Any]:
+        """Older hosts do not know all that newer ones ask for."""
+        params = _PARAMS.get(self.unet_config.get("image_model"))
+        known = params and {"image_model", *(each.name for each in fields(params))}
+        return {name: value for name, value in self.unet_config.items() if known is None or name in known}
 
     def task(self, **changes: Any) -> dict[str, Any]:
         """As `task`, with prompts and latents of this family."""
@@ -107,6 +120,7 @@ _FLUX = {
     "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 48, "context_in_dim": 64,
     "hidden_size": 128, "mlp_ratio": 4.0, "num_heads": 1, "depth": 1, "depth_single_blocks": 1,
     "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
+    "txt_ids_dims": [],
 }  # fmt: skip
 _QWEN = {
     "image_model": "qwen_image", "in_channels": 64, "num_layers": 1, "attention_head_dim": 128,

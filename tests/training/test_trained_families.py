@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import comfy.samplers
 import pytest
 import torch
 import training_tasks as tasks
@@ -50,10 +49,14 @@ def test_gradients_reach_every_matrix(training, name) -> None:
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_are_those_of_finite_differences(training, name, cfg, checkpointing) -> None:
-    """Along the gradient, where the slope is its norm. With CFG through both of its sides, as most methods train."""
+    """With CFG through both of its sides, as most methods train."""
     family = FAMILIES[name]
     model = family.load()
-    policy = tasks.random_policy(training, model)
+    _check_slope(training, model, tasks.random_policy(training, model), family, cfg, checkpointing)
+
+
+def _check_slope(training: Any, model: Any, policy: Any, family: Any, cfg: float, checkpointing: bool) -> None:
+    """Along the gradient, where it is the gradient's norm."""
     x = torch.randn(1, *family.latent, generator=torch.Generator().manual_seed(6))
 
     def loss(run: Any) -> torch.Tensor:
@@ -67,7 +70,7 @@ def test_gradients_are_those_of_finite_differences(training, name, cfg, checkpoi
 
     def at(distance: float) -> float:
         with policy.with_values({n: p.detach() + distance * gradients[n] / norm for n, p in parameters.items()}):
-            return float(tasks.x0(training, model, policy, family, loss, cfg))
+            return float(tasks.x0(training, model, policy, family, loss, cfg, checkpointing))
 
     assert (at(1e-2) - at(-1e-2)) / 2e-2 == pytest.approx(norm, rel=0.02)
 
@@ -77,42 +80,16 @@ def test_other_families_are_trained_or_refused_before_anything_is_drawn(training
     """Those that compute in place, or have no attention that we know, are refused in a sentence."""
     family = OTHER_FAMILIES[name]
     model = family.load()
-    x = torch.randn(1, *family.latent, generator=torch.Generator().manual_seed(6))
-
-    def host(policy: Any) -> Any:
-        inputs = family.task()
-        prompts = SimpleNamespace(positive=[inputs["positive"]], negative=inputs["negative"])
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "sgm_uniform", 3).clone()
-        return training.host_model.HostModel(model, policy, prompts, 1.0, sigmas, False)
-
-    def loss(run: Any) -> torch.Tensor:
-        with torch.enable_grad():
-            return run.x0(x * run.sigmas[1], 1).square().mean()
-
-    with training.gradients.training_mode():
-        try:
-            policy = tasks.random_policy(training, model)
-            host(policy).fit(x.shape, 1)
-        except ValueError as refusal:
-            assert str(refusal).startswith("model: ") and "\n" not in str(refusal)
-            assert name in NOT_TRAINED
-            return
+    try:
+        policy = tasks.random_policy(training, model)
+        with training.gradients.training_mode():
+            tasks.host_model(training, model, policy, family, 1.0, False).fit(torch.Size((1, *family.latent)), 1)
+    except ValueError as refusal:
+        assert str(refusal).startswith("model: ") and "\n" not in str(refusal)
+        assert name in NOT_TRAINED
+        return
     assert name not in NOT_TRAINED
-    gradients, norm = _gradients(training, policy, host, loss, x.shape)
-
-    def at(distance: float) -> float:
-        moved = {n: p.detach() + distance * gradients[n] / norm for n, p in policy.parameters.items()}
-        with training.gradients.training_mode(), policy.with_values(moved):
-            return float(host(policy).run(0, x.shape, loss))
-
-    assert (at(1e-2) - at(-1e-2)) / 2e-2 == pytest.approx(norm, rel=0.02)
-
-
-def _gradients(training: Any, policy: Any, host: Any, loss: Any, shape: torch.Size) -> tuple[dict, float]:
-    with training.gradients.training_mode():
-        host(policy).run(0, shape, lambda run: loss(run).backward())
-    found = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in policy.parameters.items()}
-    return found, float(sum(gradient.square().sum() for gradient in found.values()).sqrt())
+    _check_slope(training, model, policy, family, cfg=1.0, checkpointing=False)
 
 
 @pytest.mark.parametrize("name", [name for name in ("Cosmos Predict2", "Anima") if name in OTHER_FAMILIES])

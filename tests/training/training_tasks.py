@@ -93,11 +93,25 @@ def x0(
     through_negative: bool = False,
 ) -> Any:
     """A prediction at the second of three sigmas, as training makes it, or what `body` makes of the run instead."""
-    inputs = of_family.task()
-    prompts = SimpleNamespace(positive=[inputs["positive"]], negative=inputs["negative"])
+    host = host_model(training, model, policy, of_family, cfg, checkpointing, through_negative)
+    x = torch.randn(2, *of_family.latent, generator=torch.Generator().manual_seed(5))
     with training.gradients.training_mode():
+        return host.run(0, x.shape, body or (lambda run: run.x0(x * run.sigmas[1], 1)))
+
+
+def host_model(
+    training: SimpleNamespace,
+    model: Any,
+    policy: Any,
+    of_family: Any,
+    cfg: float,
+    checkpointing: bool,
+    through_negative: bool = False,
+) -> Any:
+    """The model with the policy, on a prompt of the family and three sigmas."""
+    with training.gradients.training_mode():  # in which prompts are encoded, too
+        inputs = of_family.task()
+        prompts = SimpleNamespace(positive=[inputs["positive"]], negative=inputs["negative"])
         sampling = model.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "sgm_uniform", 3).clone()
-        host = training.host_model.HostModel(model, policy, prompts, cfg, sigmas, checkpointing, through_negative)
-        x = torch.randn(2, *of_family.latent, generator=torch.Generator().manual_seed(5)) * sigmas[1]
-        return host.run(0, x.shape, body or (lambda run: run.x0(x, 1)))
+    return training.host_model.HostModel(model, policy, prompts, cfg, sigmas, checkpointing, through_negative)

@@ -102,23 +102,20 @@ def draw(run: Run, policy: Policy, pictures: Pictures, plan: Plan, noise_level: 
         return noise(own if step >= fork else [pictures.common], shape, run.device)
 
     steps: dict[int, Drawn] = {}
-    x, known = run.start(draw_noise(-1)), None
+    x = run.start(draw_noise(-1))
     for index in range(len(run.sigmas) - 1):
         if index == fork:
-            x, known = x.expand(len(own), *shape), None
+            x = x.expand(len(own), *shape)
         noisy = index in plan.noisy
         seen = run.predict(x, index)
         step = stochastic_step(run.sampling, x, seen.x0, run.sigmas, index, noise_level if noisy else 0.0)
         x_next = step.drawn(draw_noise(index)) if noisy else step.mean
         if index in plan.trained:
             base = _base_mean(run, policy, x, index, noise_level).cpu() if with_base else None
-            before = x.cpu() if known is None else known  # what two steps have in common is kept once
-            known = x_next.cpu()
-            steps[index] = Drawn(before, known, step.log_density(x_next).cpu(), seen.negative.cpu(), base)
-        else:
-            known = None
+            before = steps[index - 1].x_next if index - 1 in steps else x.cpu()  # kept once, though both have it
+            steps[index] = Drawn(before, x_next.cpu(), step.log_density(x_next).cpu(), seen.negative.cpu(), base)
         x = x_next
-    return Trajectories(pictures.prompt, steps, x.cpu() if known is None else known)
+    return Trajectories(pictures.prompt, steps, x.cpu())
 
 
 def _base_mean(run: Run, policy: Policy, x: torch.Tensor, index: int, noise_level: float) -> torch.Tensor:
